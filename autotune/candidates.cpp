@@ -1,0 +1,108 @@
+// Lists tactics, compiles them ahead, checks and times them.
+#include "autotune/candidates.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#include "runtime/check.hpp"
+
+namespace q4::autotune {
+namespace {
+
+bool offers(const MatmulPlan& plan, const std::string& tactic, std::int64_t m) {
+  const auto list = plan.tactics(m);
+  return std::find(list.begin(), list.end(), tactic) != list.end();
+}
+
+PlanOptions options_of(const std::string& tactic, std::int64_t max_m, DType activation) {
+  PlanOptions options;
+  options.max_m = max_m;
+  options.activation = activation;
+  options.tactic = tactic;
+  return options;
+}
+
+}  // namespace
+
+bool is_reconstruct(const std::string& tactic) { return tactic.starts_with("reconstruct"); }
+
+TacticSpace::TacticSpace(const Rig& rig, std::int64_t max_m, DType activation) : activation_(activation) {
+  PlanOptions options = options_of("", max_m, activation);
+  plan_ = rig.plan(options);
+  options.reconstruct_from = 0;  // only the direct kernels have a math
+  options.math = Math::kHalf2;
+  half2_ = rig.plan(options);
+  options.math = Math::kFp32;
+  fp32_ = rig.plan(options);
+}
+
+std::size_t TacticSpace::compile_ahead(const Rig& rig, const std::vector<std::int64_t>& ms,
+                                       const std::function<bool()>& time_left) {
+  std::vector<std::vector<std::string>> lists;
+  std::size_t longest = 0;
+  for (const std::int64_t m : ms) longest = std::max(longest, lists.emplace_back(at(m, "")).size());
+  std::vector<std::pair<std::string, std::int64_t>> jobs;  // the defaults of all m first, then the m take turns
+  std::set<std::string> seen;
+  for (std::size_t turn = 0; turn < longest; ++turn)
+    for (std::size_t i = 0; i < ms.size(); ++i)
+      if (turn < lists[i].size() && seen.insert(lists[i][turn]).second) jobs.emplace_back(lists[i][turn], ms[i]);
+  std::atomic<std::size_t> next{0};
+  std::vector<char> reached(jobs.size());
+  const auto work = [&] {
+    for (std::size_t i; (i = next++) < jobs.size() && (i < ms.size() || time_left());) {
+      reached[i] = 1;
+      try {
+        rig.plan(options_of(jobs[i].first, jobs[i].second, activation_));  // its code stays in the kernel cache
+      } catch (const std::exception&) {                                    // prepare() meets it again, and reports it
+      }
+    }
+  };
+  {
+    std::vector<std::jthread> threads;
+    for (unsigned t = 1; t < std::min(std::thread::hardware_concurrency(), 32u); ++t) threads.emplace_back(work);
+    work();
+  }
+  compiled_.emplace();
+  for (std::size_t i = 0; i < jobs.size(); ++i)
+    if (reached[i]) compiled_->insert(jobs[i].first);
+  return jobs.size() - compiled_->size();
+}
+
+std::vector<std::string> TacticSpace::at(std::int64_t m, const std::string& likely) const {
+  std::vector<std::string> ids = plan_.tactics(m);
+  check(!ids.empty(), "tune: MatmulPlan::tactics({}) lists nothing", m);
+  const auto rank = [&](const std::string& id) { return id == likely ? 0 : is_reconstruct(id) ? 1 : 2; };
+  std::stable_sort(ids.begin() + 1, ids.end(), [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
+  if (m < kReconstructFloor) ids.erase(std::remove_if(ids.begin() + 1, ids.end(), is_reconstruct), ids.end());
+  if (compiled_)
+    ids.erase(std::remove_if(ids.begin() + 1, ids.end(), [&](const auto& id) { return !compiled_->count(id); }),
+              ids.end());
+  return ids;
+}
+
+Math TacticSpace::math(const std::string& tactic, std::int64_t m) const {
+  const bool half2 = offers(half2_, tactic, m), fp32 = offers(fp32_, tactic, m);
+  return half2 == fp32 ? Math::kAuto : half2 ? Math::kHalf2 : Math::kFp32;
+}
+
+TacticCandidates::TacticCandidates(const Rig& rig, std::vector<std::string> ids, std::int64_t m, DType activation)
+    : rig_(rig), ids_(std::move(ids)), m_(m), activation_(activation), variants_(ids_.size()) {}
+
+void TacticCandidates::prepare(std::size_t index) {
+  variants_[index] = rig_.prepare(options_of(ids_[index], m_, activation_));
+  check_results(index, m_);
+}
+
+void TacticCandidates::check_results(std::size_t index, std::int64_t m) const {
+  const double error = rig_.error(*variants_[index], m);
+  if (!(error <= tolerance(activation_)))
+    fail(ErrorCode::kInternal, "wrong result at m = {}: relative error {:.2e}, allowed {:.0e}", m, error,
+         tolerance(activation_));
+}
+
+double TacticCandidates::sample(std::size_t index, std::int64_t m) { return rig_.sample(*variants_[index], m); }
+
+void TacticCandidates::release(std::size_t index) { variants_[index].reset(); }
+
+}  // namespace q4::autotune

@@ -1,0 +1,162 @@
+// Copies, activations and outputs on the device; checking and timing of one variant.
+#include "autotune/rig.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
+#include "autotune/statistics.hpp"
+#include "runtime/runtime.hpp"
+
+namespace q4::autotune {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// Bytes of weights that are rotated: more than twice the last cache. A virtual machine may report the L3 of its whole
+/// host, and packing is slow on the CPU: bounded there.
+std::size_t cold_target(const DeviceInfo& info, bool gpu) {
+  const std::size_t twice = 2 * info.l2_bytes + (std::size_t{1} << 20);
+  return gpu ? std::max(twice, std::size_t{256} << 20) : std::min(twice, std::size_t{192} << 20);
+}
+
+constexpr std::size_t kFewestCopies = 4;
+constexpr double kSampleUs = 3000;       // one sample's time, unless a single run takes longer
+constexpr double kLongReplayUs = 20000;  // replays are cut to fewer copies beyond this, and rest before (power limit)
+
+}  // namespace
+
+DeviceMemory::DeviceMemory(std::shared_ptr<DeviceBackend> device, std::size_t bytes)
+    : memory_(device->allocate(bytes), [device](void* memory) { device->release(memory); }) {}
+
+Rig::Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s)
+    : runtime_(runtime), device_(device), workload_(workload), backend_(runtime.impl().open(device)), max_m_(max_m) {
+  add_copies(setup_s);
+  fill_x(max_m);
+  const std::size_t size = size_of(workload.activation());
+  out_ = DeviceMemory(backend_, static_cast<std::size_t>(max_m * workload.problem().n) * size);
+}
+
+void Rig::add_copies(double setup_s) {
+  const auto start = Clock::now();
+  const DeviceInfo& info = backend_->info();
+  GptqTensors tensors = workload_.tensors();
+  DeviceMemory codes;
+  if (gpu()) {  // uploaded once, repacked on the device for each copy
+    const auto bytes = static_cast<std::size_t>(tensors.qweight.rows * tensors.qweight.cols) * 4;
+    codes = DeviceMemory(backend_, bytes);
+    backend_->copy(codes.get(), tensors.qweight.data, bytes, CopyKind::kToDevice);
+    tensors.qweight.data = codes.get();
+    tensors.qweight.device = device_;
+  }
+  matrices_.push_back(QuantizedMatrix::from_gptq(runtime_, device_, tensors));
+  const std::size_t bytes = std::max<std::size_t>(matrices_.front().bytes(), 1);
+  const std::size_t fit = std::max<std::size_t>(info.memory_bytes / 4 / bytes, 1);
+  const std::size_t wanted = std::min(std::max(cold_target(info, gpu()) / bytes + 1, kFewestCopies), fit);
+  while (matrices_.size() < wanted && (gpu() || matrices_.size() < kFewestCopies || seconds_since(start) < setup_s))
+    matrices_.push_back(QuantizedMatrix::from_gptq(runtime_, device_, tensors));
+}
+
+void Rig::fill_x(std::int64_t rows) {
+  const std::size_t row_bytes = static_cast<std::size_t>(workload_.problem().k) * size_of(workload_.activation());
+  x_ = DeviceMemory(backend_, static_cast<std::size_t>(rows) * row_bytes);
+  for (std::int64_t r = 0; r < rows; r += workload_.period()) {
+    const auto count = static_cast<std::size_t>(std::min(workload_.period(), rows - r));
+    backend_->copy(static_cast<std::byte*>(x_.get()) + static_cast<std::size_t>(r) * row_bytes, workload_.x().data(),
+                   count * row_bytes, CopyKind::kToDevice);
+  }
+}
+
+std::unique_ptr<Variant> Rig::prepare(const PlanOptions& options) const {
+  auto variant = std::make_unique<Variant>();
+  variant->plans.push_back(plan(options));
+  const std::size_t workspace = std::max<std::size_t>(variant->plans.front().workspace_bytes(), 1);
+  const std::size_t fit = backend_->info().memory_bytes / 8 / workspace;
+  while (variant->plans.size() < std::min(copies(), fit))
+    variant->plans.emplace_back(runtime_, matrices_[variant->plans.size()], options);
+  return variant;
+}
+
+std::unique_ptr<Variant> Rig::prepare_dense(std::int64_t m) const {
+  const auto [k, n] = std::pair(workload_.problem().k, workload_.problem().n);
+  auto variant = std::make_unique<Variant>();
+  variant->dense = backend_->dense(k, n, m, workload_.activation());
+  if (!variant->dense) return nullptr;
+  const std::size_t size = size_of(workload_.activation());
+  const std::size_t bytes = static_cast<std::size_t>(k * n) * size;
+  const auto x = workload_.x();  // weights take their values from x: dense, normal, right type
+  const std::size_t piece = std::min(x.size(), bytes);
+  while (variant->dense_weights.size() * bytes < std::max(cold_bytes(), 2 * bytes)) {
+    const DeviceMemory& weights = variant->dense_weights.emplace_back(backend_, bytes);
+    for (std::size_t at = 0; at < bytes; at += piece)
+      backend_->copy(static_cast<std::byte*>(weights.get()) + at, x.data(), std::min(piece, bytes - at),
+                     CopyKind::kToDevice);
+  }
+  return variant;
+}
+
+void Rig::launch(const Variant& variant, std::size_t copy, void* stream, std::int64_t m) const {
+  if (variant.dense) {
+    variant.dense(stream, x_.get(), variant.dense_weights[copy].get(), out_.get());
+  } else {
+    variant.plans[copy].run({stream}, {x_.get()}, {out_.get()}, m);
+  }
+}
+
+double Rig::error(const Variant& variant, std::int64_t m) const {
+  const std::size_t row_bytes = static_cast<std::size_t>(workload_.problem().n) * size_of(workload_.activation());
+  backend_->fill(out_.get(), 0xff, static_cast<std::size_t>(m) * row_bytes);  // all ones is a NaN in every type
+  const std::size_t copy = variant.plans.size() - 1;
+  variant.plans[copy].run({}, {x_.get()}, {out_.get()}, m);
+  backend_->synchronize();
+
+  std::vector<std::int64_t> rows;  // all of a few, else the first, the last, and some between that differ with m
+  if (m <= 16) {
+    for (std::int64_t r = 0; r < m; ++r) rows.push_back(r);
+  } else {
+    for (std::int64_t i = 0; i < 16; ++i) rows.push_back(i * (m - 1) / 15);
+  }
+  std::vector<std::byte> host(rows.size() * row_bytes);
+  std::vector<Workload::OutputRow> outputs;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    std::byte* to = host.data() + i * row_bytes;
+    backend_->copy(to, static_cast<std::byte*>(out_.get()) + static_cast<std::size_t>(rows[i]) * row_bytes, row_bytes,
+                   CopyKind::kToHost);
+    outputs.push_back({rows[i], to});
+  }
+  return workload_.error(outputs);
+}
+
+double Rig::sample(Variant& variant, std::int64_t m) const {
+  variant.estimate_us = gpu() ? replay(variant, m) : call(variant, m);
+  return variant.estimate_us;
+}
+
+double Rig::replay(Variant& variant, std::int64_t m) const {
+  const double all_us = variant.estimate_us * static_cast<double>(variant.copies());
+  std::size_t nodes = variant.copies();
+  if (all_us > kLongReplayUs)
+    nodes = std::max<std::size_t>(1, static_cast<std::size_t>(kLongReplayUs / variant.estimate_us));
+  const double replay_us = variant.estimate_us * static_cast<double>(nodes);
+  if (replay_us > kSampleUs) std::this_thread::sleep_for(std::chrono::microseconds(static_cast<int>(2 * replay_us)));
+  const int runs = variant.estimate_us > 0 ? std::clamp(static_cast<int>(kSampleUs / replay_us), 1, 7) : 2;
+  const auto times = backend_->measure(
+      [&](void* stream) {
+        for (std::size_t i = 0; i < nodes; ++i) launch(variant, i, stream, m);
+      },
+      runs);
+  return median(times) / static_cast<double>(nodes);
+}
+
+double Rig::call(Variant& variant, std::int64_t m) const {
+  const int runs = variant.estimate_us > 0 ? std::clamp(static_cast<int>(kSampleUs / variant.estimate_us), 1, 9) : 1;
+  return median(backend_->measure(
+      [&](void* stream) {
+        variant.next = (variant.next + 1) % variant.copies();
+        launch(variant, variant.next, stream, m);
+      },
+      runs));
+}
+
+}  // namespace q4::autotune

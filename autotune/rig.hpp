@@ -1,0 +1,78 @@
+// A multiplication set up on a device for honest timing: weights in enough copies that each run reads them cold.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <q4/matmul.hpp>
+#include <vector>
+
+#include "autotune/workload.hpp"
+#include "runtime/backends/backend.hpp"
+
+namespace q4::autotune {
+
+/// Device memory, released at the end of its life.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(std::shared_ptr<DeviceBackend> device, std::size_t bytes);
+  void* get() const { return memory_.get(); }
+
+ private:
+  std::shared_ptr<void> memory_;
+};
+
+/// One tactic, prepared over the weight copies.
+struct Variant {
+  std::vector<MatmulPlan> plans;
+  /// Instead of plans: the dense BLAS and its own weights, for comparison.
+  DeviceBackend::Dense dense;
+  std::vector<DeviceMemory> dense_weights;
+  std::size_t copies() const { return dense ? dense_weights.size() : plans.size(); }
+  std::size_t next = 0;    ///< the copy that the next run on the CPU reads
+  double estimate_us = 0;  ///< of one run, from the last sample
+};
+
+class Rig {
+ public:
+  /// `max_m`: rows that x and out have room for. `setup_s`: beyond the fewest copies, stop making more after this long.
+  Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s);
+
+  std::size_t copies() const { return matrices_.size(); }
+  std::size_t cold_bytes() const { return copies() * matrices_.front().bytes(); }
+  bool gpu() const { return backend_->info().device.kind != BackendKind::kCpu; }
+  DeviceBackend& backend() const { return *backend_; }
+
+  /// A plan of one copy; for asking what there is.
+  MatmulPlan plan(const PlanOptions& options) const { return {runtime_, matrices_.front(), options}; }
+  /// Plans over the copies (fewer where workspaces would fill the memory).
+  std::unique_ptr<Variant> prepare(const PlanOptions& options) const;
+
+  /// The dense BLAS on weights of the same shape in as many bytes of copies; null where there is none.
+  std::unique_ptr<Variant> prepare_dense(std::int64_t m) const;
+
+  /// Relative error against fp64 of sampled rows and columns, out filled with NaN before. NaN: something was not
+  /// written.
+  double error(const Variant& variant, std::int64_t m) const;
+  /// Microseconds of one multiplication with cold weights: the median of a few graph replays over all copies on a GPU,
+  /// of a few calls on the CPU.
+  double sample(Variant& variant, std::int64_t m) const;
+  /// One multiplication by one copy, on a stream.
+  void launch(const Variant& variant, std::size_t copy, void* stream, std::int64_t m) const;
+
+ private:
+  void add_copies(double setup_s);
+  void fill_x(std::int64_t rows);
+  double replay(Variant& variant, std::int64_t m) const;
+  double call(Variant& variant, std::int64_t m) const;
+
+  Runtime runtime_;
+  Device device_;
+  Workload& workload_;
+  std::shared_ptr<DeviceBackend> backend_;
+  std::int64_t max_m_;
+  std::vector<QuantizedMatrix> matrices_;
+  DeviceMemory x_, out_;
+};
+
+}  // namespace q4::autotune

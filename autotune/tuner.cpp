@@ -1,0 +1,261 @@
+// One shape: buckets in ascending m, then the crossover between the last direct and the first reconstructed bucket.
+#include "autotune/tuner.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+#include <utility>
+
+#include "autotune/bracket.hpp"
+#include "autotune/candidates.hpp"
+#include "runtime/check.hpp"
+#include "runtime/runtime.hpp"
+
+namespace q4::autotune {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr double kSetupShare = 0.2;      // of the shape's time, for making copies beyond the fewest
+constexpr double kCompileShare = 0.4;    // of what is left then; kernels that are cached take next to nothing
+constexpr double kCrossoverShare = 0.1;  // kept back from the buckets
+constexpr int kCrossoverRounds = 3;
+constexpr const char* kNotMeasured = "not measured";  // provenance of a record that a resumed run completes
+
+/// Expected cost of a bucket, relative: a fixed part and the arithmetic.
+double weight(std::int64_t m, bool gpu) { return 1 + static_cast<double>(m) / (gpu ? 1024.0 : 64.0); }
+
+struct Bucket {
+  std::int64_t m = 0;
+  SearchResult found;
+  const Contender& winner() const { return found.contenders[found.winner]; }
+  const Contender* fastest(bool reconstruct) const {
+    const Contender* best = nullptr;
+    for (const Contender& c : found.contenders)
+      if (is_reconstruct(c.id) == reconstruct && c.rejected.empty() && c.us() > 0 && (!best || c.us() < best->us()))
+        best = &c;
+    return best;
+  }
+};
+
+TunedBucket as_tuned(std::int64_t m, const Contender& c, double default_us) {
+  const Interval us = median_interval(c.final.empty() ? c.early : c.final);
+  return {m, c.id, us.value, us.low, us.high, default_us};
+}
+
+class ShapeTuner {
+ public:
+  ShapeTuner(const Runtime& runtime, Device device, const Problem& problem, const TuneOptions& options)
+      : problem_(problem), options_(options), start_(Clock::now()) {
+    report(0, 0, fmt::format("packing {}x{}", problem.k, problem.n));
+    workload_.emplace(problem, options.activation);
+    rig_.emplace(runtime, device, *workload_, options.m.back(), kSetupShare * options.seconds);
+    space_.emplace(*rig_, options.m.back(), options.activation);
+    for (const std::int64_t m : options.m) total_weight_ += weight(m, rig_->gpu());
+  }
+
+  Tuned run() {
+    if (rig_->gpu()) compile_ahead();
+    tune_buckets();
+    if (!skipped_.empty()) note_unmeasured("tactics: " + skipped_);
+    auto& record = tuned_.record;
+    record.key = key_of(rig_->backend().info(), problem_, options_.activation);
+    record.kernels = rig_->backend().kernels_digest();
+    record.policy = "cold";
+    std::optional<TunedBucket> last_direct;
+    try {
+      last_direct = find_crossover();
+    } catch (const Error& e) {
+      tuned_.failed = true;
+      tuned_.notes.push_back(fmt::format("crossover: {}", e.what()));
+    }
+    for (const Bucket& b : buckets_) {
+      if (last_direct && last_direct->m < b.m) record.buckets.push_back(*std::exchange(last_direct, std::nullopt));
+      const bool reconstructs = record.reconstruct_from > 0 && b.m >= record.reconstruct_from;
+      const Contender* const direct = b.fastest(false);
+      // A lone win of reconstruct + BLAS below a bucket that it lost is no crossover.
+      const Contender& used = !reconstructs && is_reconstruct(b.winner().id) && direct ? *direct : b.winner();
+      record.buckets.push_back(as_tuned(b.m, used, b.found.contenders[0].us()));
+    }
+    describe();
+    return std::move(tuned_);
+  }
+
+ private:
+  double seconds_left(double share_kept) const {
+    if (options_.interrupted()) return 0;
+    return options_.seconds * (1 - share_kept) - std::chrono::duration<double>(Clock::now() - start_).count();
+  }
+
+  void report(double fraction, std::int64_t m, const std::string& stage) const {
+    TuneProgress progress{fraction, m, 0, 0, stage};
+    if (!buckets_.empty()) {
+      progress.best_us = buckets_.back().winner().us();
+      progress.default_us = buckets_.back().found.contenders[0].us();
+    }
+    options_.progress(progress);
+  }
+
+  void note_unmeasured(const std::string& what) {
+    tuned_.notes.push_back(std::string(kNotMeasured) + ": " + what);
+    auto& all = tuned_.record.provenance[kNotMeasured];
+    all += (all.empty() ? "" : "; ") + what;
+  }
+
+  void compile_ahead() {
+    report(0, 0, "compiling kernels");
+    const double until = seconds_left(0) * (1 - kCompileShare);
+    const std::size_t missed = space_->compile_ahead(*rig_, options_.m, [&] { return seconds_left(0) > until; });
+    if (missed > 0) note_unmeasured(fmt::format("{} tactics: no time to compile them", missed));
+  }
+
+  void tune_buckets() {
+    double weight_left = total_weight_;
+    for (const std::int64_t m : options_.m) {
+      const double left = seconds_left(kCrossoverShare), expected = weight(m, rig_->gpu());
+      if (left < shortest_s(m)) {
+        note_unmeasured(
+            fmt::format("m = {} and above ({})", m, options_.interrupted() ? "interrupted" : "out of time"));
+        return;
+      }
+      report(1 - weight_left / total_weight_, m, fmt::format("m = {}", m));
+      if (!tune_bucket(m, seconds_left(0) - left * expected / weight_left)) return;
+      weight_left -= expected;
+    }
+    report(1 - kCrossoverShare, 0, "crossover");
+  }
+
+  /// What the default alone will take: one run is checked, one is timed. The first bucket is always begun.
+  double shortest_s(std::int64_t m) const {
+    if (options_.interrupted()) return 1e9;
+    if (buckets_.empty()) return -1e9;
+    const Bucket& last = buckets_.back();
+    const double scale = rig_->gpu() ? 1 : static_cast<double>(m) / static_cast<double>(last.m);
+    return 1e-3 + 2e-6 * last.found.contenders[0].us() * scale;
+  }
+
+  /// Ends when `reserve` seconds are left for the rest of the shape.
+  bool tune_bucket(std::int64_t m, double reserve) {
+    const auto left = [&] { return seconds_left(0) - reserve; };
+    TacticCandidates candidates(*rig_, space_->at(m, buckets_.empty() ? "" : buckets_.back().winner().id), m,
+                                options_.activation);
+    SearchOptions options;
+    options.seconds_left = left;
+    for (const std::string& id : candidates.ids()) options.at_least_us.push_back(0.9 * known_us_[id]);  // 0.9: noise
+    try {
+      buckets_.push_back({m, search(candidates.ids(), candidates, options)});
+    } catch (const Error& e) {
+      tuned_.failed = true;
+      tuned_.notes.push_back(
+          fmt::format("m = {}: the default tactic '{}' failed: {}", m, candidates.ids()[0], e.what()));
+      return false;
+    }
+    const SearchResult& found = buckets_.back().found;
+    tuned_.pruned += found.pruned;
+    if (found.unmeasured > 0)
+      skipped_ += fmt::format("{}{} at m = {}", skipped_.empty() ? "" : ", ", found.unmeasured, m);
+    for (const Contender& c : found.contenders) {
+      if (!c.rejected.empty()) tuned_.notes.push_back(fmt::format("m = {}: '{}' rejected: {}", m, c.id, c.rejected));
+      if (!c.rejected.empty() || c.us() == 0) continue;
+      ++tuned_.measured;
+      known_us_[c.id] = c.us();
+    }
+    return true;
+  }
+
+  /// Sets reconstruct_from; returns a bucket of its own for the direct tactic between two of the asked-for m, if any.
+  std::optional<TunedBucket> find_crossover() {
+    std::size_t first = buckets_.size();
+    while (first > 0 && is_reconstruct(buckets_[first - 1].winner().id)) --first;
+    if (first == buckets_.size()) return {};
+    const Bucket& high = buckets_[first];
+    const std::int64_t below = first == 0 ? 0 : buckets_[first - 1].m;
+    tuned_.record.reconstruct_from = below + 1;
+    const Contender* const direct = high.fastest(false);
+    if (!direct || high.m - below <= 1) return {};
+
+    TacticCandidates pair(*rig_, {direct->id, high.winner().id}, high.m, options_.activation);
+    pair.prepare(0), pair.prepare(1);
+    std::map<std::int64_t, Contender> direct_at;
+    const auto second_wins = [&](std::int64_t m) {
+      report(1 - kCrossoverShare / 2, m, fmt::format("crossover, m = {}", m));
+      pair.check_results(0, m), pair.check_results(1, m);
+      Contender& times = direct_at[m];
+      times.id = direct->id;
+      std::vector<double> reconstruct;
+      for (int r = 0; r < kCrossoverRounds; ++r) {
+        times.final.push_back(pair.sample(0, m));
+        reconstruct.push_back(pair.sample(1, m));
+      }
+      return median(reconstruct) < times.us();
+    };
+    const auto stop = [&] { return seconds_left(0) <= 0; };
+    const Bracket found = bracket_crossover({below, high.m}, second_wins, stop);
+    if (stop()) note_unmeasured(fmt::format("the crossover within ({}, {}]", found.low, found.high));
+    tuned_.record.reconstruct_from = found.low + 1;
+    if (found.low == below) return {};
+    const bool is_default = space_->at(found.low, "")[0] == direct->id;
+    const Contender& times = direct_at.at(found.low);
+    return as_tuned(found.low, times, is_default ? times.us() : 0);
+  }
+
+  void describe() {
+    auto& record = tuned_.record;
+    tuned_.copies = rig_->copies();
+    tuned_.cold_bytes = rig_->cold_bytes();
+    for (const auto& [key, value] : options_.provenance) record.provenance[key] = value;
+    record.provenance["copies"] = std::to_string(tuned_.copies);
+    tuned_.complete = !tuned_.failed && !record.provenance.count(kNotMeasured);
+    if (buckets_.empty()) return;
+    const Bucket& smallest = buckets_.front();
+    record.math = is_reconstruct(smallest.winner().id) ? Math::kAuto : space_->math(smallest.winner().id, smallest.m);
+    measure_math(smallest.m);
+    if (record.math == Math::kAuto && tuned_.half2_us != tuned_.fp32_us)
+      record.math = tuned_.half2_us < tuned_.fp32_us ? Math::kHalf2 : Math::kFp32;
+  }
+
+  /// half2 against fp32 at one m, each in the default tactic of plans that ask for it, whoever won there.
+  void measure_math(std::int64_t m) {
+    const std::vector<std::string> ids = {space_->of_math(Math::kHalf2, m), space_->of_math(Math::kFp32, m)};
+    if (ids[0] == ids[1]) return;
+    TacticCandidates pair(*rig_, ids, m, options_.activation);
+    pair.prepare(0), pair.prepare(1);
+    std::vector<double> half2, fp32;
+    for (int r = 0; r < kCrossoverRounds; ++r) half2.push_back(pair.sample(0, m)), fp32.push_back(pair.sample(1, m));
+    tuned_.half2_us = median(half2), tuned_.fp32_us = median(fp32);
+  }
+
+  Problem problem_;
+  const TuneOptions& options_;
+  Clock::time_point start_;
+  std::optional<Workload> workload_;
+  std::optional<Rig> rig_;
+  std::optional<TacticSpace> space_;
+  double total_weight_ = 0;
+  std::string skipped_;  ///< "2 at m = 1, 4 at m = 64": tactics without a probe
+  std::vector<Bucket> buckets_;
+  std::map<std::string, double> known_us_;  ///< by tactic, at the largest m so far: more rows take no less
+  Tuned tuned_;
+};
+
+}  // namespace
+
+Tuned tune(const Runtime& runtime, Device device, const Problem& problem, const TuneOptions& options) {
+  check(!options.m.empty() && std::is_sorted(options.m.begin(), options.m.end()) && options.m.front() > 0,
+        "tune: options.m must hold ascending numbers of rows");
+  return ShapeTuner(runtime, device, problem, options).run();
+}
+
+TuningKey key_of(const DeviceInfo& info, const Problem& problem, DType activation) {
+  return {info.fingerprint, info.arch,     info.compute_units, problem.k,
+          problem.n,        problem.group, problem.act_order,  activation};
+}
+
+bool covers(const TuningRecord& record, const std::vector<std::int64_t>& m, const std::string& kernels) {
+  if (record.kernels != kernels || record.policy != "cold" || record.provenance.count(kNotMeasured)) return false;
+  return std::all_of(m.begin(), m.end(), [&](std::int64_t wanted) {
+    return std::any_of(record.buckets.begin(), record.buckets.end(), [&](const auto& b) { return b.m == wanted; });
+  });
+}
+
+}  // namespace q4::autotune

@@ -1,0 +1,180 @@
+// Random GPTQ tensors, random normal activations and fp64 products of sampled rows and columns.
+#include "autotune/workload.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numbers>
+#include <numeric>
+#include <tuple>
+
+#include "runtime/convert.hpp"
+
+namespace q4::autotune {
+namespace {
+
+constexpr std::int64_t kDistinctElements = 1 << 20;  // of x: enough that no two nearby rows are alike
+constexpr std::int64_t kSampledWeights = 1 << 20;    // 8 MB of fp64
+
+/// splitmix64: the same numbers on every platform.
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : state_(seed) {}
+  std::uint64_t bits() {
+    std::uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  std::int64_t below(std::int64_t limit) {
+    return static_cast<std::int64_t>(bits() % static_cast<std::uint64_t>(limit));
+  }
+  double uniform() { return (static_cast<double>(bits() >> 11) + 0.5) * 0x1p-53; }  // never 0
+
+ private:
+  std::uint64_t state_;
+};
+
+std::vector<std::uint32_t> random_words(std::int64_t count, Random& random) {
+  std::vector<std::uint32_t> words(static_cast<std::size_t>(count));
+  for (auto& word : words) word = static_cast<std::uint32_t>(random.bits());
+  return words;
+}
+
+/// fp16 in [2^-9, 2^-7): exponents and mantissas are consecutive bit patterns.
+std::vector<std::uint16_t> random_scales(std::int64_t count, Random& random) {
+  std::vector<std::uint16_t> scales(static_cast<std::size_t>(count));
+  for (auto& scale : scales) scale = static_cast<std::uint16_t>(0x1800 + random.below(0x800));
+  return scales;
+}
+
+std::vector<std::int32_t> shuffled_groups(const Problem& p, Random& random) {
+  std::vector<std::int32_t> group(static_cast<std::size_t>(p.k));
+  for (std::int64_t r = 0; r < p.k; ++r) group[r] = static_cast<std::int32_t>(r / p.group);
+  for (std::int64_t r = p.k - 1; r > 0; --r) std::swap(group[r], group[random.below(r + 1)]);
+  return group;
+}
+
+void store(double value, DType type, std::byte* to) {
+  const float f = static_cast<float>(value);
+  if (type == DType::kF32) {
+    std::memcpy(to, &f, 4);
+    return;
+  }
+  const std::uint16_t bits = type == DType::kBF16 ? bf16_from_float(f) : half_from_float(f);
+  std::memcpy(to, &bits, 2);
+}
+
+double load(const std::byte* from, DType type) {
+  if (type == DType::kF32) {
+    float f;
+    std::memcpy(&f, from, 4);
+    return f;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, from, 2);
+  return type == DType::kBF16 ? float_from_bf16(bits) : float_from_half(bits);
+}
+
+std::vector<std::byte> random_normal(std::int64_t count, DType type, Random& random) {
+  const std::size_t size = size_of(type);
+  std::vector<std::byte> x(static_cast<std::size_t>(count) * size);
+  for (std::int64_t i = 0; i < count; i += 2) {  // Box-Muller; count is even since k % 8 == 0
+    const double radius = std::sqrt(-2 * std::log(random.uniform())), angle = 2 * std::numbers::pi * random.uniform();
+    store(radius * std::cos(angle), type, &x[static_cast<std::size_t>(i) * size]);
+    store(radius * std::sin(angle), type, &x[static_cast<std::size_t>(i + 1) * size]);
+  }
+  return x;
+}
+
+/// The first, the last and random ones between, ascending.
+std::vector<std::int64_t> sampled_columns(const Problem& p, Random& random) {
+  std::vector<std::int64_t> columns(
+      static_cast<std::size_t>(std::min(p.n, std::max<std::int64_t>(32, kSampledWeights / p.k))));
+  if (static_cast<std::int64_t>(columns.size()) == p.n) {
+    std::iota(columns.begin(), columns.end(), 0);
+    return columns;
+  }
+  for (auto& column : columns) column = random.below(p.n);
+  columns.front() = 0, columns.back() = p.n - 1;
+  std::sort(columns.begin(), columns.end());
+  return columns;
+}
+
+}  // namespace
+
+double Problem::bytes(std::int64_t m) const {
+  return static_cast<double>(k) * n / 2 + static_cast<double>(groups()) * n * 2.5 + 2.0 * m * (k + n);
+}
+double Problem::flops(std::int64_t m) const { return 2.0 * m * n * k; }
+
+double tolerance(DType activation) {
+  return activation == DType::kF16 ? 5e-4 : activation == DType::kBF16 ? 4e-3 : 1e-5;
+}
+
+Workload::Workload(const Problem& problem, DType activation) : problem_(problem), activation_(activation) {
+  const auto [k, n, groups] = std::tuple(problem.k, problem.n, problem.groups());
+  Random random(1);
+  qweight_ = random_words(k / 8 * n, random);
+  qzeros_ = random_words(groups * (n / 8), random);
+  scales_ = random_scales(groups * n, random);
+  if (problem.act_order) g_idx_ = shuffled_groups(problem, random);
+  period_ = std::clamp<std::int64_t>(kDistinctElements / k, 8, 512);
+  x_ = random_normal(period_ * k, activation, random);
+
+  columns_ = sampled_columns(problem, random);
+  weights_.reserve(columns_.size() * static_cast<std::size_t>(k));
+  for (const std::int64_t c : columns_)
+    for (std::int64_t r = 0; r < k; ++r) {
+      const std::int64_t g = g_idx_.empty() ? r / problem.group : g_idx_[r];
+      const int code = qweight_[r / 8 * n + c] >> (r % 8 * 4) & 15;
+      const int stored = qzeros_[g * (n / 8) + c / 8] >> (c % 8 * 4) & 15;
+      weights_.push_back(float_from_half(scales_[g * n + c]) * static_cast<double>(code - ((stored + 1) & 15)));
+    }
+}
+
+GptqTensors Workload::tensors() const {
+  const auto [k, n, groups] = std::tuple(problem_.k, problem_.n, problem_.groups());
+  GptqTensors t;
+  t.qweight = {qweight_.data(), DType::kI32, k / 8, n};
+  t.qzeros = {qzeros_.data(), DType::kI32, groups, n / 8};
+  t.scales = {scales_.data(), DType::kF16, groups, n};
+  if (!g_idx_.empty()) t.g_idx = TensorView{g_idx_.data(), DType::kI32, 1, k};
+  t.group_size = problem_.group;
+  t.zeros = ZeroFormat::kV1;
+  return t;
+}
+
+const std::vector<double>& Workload::reference(std::int64_t row) {
+  const std::int64_t k = problem_.k;
+  auto [found, is_new] = references_.try_emplace(row % period_);
+  if (!is_new) return found->second;
+  std::vector<double> x(static_cast<std::size_t>(k));
+  const std::size_t size = size_of(activation_);
+  for (std::int64_t i = 0; i < k; ++i)
+    x[i] = load(&x_[static_cast<std::size_t>(row % period_ * k + i) * size], activation_);
+  for (std::size_t c = 0; c < columns_.size(); ++c)
+    found->second.push_back(
+        std::inner_product(x.begin(), x.end(), weights_.begin() + static_cast<std::int64_t>(c) * k, 0.0));
+  return found->second;
+}
+
+double Workload::error(std::span<const OutputRow> rows) {
+  const std::size_t size = size_of(activation_);
+  double difference = 0, norm = 0;
+  for (const OutputRow& row : rows) {
+    for (std::int64_t c = 0; c < problem_.n; ++c)
+      if (!std::isfinite(load(row.data + static_cast<std::size_t>(c) * size, activation_)))
+        return std::numeric_limits<double>::quiet_NaN();
+    const auto& expected = reference(row.row);
+    for (std::size_t c = 0; c < columns_.size(); ++c) {
+      const double out = load(row.data + static_cast<std::size_t>(columns_[c]) * size, activation_);
+      difference += (out - expected[c]) * (out - expected[c]);
+      norm += expected[c] * expected[c];
+    }
+  }
+  return std::sqrt(difference / norm);
+}
+
+}  // namespace q4::autotune

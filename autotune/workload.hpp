@@ -1,0 +1,65 @@
+// One multiplication to measure: random GPTQ weights and activations on the host, and what the product must be in fp64.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <q4/matrix.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace q4::autotune {
+
+/// What is multiplied. `label` is for people: "gate_up".
+struct Problem {
+  std::string label;
+  std::int64_t k = 0, n = 0, group = 128;  ///< group: rows that share a scale, 8 <= group <= k
+  bool act_order = false;
+
+  std::int64_t groups() const { return (k + group - 1) / group; }
+  /// Bytes that a multiplication must move: codes, fp16 scales and 4-bit zeros, x and out in 16 bits.
+  double bytes(std::int64_t m) const;
+  double flops(std::int64_t m) const;
+};
+
+/// ||out - ref|| / ||ref|| that is allowed: 5e-4 in fp16, 4e-3 in bf16, 1e-5 in fp32.
+double tolerance(DType activation);
+
+class Workload {
+ public:
+  Workload(const Problem& problem, DType activation);
+
+  const Problem& problem() const { return problem_; }
+  DType activation() const { return activation_; }
+  /// Views of host memory that this object owns.
+  GptqTensors tensors() const;
+
+  /// Activations repeat after period() rows: row r of x is row r % period() of x().
+  std::span<const std::byte> x() const { return x_; }
+  std::int64_t period() const { return period_; }
+
+  /// One row of an output, n elements of the activations' type, on the host.
+  struct OutputRow {
+    std::int64_t row = 0;
+    const std::byte* data = nullptr;
+  };
+  /// Relative error over the sampled columns of these rows; NaN when any element of them is NaN.
+  double error(std::span<const OutputRow> rows);
+
+ private:
+  const std::vector<double>& reference(std::int64_t row);
+
+  Problem problem_;
+  DType activation_;
+  std::vector<std::uint32_t> qweight_, qzeros_;
+  std::vector<std::uint16_t> scales_;
+  std::vector<std::int32_t> g_idx_;
+  std::int64_t period_ = 0;
+  std::vector<std::byte> x_;
+  std::vector<std::int64_t> columns_;                       ///< sampled ones
+  std::vector<double> weights_;                             ///< [columns_, k], what the tensors say
+  std::map<std::int64_t, std::vector<double>> references_;  ///< row % period: the products of the sampled columns
+};
+
+}  // namespace q4::autotune

@@ -1,0 +1,25 @@
+# What an installed q4 is: the library, its headers, the tools, a CMake package, a pkg-config file and the shapes.
+include(CMakePackageConfigHelpers)
+
+install(TARGETS q4 EXPORT q4-targets FILE_SET HEADERS)
+install(EXPORT q4-targets NAMESPACE q4:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/q4)
+configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/q4-config.cmake.in ${PROJECT_BINARY_DIR}/q4-config.cmake
+                              INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/q4)
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/q4-config-version.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/q4-config.cmake ${PROJECT_BINARY_DIR}/q4-config-version.cmake
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/q4)
+
+# The paths in q4.pc are relative to it, so that an installed tree can be moved.
+file(RELATIVE_PATH q4_pc_prefix ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+string(REGEX REPLACE "/$" "" q4_pc_prefix ${q4_pc_prefix})
+file(RELATIVE_PATH q4_pc_libdir ${CMAKE_INSTALL_PREFIX} ${CMAKE_INSTALL_FULL_LIBDIR})
+file(RELATIVE_PATH q4_pc_includedir ${CMAKE_INSTALL_PREFIX} ${CMAKE_INSTALL_FULL_INCLUDEDIR})
+configure_file(${PROJECT_SOURCE_DIR}/cmake/q4.pc.in ${PROJECT_BINARY_DIR}/q4.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/q4.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+if(Q4_BUILD_TOOLS)
+  install(TARGETS q4-info q4-verify q4-autotune q4-bench RUNTIME)
+endif()
+file(GLOB q4_data CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/share/q4/*.csv)
+install(FILES ${q4_data} DESTINATION ${CMAKE_INSTALL_DATADIR}/q4)
+install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})

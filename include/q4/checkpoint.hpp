@@ -1,0 +1,74 @@
+// Checkpoint: quantized matrices of a safetensors checkpoint, by name.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <q4/matrix.hpp>
+#include <string>
+#include <vector>
+
+namespace q4 {
+
+enum class QuantFormat : std::uint8_t { kGptq, kAwq };
+
+/// What the checkpoint says of its quantization: config.json, else quantize_config.json, else quant_config.json,
+/// synonyms resolved; what they leave open comes from the tensors' shapes. bits is always 4: anything else does not
+/// open.
+struct QuantConfig {
+  QuantFormat format = QuantFormat::kGptq;
+  std::int64_t group_size = -1;          ///< -1: one group. Matrices may differ: see MatrixEntry
+  bool desc_act = false;                 ///< claimed; whether a matrix has act-order, its g_idx says
+  bool sym = true;                       ///< claimed; the stored zeros are what counts
+  ZeroFormat zeros = ZeroFormat::kAuto;  ///< kV2 for checkpoint_format "gptq_v2" and for AWQ, else kAuto
+};
+
+/// What one quantized matrix of the checkpoint is, before anything is loaded.
+struct MatrixEntry {
+  std::string name;  ///< prefix: "model.layers.0.self_attn.q_proj"
+  std::int64_t k = 0, n = 0, groups = 0;
+  std::int64_t group_size = 0;  ///< rows of a group, from the number of groups; k for one group
+  bool has_g_idx = false;       ///< there is one, trivial or not
+  bool has_bias = false;
+};
+
+/// A safetensors file, or a folder with one or with shards and an index, memory-mapped read-only. Headers, offsets,
+/// shapes and names are checked when opened; contents are read when a matrix is loaded. Thread-safe; copies are cheap
+/// and share the mapping; views stay valid as long as a copy lives.
+///
+/// The files must not be written to meanwhile. Replacing one by renaming is safe: the mapped one lives on. One that was
+/// written into or truncated is a kCorrupt at the next view or load; while a view is being read it means mixed content
+/// or, beyond the new end, SIGBUS, as for every mapped file.
+class Q4_API Checkpoint {
+ public:
+  Checkpoint() = default;  ///< empty; using it is an error
+  /// `path`: a .safetensors file, an index (*.index.json), or a folder. In a folder: model.safetensors, else
+  /// model.safetensors.index.json, else the only index, else the only .safetensors file. A matrix is every name with a
+  /// .qweight; a checkpoint without any opens, and matrices() is empty. Throws kNotFound, kIo, kCorrupt, or
+  /// kUnsupported (bits other than 4, other packings) with file, tensor, field, value and remedy.
+  static Checkpoint open(const std::string& path);
+
+  const QuantConfig& config() const;
+  const std::vector<MatrixEntry>& matrices() const;        ///< sorted by name, numbers in numeric order
+  const MatrixEntry& find(const std::string& name) const;  ///< throws kNotFound with the nearest names
+
+  /// Host views of one matrix, aligned for their type. gptq() throws kInvalidArgument on an AWQ checkpoint and the
+  /// other way round; both throw kNotFound as find() does.
+  GptqTensors gptq(const std::string& name) const;
+  AwqTensors awq(const std::string& name) const;
+  /// Loads it to the device, whatever the format. `zeros` overrides the checkpoint's claim (v1 on AWQ:
+  /// kInvalidArgument).
+  QuantizedMatrix load(const Runtime& runtime, Device device, const std::string& name,
+                       std::optional<ZeroFormat> zeros = std::nullopt) const;
+  /// Any tensor by its full name, quantized or not; rank above 2 is folded into rows, a scalar is [1, 1]. Throws
+  /// kNotFound with the nearest names, kUnsupported for a type that DType has not.
+  TensorView tensor(const std::string& name) const;
+  std::vector<std::string> tensor_names() const;  ///< sorted as matrices()
+
+ private:
+  class Impl;
+  const Impl& impl() const;
+  std::shared_ptr<const Impl> impl_;
+};
+
+}  // namespace q4

@@ -1,0 +1,88 @@
+// MatmulPlan: out = x @ W (+ bias), prepared once, launched many times.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <q4/matrix.hpp>
+#include <string>
+#include <vector>
+
+namespace q4 {
+
+enum class Math : std::uint8_t { kAuto, kHalf2, kFp32 };  ///< products of the direct kernels; sums are always fp32
+enum class Gather : std::uint8_t {
+  kAuto,
+  kFused,
+  kSeparate
+};  ///< act-order: x permuted inside the kernel or before it
+
+struct PlanOptions {
+  std::int64_t max_m = 1;          ///< largest m that run() will accept; sizes the workspace
+  DType activation = DType::kF16;  ///< dtype of x and out: fp16, bf16, and on the CPU fp32
+  Math math = Math::kAuto;
+  Gather gather = Gather::kAuto;
+  /// First m at which W is reconstructed and a BLAS multiplies; -1: tuned or default, 0: never, 1: always.
+  std::int64_t reconstruct_from = -1;
+  /// A row's result has the same bits whatever m is and wherever the row stands.
+  bool batch_invariant = false;
+  /// Programmatic dependent launch on GPUs that have it: the kernel may begin reading weights before the previous
+  /// kernel of the stream has ended. Results are the same.
+  bool overlap_previous = false;
+  /// Use this tactic ("kernel field=value ...", as tactics() prints it) for every m; for tools and tests.
+  std::string tactic = {};
+  /// false: the plan allocates no workspace, and every run() passes one.
+  bool own_workspace = true;
+};
+
+/// Rows of activations in the plan's device memory: element (r, c) at data + r * row_stride + c, dtype of the plan.
+/// row_stride in elements, at least the number of columns. On a GPU: 16-byte aligned, row_stride a multiple of 8.
+struct ConstRows {
+  const void* data = nullptr;
+  std::int64_t row_stride = 0;  ///< 0: contiguous
+};
+struct Rows {
+  void* data = nullptr;
+  std::int64_t row_stride = 0;
+};
+
+/// Immutable and prepared: kernels compiled and loaded, workspace allocated, a tactic chosen for each bucket of m.
+/// run() only launches: no allocation, compile, synchronization or lock, so it can be captured in a CUDA graph. On the
+/// CPU it computes and returns when done; the plans of one Runtime take turns at its threads.
+///
+/// Work that was launched, and every graph that was captured, must have ended before the last copy of a plan is gone.
+/// A plan's workspace serves one stream at a time. Threads or streams that run at the same time each use a plan of
+/// their own, or pass a workspace of their own to run().
+class Q4_API MatmulPlan {
+ public:
+  MatmulPlan() = default;  ///< empty; using it is an error
+  MatmulPlan(const Runtime& runtime, const QuantizedMatrix& matrix, const PlanOptions& options);
+
+  explicit operator bool() const noexcept { return impl_ != nullptr; }
+
+  /// out[m, n] = x[m, k] @ W (+ bias). m = 0 does nothing. `out` may hold anything before, is fully overwritten, and
+  /// must not overlap x. Asynchronous on a GPU: errors of earlier work on the device may surface here.
+  void run(Stream stream, ConstRows x, Rows out, std::int64_t m) const;
+  /// The same with a workspace of the caller: workspace_bytes() of 256-byte aligned device memory, zeroed once before
+  /// its first use, not shared by launches that may overlap in time. Plans of one device may use the same in turn.
+  void run(Stream stream, ConstRows x, Rows out, std::int64_t m, void* workspace) const;
+
+  std::size_t workspace_bytes() const;
+  std::int64_t max_m() const;
+  /// What runs for this m: "decode tiles=2 warps=16 ...", "reconstruct+blas".
+  std::string tactic(std::int64_t m) const;
+  /// Every tactic that could run for this m, the default first: the tuner's search space.
+  std::vector<std::string> tactics(std::int64_t m) const;
+
+  class Impl;
+
+ private:
+  std::shared_ptr<const Impl> impl_;
+};
+
+/// x_new[r, c] = x[r, x_map[c]]: the permutation that act-order needs. All 16-bit elements; every x_map[c] must be in
+/// [0, x_cols), which is checked when x_map is host memory. Any number of columns. Strides as in ConstRows,
+/// alignment 2.
+Q4_API void column_remap(const Runtime& runtime, Device device, Stream stream, ConstRows x, std::int64_t x_cols,
+                         Rows x_new, const std::int32_t* x_map, std::int64_t cols, std::int64_t rows);
+
+}  // namespace q4

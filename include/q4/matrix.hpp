@@ -1,0 +1,84 @@
+// QuantizedMatrix: 4-bit weights that live, repacked, on one device.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <q4/runtime.hpp>
+#include <span>
+#include <string>
+
+namespace q4 {
+
+/// A borrowed row-major tensor in host memory or in the memory of a device. Strides are in elements; the library checks
+/// them where it needs contiguity. `data` may be null only if an extent is 0.
+struct TensorView {
+  const void* data = nullptr;
+  DType dtype = DType::kF16;
+  std::int64_t rows = 0;  ///< 1 for a vector
+  std::int64_t cols = 0;
+  std::int64_t row_stride = -1;                 ///< elements between rows; -1: cols (contiguous)
+  std::optional<Device> device = std::nullopt;  ///< empty or "cpu": host memory
+};
+
+/// How stored zeros are to be read. The formats are those of AutoGPTQ / GPTQModel checkpoints.
+enum class ZeroFormat : std::uint8_t {
+  kAuto,  ///< v1, unless every stored zero is 8: the pattern of a symmetric v2 checkpoint, which is then reported
+  kV1,    ///< zero = (stored + 1) & 15
+  kV2,    ///< zero = stored
+};
+
+/// Tensors of one GPTQ matrix: k rows (in_features), n columns (out_features).
+/// W(r, c) = scales(g, c) * (q(r, c) - zero(g, c)), g = g_idx ? g_idx[r] : r / group_size.
+struct GptqTensors {
+  TensorView qweight;  ///< int32 [k/8, n]: nibble i of word (r, c) is q(8 r + i, c)
+  TensorView qzeros;   ///< int32 [groups, n/8]: nibble j of word (g, w) is the stored zero of column 8 w + j
+  TensorView scales;   ///< fp16 [groups, n] (bf16 and fp32 are converted to fp16 with rounding to nearest)
+  std::optional<TensorView> g_idx = {};  ///< int32 or int64, k elements in [0, groups); absent or empty: no act-order
+  std::optional<TensorView> bias = {};   ///< fp16, bf16 or fp32, n elements, added to every row of the output
+  /// Rows of a group; -1: one group; 0: ceil(k / groups). Checked against the number of groups, unless there is a
+  /// g_idx, which says each row's group. A last, shorter group is supported.
+  std::int64_t group_size = 0;
+  ZeroFormat zeros = ZeroFormat::kAuto;
+};
+
+/// Tensors of one AWQ "gemm" matrix: packed along n in the nibble order 0, 2, 4, 6, 1, 3, 5, 7.
+struct AwqTensors {
+  TensorView qweight;  ///< int32 [k, n/8]
+  TensorView qzeros;   ///< int32 [groups, n/8]; zero = stored
+  TensorView scales;   ///< fp16 [groups, n]
+  std::optional<TensorView> bias = {};
+  std::int64_t group_size = 0;  ///< as in GptqTensors
+};
+
+/// A handle to immutable, device-resident weights. Copies share them; a plan keeps its matrix alive. The source tensors
+/// are read during construction only, never modified, and may be freed as soon as it returns (device tensors must be
+/// ready: the constructor synchronizes with the device's default stream). Thread-safe.
+///
+/// Limits: k % 8 == 0, n % 8 == 0, 8 <= k, n < 2^31, group size a multiple of 8. Anything else throws kInvalidArgument.
+class Q4_API QuantizedMatrix {
+ public:
+  QuantizedMatrix() = default;  ///< empty; using it is an error
+  static QuantizedMatrix from_gptq(const Runtime& runtime, Device device, const GptqTensors& tensors);
+  static QuantizedMatrix from_awq(const Runtime& runtime, Device device, const AwqTensors& tensors);
+
+  explicit operator bool() const noexcept { return impl_ != nullptr; }
+  std::int64_t k() const;           ///< in_features
+  std::int64_t n() const;           ///< out_features
+  std::int64_t group_size() const;  ///< rows of a group as loaded (k for -1)
+  std::int64_t groups() const;
+  bool act_order() const;  ///< g_idx was there and differs from row / group_size
+  bool has_bias() const;
+  ZeroFormat zeros() const;     ///< kV1 or kV2: what was applied (AWQ: kV2)
+  bool zeros_detected() const;  ///< kAuto chose kV2 because every stored zero was 8
+  Device device() const;
+  std::size_t bytes() const;  ///< device memory held
+
+  class Impl;
+  const std::shared_ptr<const Impl>& impl() const { return impl_; }  ///< internal
+
+ private:
+  std::shared_ptr<const Impl> impl_;
+};
+
+}  // namespace q4

@@ -1,0 +1,199 @@
+/* The C ABI of q4: C99, no exceptions, no C++ types. The C++ headers say more about what each call does.
+ *
+ * Every call that can fail returns a q4_status; q4_last_error() then says which call, argument, value, limit and
+ * remedy. Nothing is written to the results of a call that failed. All calls are thread-safe, except where stated
+ * otherwise.
+ *
+ * Matrices, plans and checkpoints are numbers that one runtime gave out. A destroyed one, one of another runtime and
+ * one of another kind are told apart from a live one: using it is Q4_INVALID_ARGUMENT, never a crash. 0 is never a live
+ * one. A runtime is a pointer: it must be alive.
+ *
+ * Structures that may grow begin with their size: `q4_plan_options options = {.size = sizeof options}`. All other
+ * fields mean their default when zero. */
+#ifndef Q4_Q4_H
+#define Q4_Q4_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <q4/export.hpp> /* Q4_API, nothing else */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef int32_t q4_status;
+enum {
+  Q4_OK = 0,
+  Q4_INVALID_ARGUMENT = 1, /* a value that the caller passed */
+  Q4_UNSUPPORTED = 2,      /* valid in principle, not available here */
+  Q4_OUT_OF_MEMORY = 3,    /* host or device memory */
+  Q4_DEVICE_ERROR = 4,     /* the driver or a launch reported an error */
+  Q4_COMPILE_ERROR = 5,    /* run-time compilation; the text carries the compiler's log */
+  Q4_IO_ERROR = 6,         /* the file system refused */
+  Q4_CORRUPT = 7,          /* a file's content contradicts itself or its format */
+  Q4_NOT_FOUND = 8,        /* a name (tensor, file, device) that does not exist */
+  Q4_INTERNAL = 9          /* a defect in q4 */
+};
+
+typedef int32_t q4_dtype;
+enum { Q4_F16 = 0, Q4_BF16 = 1, Q4_F32 = 2, Q4_I32 = 3, Q4_I64 = 4, Q4_U8 = 5 };
+typedef int32_t q4_backend;
+enum { Q4_CPU = 0, Q4_CUDA = 1, Q4_HIP = 2 };
+typedef int32_t q4_zeros; /* how stored zeros are read: detected, stored + 1, stored */
+enum { Q4_ZEROS_AUTO = 0, Q4_ZEROS_V1 = 1, Q4_ZEROS_V2 = 2 };
+typedef int32_t q4_math; /* products of the direct kernels; sums are always fp32 */
+enum { Q4_MATH_AUTO = 0, Q4_MATH_HALF2 = 1, Q4_MATH_FP32 = 2 };
+typedef int32_t q4_gather; /* act-order: x permuted inside the kernel or before it */
+enum { Q4_GATHER_AUTO = 0, Q4_GATHER_FUSED = 1, Q4_GATHER_SEPARATE = 2 };
+typedef int32_t q4_cache_mode;
+enum { Q4_CACHE_READ_WRITE = 0, Q4_CACHE_READ_ONLY = 1, Q4_CACHE_OFF = 2, Q4_CACHE_REQUIRE_PREBUILT = 3 };
+typedef int32_t q4_log_level;
+enum { Q4_LOG_ERROR = 0, Q4_LOG_WARNING = 1, Q4_LOG_INFO = 2, Q4_LOG_DEBUG = 3 };
+
+typedef struct q4_runtime q4_runtime;
+typedef uint64_t q4_matrix;
+typedef uint64_t q4_plan;
+typedef uint64_t q4_checkpoint;
+
+typedef struct q4_device {
+  q4_backend backend;
+  int32_t ordinal;
+} q4_device;
+
+/* ---- library ------------------------------------------------------------------------- */
+
+Q4_API const char* q4_version(void); /* "0.1.0" */
+/* Stable lower-case name: "ok", "invalid_argument", ...; "unknown" for any other number. */
+Q4_API const char* q4_status_name(q4_status status);
+/* Text of the last failure of this thread, "" before the first. Valid until the thread's next failing call. */
+Q4_API const char* q4_last_error(void);
+
+/* ---- runtime ------------------------------------------------------------------------- */
+
+typedef struct q4_runtime_options {
+  size_t size;           /* sizeof(q4_runtime_options) */
+  const char* cache_dir; /* folder of compiled kernels; null: $Q4_CACHE_DIR, else the user's cache folder */
+  q4_cache_mode cache_mode;
+  int32_t cpu_threads;             /* 0: what the affinity mask and the cgroup allow */
+  const char* const* tuning_files; /* later ones win; none: $Q4_TUNING, else the default file where it exists */
+  size_t tuning_file_count;
+  void (*log)(void* user, q4_log_level level, const char* text); /* from any thread; null: warnings to stderr */
+  void* log_user;
+} q4_runtime_options;
+
+/* `options` may be null. Strings and lists are copied. Opens no driver. */
+Q4_API q4_status q4_runtime_create(const q4_runtime_options* options, q4_runtime** runtime);
+/* Also destroys what is left of its matrices, plans and checkpoints. Null does nothing. No other thread may be using
+ * it, and GPU work of its plans must have ended. */
+Q4_API void q4_runtime_destroy(q4_runtime* runtime);
+
+typedef struct q4_device_info {
+  size_t size; /* sizeof(q4_device_info), set by the caller */
+  q4_device device;
+  int32_t compute_units; /* SMs, CUs or usable CPU threads */
+  uint64_t memory_bytes, l2_bytes;
+  char name[128], arch[64], driver[64]; /* cut to fit, always terminated */
+} q4_device_info;
+
+/* Usable devices, best first: a missing driver is an absent device, not an error. */
+Q4_API q4_status q4_device_count(q4_runtime* runtime, size_t* count);
+Q4_API q4_status q4_device_get(q4_runtime* runtime, size_t index, q4_device_info* info);
+Q4_API q4_status q4_best_device(q4_runtime* runtime, q4_device* device);
+/* "cpu", "cuda:0", "hip:1". */
+Q4_API q4_status q4_device_parse(const char* text, q4_device* device);
+/* Why a backend has no device, or "" where it has one. Text results: at most `size` bytes with the terminator are
+ * written to `text` (null with size 0 to ask), and `length`, unless null, receives the full length without it. */
+Q4_API q4_status q4_backend_reason(q4_runtime* runtime, q4_backend backend, char* text, size_t size, size_t* length);
+
+/* ---- matrices ------------------------------------------------------------------------ */
+
+/* A borrowed row-major tensor. Strides in elements; row_stride 0: contiguous. `device` zero: host memory. */
+typedef struct q4_tensor {
+  const void* data;
+  q4_dtype dtype;
+  int64_t rows, cols, row_stride; /* rows: 1 for a vector */
+  q4_device device;
+} q4_tensor;
+
+/* GPTQ (qweight int32 [k/8, n]) or AWQ "gemm" (qweight int32 [k, n/8]) tensors; see q4::GptqTensors, q4::AwqTensors. */
+typedef struct q4_tensors {
+  size_t size; /* sizeof(q4_tensors) */
+  q4_tensor qweight, qzeros, scales;
+  const q4_tensor* g_idx; /* null or empty: no act-order. Not for AWQ */
+  const q4_tensor* bias;  /* null: none */
+  int64_t group_size;     /* -1: one group; 0: ceil(k / groups) */
+  q4_zeros zeros;         /* AWQ: Q4_ZEROS_AUTO */
+} q4_tensors;
+
+/* Copied and repacked before the call returns: the tensors stay untouched and may be freed. */
+Q4_API q4_status q4_matrix_from_gptq(q4_runtime* runtime, q4_device device, const q4_tensors* tensors,
+                                     q4_matrix* matrix);
+Q4_API q4_status q4_matrix_from_awq(q4_runtime* runtime, q4_device device, const q4_tensors* tensors,
+                                    q4_matrix* matrix);
+
+/* A .safetensors file or a folder with a checkpoint. Matrices are listed by name, layers in numeric order. */
+Q4_API q4_status q4_checkpoint_open(q4_runtime* runtime, const char* path, q4_checkpoint* checkpoint);
+Q4_API q4_status q4_checkpoint_count(q4_runtime* runtime, q4_checkpoint checkpoint, size_t* count);
+Q4_API q4_status q4_checkpoint_name(q4_runtime* runtime, q4_checkpoint checkpoint, size_t index, char* text,
+                                    size_t size, size_t* length);
+Q4_API q4_status q4_checkpoint_destroy(q4_runtime* runtime, q4_checkpoint checkpoint);
+/* Q4_ZEROS_AUTO: what the checkpoint says, checked against its content. */
+Q4_API q4_status q4_matrix_from_checkpoint(q4_runtime* runtime, q4_device device, q4_checkpoint checkpoint,
+                                           const char* name, q4_zeros zeros, q4_matrix* matrix);
+
+typedef struct q4_matrix_info {
+  size_t size; /* sizeof(q4_matrix_info), set by the caller */
+  int64_t k, n, group_size, groups;
+  int32_t act_order, has_bias, zeros_detected; /* 0 or 1 */
+  q4_zeros zeros;                              /* what was applied */
+  q4_device device;
+  uint64_t bytes; /* device memory held */
+} q4_matrix_info;
+
+Q4_API q4_status q4_matrix_get(q4_runtime* runtime, q4_matrix matrix, q4_matrix_info* info);
+/* Plans made from it keep the weights alive. */
+Q4_API q4_status q4_matrix_destroy(q4_runtime* runtime, q4_matrix matrix);
+
+/* ---- plans --------------------------------------------------------------------------- */
+
+typedef struct q4_plan_options {
+  size_t size;         /* sizeof(q4_plan_options) */
+  int64_t max_m;       /* largest m that q4_plan_run() will accept; 0: 1 */
+  q4_dtype activation; /* of x and out: Q4_F16, Q4_BF16, and on the CPU Q4_F32 */
+  q4_math math;
+  q4_gather gather;
+  int64_t reconstruct_from; /* first m that goes through reconstruct + BLAS; 0: tuned or default, -1: never */
+  int32_t batch_invariant;  /* not 0: a row's bits do not depend on m or on its place */
+  int32_t overlap_previous; /* not 0: programmatic dependent launch, where the GPU has it */
+  const char* tactic;       /* null: chosen; else used for every m */
+} q4_plan_options;
+
+/* `options` may be null. Compiles, loads and allocates: what q4_plan_run() must not do. */
+Q4_API q4_status q4_plan_create(q4_runtime* runtime, q4_matrix matrix, const q4_plan_options* options, q4_plan* plan);
+
+/* out[m, n] = x[m, k] @ W (+ bias), asynchronous on a GPU. `stream` is the native stream (CUstream, hipStream_t), null
+ * the default one; the CPU ignores it. x and out are device memory of the plan's dtype that does not overlap; strides
+ * are in elements, 0: contiguous. A GPU needs 16-byte alignment and strides that are multiples of 8. Takes no lock and
+ * allocates nothing: it can be captured in a CUDA graph. A plan serves one stream at a time; streams that run at once
+ * each use a plan or a workspace of their own. Destroying a plan while another thread is inside q4_plan_run() with it
+ * is the caller's data race. */
+Q4_API q4_status q4_plan_run(q4_runtime* runtime, q4_plan plan, void* stream, const void* x, int64_t x_stride,
+                             void* out, int64_t out_stride, int64_t m);
+/* The same in q4_plan_workspace_bytes() of the caller's: 256-byte aligned, zeroed once before its first use. */
+Q4_API q4_status q4_plan_run_workspace(q4_runtime* runtime, q4_plan plan, void* stream, const void* x, int64_t x_stride,
+                                       void* out, int64_t out_stride, int64_t m, void* workspace);
+Q4_API q4_status q4_plan_workspace_bytes(q4_runtime* runtime, q4_plan plan, size_t* bytes);
+/* What runs for this m, as text. */
+Q4_API q4_status q4_plan_tactic(q4_runtime* runtime, q4_plan plan, int64_t m, char* text, size_t size, size_t* length);
+Q4_API q4_status q4_plan_destroy(q4_runtime* runtime, q4_plan plan);
+
+/* x_new[r, c] = x[r, x_map[c]], 16-bit elements; x [rows, x_cols], x_new [rows, cols], x_map int32 [cols]. */
+Q4_API q4_status q4_column_remap(q4_runtime* runtime, q4_device device, void* stream, const void* x, int64_t x_stride,
+                                 int64_t x_cols, void* x_new, int64_t x_new_stride, const int32_t* x_map, int64_t cols,
+                                 int64_t rows);
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* Q4_Q4_H */

@@ -1,0 +1,10 @@
+// Everything: `#include <q4/q4.hpp>`.
+#pragma once
+
+#include <q4/checkpoint.hpp>
+#include <q4/device.hpp>
+#include <q4/error.hpp>
+#include <q4/matmul.hpp>
+#include <q4/matrix.hpp>
+#include <q4/runtime.hpp>
+#include <q4/tuning.hpp>

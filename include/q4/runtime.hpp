@@ -1,0 +1,65 @@
+// Runtime: the devices, caches and options that matrices and plans share. There is no other state.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <q4/device.hpp>
+#include <q4/error.hpp>
+#include <string>
+#include <vector>
+
+namespace q4 {
+
+class TuningDb;
+
+enum class LogLevel : std::uint8_t { kError, kWarning, kInfo, kDebug };
+
+enum class CacheMode : std::uint8_t {
+  kReadWrite,        ///< use and fill the kernel cache
+  kReadOnly,         ///< use it, write nothing
+  kOff,              ///< memory only
+  kRequirePrebuilt,  ///< a kernel that no layer holds is an error; nothing is compiled
+};
+
+struct RuntimeOptions {
+  /// Folder of compiled kernels; empty: $Q4_CACHE_DIR, else $XDG_CACHE_HOME/q4, else $HOME/.cache/q4, else memory only.
+  std::string cache_dir = {};
+  CacheMode cache_mode = CacheMode::kReadWrite;
+  /// Tuning files to read, later ones win. Empty: $Q4_TUNING (colon-separated), else <cache folder>/tuning.jsonl if it
+  /// exists. A file that is named but missing or corrupt is an error; the default one only warns.
+  std::vector<std::string> tuning_files = {};
+  /// Threads of the CPU backend; 0: what the affinity mask and the cgroup allow.
+  int cpu_threads = 0;
+  /// Receives messages; called from any thread. Empty: warnings and errors to stderr
+  /// ($Q4_LOG=debug|info|warning|error).
+  std::function<void(LogLevel, const std::string&)> log = {};
+};
+
+/// A cheap handle to shared, thread-safe state: copies refer to the same devices, caches and options. Everything
+/// created from it keeps that state alive, so the order of destruction does not matter. Creating one opens no driver:
+/// backends are opened at first need.
+class Q4_API Runtime {
+ public:
+  explicit Runtime(RuntimeOptions options = {});
+
+  /// Every usable device, best first (CUDA, HIP, CPU). Never throws for a missing driver: see backends().
+  std::vector<DeviceInfo> devices() const;
+  /// Each backend of this build with its versions, or the reason of its absence.
+  std::vector<BackendStatus> backends() const;
+  /// The first of devices(): a GPU where there is one, else the CPU.
+  Device best_device() const;
+  /// Throws kNotFound with the list of devices that exist.
+  DeviceInfo info(Device device) const;
+  /// Folder that receives compiled kernels, empty when there is none.
+  std::string cache_dir() const;
+  /// The tuning results in use (read once, at the first plan).
+  const TuningDb& tuning() const;
+
+  class Impl;
+  Impl& impl() const { return *impl_; }  ///< internal
+
+ private:
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace q4

@@ -1,0 +1,75 @@
+// TuningDb: measured choices, as a file that ships.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <q4/error.hpp>
+#include <q4/matmul.hpp>
+#include <string>
+#include <vector>
+
+namespace q4 {
+
+/// The multiplication that a record speaks of.
+struct TuningKey {
+  std::string fingerprint;  ///< DeviceInfo::fingerprint
+  std::string arch;         ///< DeviceInfo::arch, for the nearest-device fallback
+  int units = 0;            ///< DeviceInfo::compute_units, likewise
+  std::int64_t k = 0, n = 0, group = 0;
+  bool act_order = false;
+  DType activation = DType::kF16;
+  friend auto operator<=>(const TuningKey&, const TuningKey&) = default;
+};
+
+/// One bucket of m: the tactic that won, and how sure that is. Times in microseconds.
+struct TunedBucket {
+  std::int64_t m = 0;  ///< measured at this m; serves (previous bucket's m, m], the last one every larger m
+  std::string tactic;  ///< as MatmulPlan::tactic
+  double us = 0, us_low = 0, us_high = 0;  ///< median and 95% bootstrap interval
+  double default_us = 0;                   ///< the default tactic in the same run
+  friend bool operator==(const TunedBucket&, const TunedBucket&) = default;
+};
+
+/// Everything known about one key: a line of the file. The buckets below `reconstruct_from` hold direct tactics.
+struct TuningRecord {
+  TuningKey key;
+  std::int64_t reconstruct_from = 0;  ///< first m at which reconstruct + BLAS won; 0: never within the range measured
+  Math math = Math::kAuto;            ///< half2 or fp32 for the direct kernels
+  std::vector<TunedBucket> buckets;   ///< ascending m
+  std::string kernels;                ///< digest of the kernel sources that were measured
+  std::string policy;                 ///< "cold" or "warm"
+  std::map<std::string, std::string> provenance;  ///< driver, clocks, versions, date: warned about, never fatal
+
+  /// The bucket that serves m; null when there is none.
+  Q4_API const TunedBucket* bucket(std::int64_t m) const;
+  friend bool operator==(const TuningRecord&, const TuningRecord&) = default;
+};
+
+enum class TuningMatch : std::uint8_t { kNone, kExact, kNearest };
+
+/// A set of records. Reading and looking up are thread-safe while nobody modifies it.
+class Q4_API TuningDb {
+ public:
+  TuningDb();
+  ~TuningDb();
+  TuningDb(TuningDb&&) noexcept;
+  TuningDb& operator=(TuningDb&&) noexcept;
+
+  /// JSON Lines, one record a line, blank lines skipped; a record replaces one of the same key. Throws kIo or kCorrupt
+  /// with file, line and field; nothing is added then.
+  void load(const std::string& path);
+  /// Writes to a temporary file in the same folder and renames it, so that readers see the old or the new file.
+  void save(const std::string& path) const;
+  void add(TuningRecord record);  ///< replaces a record of the same key
+  /// Exact device, else the same arch with the nearest number of compute units (kNearest).
+  const TuningRecord* find(const TuningKey& key, TuningMatch* match = nullptr) const;
+  std::vector<TuningRecord> records() const;  ///< sorted by key
+  std::size_t size() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace q4

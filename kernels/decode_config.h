@@ -1,0 +1,98 @@
+// What the decode kernel (decode.h) can be compiled to, and what follows from a choice: both the host's launch and the
+// kernel read these functions.
+//
+//   cluster   blocks that own the same columns and split k; their sums meet over distributed shared memory
+//   block     `tiles` x 16 columns and one of `cluster` shares of the slabs
+//   team      the warps that meet the same slabs; teams split the block's slabs: slab = slot, slot + slots, ...
+//   warp      tiles / side of the block's tiles; it keeps `depth` slabs of its weights in flight, in registers
+#pragma once
+#include "problem.h"
+
+namespace q4 {
+
+struct DecodeConfig {
+  Problem p;
+  int batch = 1;    ///< 1: m <= 8, 2: m <= 16. A row's bits do not depend on m or on its place
+  int tiles = 2;    ///< 16-column tiles of a block
+  int side = 1;     ///< warps of a team, side by side on the block's tiles
+  int brick = 2;    ///< tiles that a warp multiplies at once
+  int teams = 16;   ///< they split k within a block
+  int depth = 2;    ///< slabs of weights in flight
+  int x_slots = 3;  ///< slabs of x a team has room for
+  int cluster = 1;  ///< blocks that split k; above 1 from sm_90 on
+  int stagger = 1;  ///< the upper half of the warps asks for weights later than the lower half
+
+  /// Each tunable with the values worth trying.
+  template <class V>
+  Q4_BOTH constexpr void fields(V&& v) {
+    v("batch", batch, 1, 2);
+    v("tiles", tiles, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 22, 24, 28);
+    v("side", side, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 14), v("brick", brick, 2, 1, 4);
+    v("teams", teams, 16, 1, 2, 4, 5, 8, 11, 12, 15, 20, 32), v("depth", depth, 2, 1, 3, 4);
+    v("x_slots", x_slots, 3, 1, 2, 4), v("cluster", cluster, 1, 2), v("stagger", stagger, 1, 0);
+  }
+};
+
+/// Rows of x that a config can take.
+Q4_BOTH constexpr int rows(const DecodeConfig& c) { return 8 * c.batch; }
+Q4_BOTH constexpr int threads(const DecodeConfig& c) { return 32 * c.side * c.teams; }
+Q4_BOTH constexpr int cluster(const DecodeConfig& c) { return c.cluster; }
+/// Blocks, whatever m is.
+Q4_BOTH constexpr i64 grid(const DecodeConfig& c, i64) {
+  return static_cast<i64>(ceil_div(ceil_div(c.p.n, kTileColumns), c.tiles)) * c.cluster;
+}
+Q4_BOTH constexpr i64 workspace_bytes(const DecodeConfig&, i64) { return 0; }
+
+// ---- what a warp and a team do
+// ---------------------------------------------------------------------------------------
+Q4_BOTH constexpr int warp_tiles(const DecodeConfig& c) { return c.tiles / c.side; }
+Q4_BOTH constexpr int warp_bricks(const DecodeConfig& c) { return warp_tiles(c) / c.brick; }
+Q4_BOTH constexpr int slots(const DecodeConfig& c) { return c.teams * c.cluster; }
+Q4_BOTH constexpr int most_slabs(const DecodeConfig& c) { return ceil_div(slabs(c.p.k), slots(c)); }  ///< of a team
+/// Slabs of x asked for before the first is used. A slot is filled again one slab after it was read.
+Q4_BOTH constexpr int x_ahead(const DecodeConfig& c) {
+  return c.x_slots >= most_slabs(c) ? most_slabs(c) : c.x_slots - 1;
+}
+/// Sets of scales that one slab meets, and 16-row steps of each.
+Q4_BOTH constexpr int slab_sets(const DecodeConfig& c) { return c.p.unit < kSlabRows ? kSlabRows / c.p.unit : 1; }
+Q4_BOTH constexpr int set_steps(const DecodeConfig& c) { return kSlabRows / kStepRows / slab_sets(c); }
+
+// ---- shared memory: [x: team, slot, row] [sums of x: team, parity, set, row] [sums: team, row, column]
+// -----------------
+//                     [inbox: sender, row, own column] [its barrier]
+constexpr int kXRowBytes = kSlabRows * 2 + 16;  // 4 banks further each row: ldmatrix meets no conflict
+Q4_BOTH constexpr int x_slot_bytes(const DecodeConfig& c) { return rows(c) * kXRowBytes; }
+Q4_BOTH constexpr int x_bytes(const DecodeConfig& c) { return c.teams * c.x_slots * x_slot_bytes(c); }
+/// Floats of a row of sums: 4 mod 32, so that a fragment's stores meet no conflict.
+Q4_BOTH constexpr int sum_stride(const DecodeConfig& c) { return c.tiles * kTileColumns + (c.tiles % 2 ? 20 : 4); }
+Q4_BOTH constexpr int x_sum_bytes(const DecodeConfig& c) { return c.teams * 2 * slab_sets(c) * rows(c) * 4; }
+Q4_BOTH constexpr int sum_bytes(const DecodeConfig& c) { return c.teams * rows(c) * sum_stride(c) * 4; }
+Q4_BOTH constexpr int inbox_bytes(const DecodeConfig& c) {
+  return c.cluster > 1 ? rows(c) * c.tiles * kTileColumns * 4 + 16 : 0;
+}
+Q4_BOTH constexpr int shared_bytes(const DecodeConfig& c) {
+  return x_bytes(c) + x_sum_bytes(c) + sum_bytes(c) + inbox_bytes(c);
+}
+
+/// Registers of a thread: blocks are given out by fours of warps.
+Q4_BOTH constexpr int thread_registers(const DecodeConfig& c, const Limits& limits) {
+  return smaller(255, limits.registers / (32 * round_up(c.side * c.teams, 4)) / 8 * 8);
+}
+/// What cannot be less: the sums, the weights in flight and what one brick needs at a time. A config above it can still
+/// spill, which the compiler's log shows and which costs up to half the speed: such a config is not worth measuring.
+Q4_BOTH constexpr int wanted_registers(const DecodeConfig& c) {
+  const int weights = c.depth * warp_bricks(c) * (8 * c.brick + slab_sets(c) * (c.brick + 1));
+  return weights + warp_tiles(c) * 4 * c.batch + c.brick * 4 * c.batch + 8 * c.batch + 5 * warp_bricks(c) + 8;
+}
+
+Q4_BOTH constexpr bool valid(const DecodeConfig& c, const Limits& limits) {
+  if (limits.arch < 80 || (c.cluster > 1 && limits.arch < 90)) return false;
+  if (c.cluster > 8 || (c.cluster & (c.cluster - 1)) != 0 || (c.brick != 1 && c.brick != 2 && c.brick != 4))
+    return false;
+  if (c.tiles % (c.side * c.brick) != 0 || (c.tiles / c.side) % c.brick != 0) return false;
+  if (threads(c) > 1024 || (c.side > 1 && c.teams > 15)) return false;  // 15 named barriers
+  if (x_ahead(c) < 2 && most_slabs(c) > 1) return false;
+  return shared_bytes(c) <= limits.shared_bytes && wanted_registers(c) <= thread_registers(c, limits);
+}
+
+}  // namespace q4

@@ -1,0 +1,81 @@
+// Where a thread of the decode kernel stands, and its weights: loads of codes and of scales straight to registers.
+#pragma once
+#include "decode_config.h"
+
+namespace q4 {
+namespace decode_detail {
+
+template <DecodeConfig C>
+inline constexpr bool kBf16 = C.p.bf16 != 0;
+
+/// What a thread is in its block and grid.
+template <DecodeConfig C>
+struct Place {
+  int lane, side, team, rank, first_tile, slot, count;  // count: slabs of this team
+};
+template <DecodeConfig C>
+Q4_DEVICE Place<C> place() {
+  Place<C> v;
+  const int warp = thread_index() >> 5;
+  v.lane = thread_index() & 31;
+  v.side = warp % C.side;
+  v.team = warp / C.side;
+  v.rank = block_index() % C.cluster;
+  v.first_tile = block_index() / C.cluster * C.tiles + v.side * warp_tiles(C);
+  v.slot = v.team * C.cluster + v.rank;  // what is over when the slabs do not divide goes to all ranks alike
+  v.count = slabs(C.p.k) % slots(C) == 0 ? most_slabs(C) : (slabs(C.p.k) - v.slot + slots(C) - 1) / slots(C);
+  return v;
+}
+
+/// `brick` tiles of one slab.
+template <DecodeConfig C>
+struct Brick {
+  Words4 words[C.brick][2];           // [tile][half]
+  u32 scales[slab_sets(C)][C.brick];  // columns g (low) and g + 8 (high)
+  u32 zeros[slab_sets(C)];            // a byte a tile: column g (low nibble) and g + 8
+};
+
+/// Where this lane finds slab 0 of one brick. Tiles past the last strip repeat the last: they are never stored.
+struct BrickSource {
+  const u8 *codes, *scales;
+  int zeros;  // from the scales
+};
+template <DecodeConfig C>
+Q4_DEVICE BrickSource brick_source(const MatmulArgs& a, int tile, int lane) {
+  if constexpr (strips(C.p.n) * kStripTiles % C.tiles != 0) tile = smaller(tile, strips(C.p.n) * kStripTiles - C.brick);
+  const int strip = tile / kStripTiles, in_strip = tile % kStripTiles, g = lane >> 2;
+  return {a.codes + codes_offset(C.p.k, strip, 0, in_strip, 0, lane),
+          a.meta + meta_offset(C.p.k, C.p.unit, strip, 0) + scale_offset(in_strip, g),
+          zero_offset(in_strip, g) - scale_offset(in_strip, g)};
+}
+template <DecodeConfig C>
+Q4_DEVICE void load_words(Brick<C>& b, const BrickSource& from, int slab) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int s = 0; s < C.brick; ++s)
+      b.words[s][half] = load_stream(from.codes + static_cast<i64>(slab) * kSlabBytes + s * kTileBytes + half * 512);
+}
+template <DecodeConfig C>
+Q4_DEVICE void load_meta(Brick<C>& b, const BrickSource& from, int slab) {
+#pragma unroll
+  for (int u = 0; u < slab_sets(C); ++u) {
+    const int set = C.p.unit > kSlabRows ? slab / (C.p.unit / kSlabRows) : slab * slab_sets(C) + u;
+    const u8 *scales = from.scales + static_cast<i64>(set) * kMetaBytes, *zeros = scales + from.zeros;
+    if constexpr (C.brick == 1) {
+      b.scales[u][0] = *reinterpret_cast<const u32*>(scales);
+      b.zeros[u] = *zeros;
+    } else if constexpr (C.brick == 2) {
+      const Words2 v = *reinterpret_cast<const Words2*>(scales);
+      b.scales[u][0] = v.x, b.scales[u][1] = v.y;
+      b.zeros[u] = *reinterpret_cast<const u16*>(zeros);
+    } else {
+      const Words4 v = *reinterpret_cast<const Words4*>(scales);
+      b.scales[u][0] = v.x, b.scales[u][1] = v.y, b.scales[u][2] = v.z, b.scales[u][3] = v.w;
+      b.zeros[u] = *reinterpret_cast<const u32*>(zeros);
+    }
+  }
+}
+
+}  // namespace decode_detail
+}  // namespace q4

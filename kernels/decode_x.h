@@ -1,0 +1,128 @@
+// x of the decode kernel: staged in shared memory slab by slab, read as fragments of B, and summed for the zeros.
+#pragma once
+#include "decode_weights.h"
+#include "mma.h"
+
+namespace q4 {
+namespace decode_detail {
+
+/// A team's ring of slabs of x in shared memory, and the sums of x over each set of a slab, which the zeros meet. Rows
+/// from m on are neither read nor written: their columns of B repeat row m - 1, meet no other column, and are not
+/// stored.
+template <DecodeConfig C>
+struct XRing {
+  u8* ring;        // this team's
+  float* sums;     // this team's, [parity][set][row]
+  u32 fragment;    // this lane's ldmatrix row in slot 0, for rows 0..7
+  u32 fragment_8;  // and for rows 8..15
+  int lane, side, team;
+  int slot = 0;
+
+  Q4_DEVICE XRing(const MatmulArgs& a, const Place<C>& at) : lane(at.lane), side(at.side), team(at.team) {
+    ring = shared_memory() + at.team * C.x_slots * x_slot_bytes(C);
+    sums = reinterpret_cast<float*>(shared_memory() + x_bytes(C)) + at.team * 2 * slab_sets(C) * rows(C);
+    const u32 base = shared_address(ring) + (at.lane >> 3) * 16;
+    fragment = base + smaller(at.lane & 7, a.m - 1) * kXRowBytes;
+    fragment_8 = base + smaller(8 + (at.lane & 7), a.m - 1) * kXRowBytes;
+  }
+
+  /// Asks for one slab of x, 8 columns of one row a lane and turn.
+  Q4_DEVICE void stage(const MatmulArgs& a, int slab, int into) {
+    const int member = side * 32 + lane, first_row = member >> 4, column = (member & 15) * 8,
+              p = slab * kSlabRows + column;
+    const bool inside = C.p.gather || C.p.x_k >= C.p.k || p < C.p.x_k;
+    const u16* x = a.x + first_row * a.x_stride + (C.p.gather || !inside ? 0 : p);
+    u8* to = ring + into * x_slot_bytes(C) + first_row * kXRowBytes + column * 2;
+    [[maybe_unused]] u32 from[8];
+    if constexpr (C.p.gather) {
+      const Words4 low = *reinterpret_cast<const Words4*>(a.x_map + p),
+                   high = *reinterpret_cast<const Words4*>(a.x_map + p + 4);
+      from[0] = low.x, from[1] = low.y, from[2] = low.z, from[3] = low.w;
+      from[4] = high.x, from[5] = high.y, from[6] = high.z, from[7] = high.w;
+    }
+#pragma unroll 1
+    for (int row = first_row; row < a.m; row += 2 * C.side) {
+      if constexpr (C.p.gather) {
+        u32 v[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v[i] = static_cast<i32>(from[i]) < 0 ? 0u : x[from[i]];
+        *reinterpret_cast<Words4*>(to) = {v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16};
+      } else {
+        async_copy16(shared_address(to), x, inside ? 16 : 0);
+      }
+      x += 2 * C.side * a.x_stride;
+      to += 2 * C.side * kXRowBytes;
+    }
+  }
+  Q4_DEVICE void sync_team() {
+    if constexpr (C.side == 1)
+      sync_warp();
+    else
+      named_barrier(1 + team, 32 * C.side);
+  }
+  /// The B fragments of steps 2 pair and 2 pair + 1 of the slab in `slot`.
+  Q4_DEVICE void load(u32 (&frag)[C.batch][4], int slot, int pair) const {
+    load_matrix4(frag[0], fragment + slot * x_slot_bytes(C) + pair * 64);
+    if constexpr (C.batch == 2) load_matrix4(frag[1], fragment_8 + slot * x_slot_bytes(C) + pair * 64);
+  }
+  /// One warp of the team sums x of slab `i` by an mma with A = 1.
+  Q4_DEVICE void sum(int i, int slot) {
+    if (C.side > 1 && i % C.side != side) return;
+    constexpr u32 kOne = kBf16<C> ? 0x3f803f80u : 0x3c003c00u;
+    const u32 ones[4] = {kOne, kOne, kOne, kOne};
+    u32 frag[C.batch][4];
+#pragma unroll
+    for (int u = 0; u < slab_sets(C); ++u) {
+      float total[C.batch][4];
+#pragma unroll
+      for (int step = u * set_steps(C); step < (u + 1) * set_steps(C); ++step) {
+        if (step % 2 == 0) load(frag, slot, step / 2);
+#pragma unroll
+        for (int b = 0; b < C.batch; ++b) {
+          if (step == u * set_steps(C))
+            mma_16816_first<kBf16<C>>(total[b], ones, frag[b][step % 2 * 2], frag[b][step % 2 * 2 + 1]);
+          else
+            mma_16816<kBf16<C>>(total[b], ones, frag[b][step % 2 * 2], frag[b][step % 2 * 2 + 1]);
+        }
+      }
+      if (lane < 4)
+#pragma unroll
+        for (int b = 0; b < C.batch; ++b)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) sums[(i % 2 * slab_sets(C) + u) * rows(C) + 8 * b + 2 * lane + e] = total[b][e];
+    }
+  }
+  /// Asks for the first slabs and sums the first. `then` runs when this thread's part of it has come.
+  template <class F>
+  Q4_DEVICE void first(const MatmulArgs& a, const Place<C>& at, F then) {
+#pragma unroll
+    for (int i = 0; i < x_ahead(C); ++i) {
+      if (i < at.count) stage(a, at.slot + i * slots(C), i);
+      async_commit();
+    }
+    async_wait<x_ahead(C) - 1>();
+    then();
+    if (at.count == 0) return;
+    sync_team();
+    sum(0, 0);
+  }
+  /// Makes slab `i` of the team and its sums readable, asks for the one that takes the slot all have left behind, and
+  /// sums the next.
+  Q4_DEVICE void next(const MatmulArgs& a, const Place<C>& at, int i) {
+    if (i > 0) slot = slot + 1 == C.x_slots ? 0 : slot + 1;
+    if constexpr (most_slabs(C) > 1) async_wait<x_ahead(C) - 2>();
+    sync_team();
+    if constexpr (most_slabs(C) > x_ahead(C)) {
+      if (i + x_ahead(C) < at.count)
+        stage(a, at.slot + (i + x_ahead(C)) * slots(C), slot == 0 ? C.x_slots - 1 : slot - 1);
+    }
+    if constexpr (most_slabs(C) > 1) {
+      async_commit();  // a group each time, so that waiting for all but some goes on meaning the oldest
+      if (i + 1 < at.count) sum(i + 1, slot + 1 == C.x_slots ? 0 : slot + 1);
+    }
+  }
+  Q4_DEVICE const float* slab_sums(int i) const { return sums + i % 2 * slab_sets(C) * rows(C) + 2 * (lane & 3); }
+};
+
+}  // namespace decode_detail
+}  // namespace q4

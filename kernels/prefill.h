@@ -1,0 +1,90 @@
+// prefill: out = x @ W on Hopper's tensor cores, for m from 16 up: 4-bit weights become the register A operand of wgmma
+// (out^T = W^T x^T), x its shared-memory B operand. sm_90a only.
+//
+// A tile is C.rows rows of x by 64 C.strips columns. Warpgroup 0 produces, the others consume, a strip each:
+//
+//   producer    warp 0: wait empty -> bulk copies of codes and meta ----> full --+
+//               warp 1: wait empty -> tensor copy of x, 64 k, swizzled -> full --+--> consumers
+//   dequantize  16 bytes of codes a thread and 64 k -> A fragments in registers, while the last wgmma runs
+//   mma         wgmma m64 n(rows) k16, at most one batch in flight while the next is converted
+//   epilogue    parts of k summed in a fixed order (teams, cluster, cut tiles), bias, rounding, store
+//
+// Launch: grid(C, m, limits) blocks of threads(C), __launch_bounds__(threads(C), 1), cluster dimension cluster(C),
+// shared_bytes(C) of dynamic shared memory. Tensor maps, 2-d, 16-bit type of the problem, element strides 1, no
+// interleave, 128-byte swizzle, zero fill:
+//   x_map    {x_k, m}, row stride x_stride, box {64, x_box_rows(C, m)}; L2 promotion 256 bytes
+//   out_map  {n, m}, row stride out_stride, box {64, rows}; not read where one_tile(C)
+#pragma once
+#include "prefill_epilogue.h"
+#include "prefill_producer.h"
+
+namespace q4 {
+namespace prefill_detail {
+
+template <PrefillConfig C>
+Q4_DEVICE void produce(const MatmulArgs& a, const TensorMap* x_map, const Shared<C>& s, u32 rank) {
+  const int warp = shuffle(thread_index() / 32, 0);
+  const bool leader = elect_one();
+  if (warp == 0) produce_weights<C>(a, s, rank, leader);
+  if (warp == 1) produce_x<C>(a, x_map, s, rank, leader);
+  sync_warp();
+  if constexpr (C.split > 1) {  // all threads of a cluster meet at its barriers: this pairs with sum_parts'
+    if (gather_in_ring(C)) cluster_arrive();
+    cluster_wait();
+  }
+}
+
+template <PrefillConfig C>
+Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shared<C>& s, const Place& at) {
+  float acc[C.rows / 2];
+  Rings<C> rings;
+  rings.skip(at.team);
+  Schedule<C> schedule(a.m, at.rank);
+  for (Work work; schedule.next(work);) {
+    if constexpr (C.fold)
+      multiply_folded<C>(acc, rings, s, at, work);
+    else
+      multiply<C>(acc, rings, s, at, work);
+    const int column = (first_strip<C>(work, at.rank) + at.strip) * kStripColumns, row = work.tile_m * C.rows;
+    if constexpr (one_tile(C)) {  // the only one
+      sum_parts<C>(acc, a, s, at, column, row);
+      return;
+    } else {
+      if (C.cut && work.end - work.begin != slabs(C.p.k) && !sum_cut<C>(acc, a, schedule, work, s, at)) continue;
+      store_tile<C>(acc, a, out_map, s, at, column, row);
+    }
+  }
+  if (!one_tile(C) && at.thread == 0) bulk_wait_all();
+}
+
+}  // namespace prefill_detail
+
+template <PrefillConfig C>
+Q4_DEVICE void prefill(const MatmulArgs& a, const TensorMap* x_map, const TensorMap* out_map) {
+  using namespace prefill_detail;
+  const Shared<C> s;
+  const u32 rank = cluster(C) > 1 ? static_cast<u32>(block_index() % cluster(C)) : 0;
+  if (thread_index() == 32) {
+    prefetch_map(x_map);
+    if (!one_tile(C)) prefetch_map(out_map);
+  }
+  if (thread_index() == 0) s.init_barriers();
+  sync_warp();
+  if (C.share > 1)
+    cluster_sync();  // neighbours write into this block's x ring
+  else
+    sync_block();
+  if (C.split > 1 && !gather_in_ring(C)) cluster_arrive();
+  const int warpgroup = shuffle(thread_index() / 128, 0);
+  if (warpgroup == 0) {
+    registers_lower<producer_registers(C)>();
+    produce<C>(a, x_map, s, rank);
+  } else {
+    registers_raise<consumer_registers(C)>();
+    const int index = warpgroup - 1, thread = thread_index() % 128, lane = thread % 32;
+    consume<C>(a, out_map, s, {rank, index % C.strips, index / C.strips, thread, lane, thread / 32, lane / 4});
+  }
+  if (C.share > 1) cluster_sync();  // no block leaves while a neighbour may still reach its shared memory
+}
+
+}  // namespace q4

@@ -1,0 +1,180 @@
+// What a launch of the prefill kernel is compiled for, how large it is, and which configuration to take.
+#pragma once
+#include "problem.h"
+
+namespace q4 {
+
+/// A tile is `rows` rows of x by `strips` strips of 64 columns, over all of k.
+struct PrefillConfig {
+  Problem p;
+  int rows = 256;  ///< n of wgmma: 16, 32, 64, 128 or 256
+  int strips = 2;  ///< consumer warpgroups side by side, one a strip
+  int teams = 1;   ///< consumer warpgroups of a strip: team q takes slabs q, q + teams, ... of k
+  int split = 1;   ///< blocks of a cluster that share a tile's k, summed through distributed shared memory
+  int share = 1;   ///< blocks of a cluster, side by side along n, that share x by multicast
+  int cut = 0;   ///< waves of tiles cut along k over all blocks: 1: the last, incomplete one; 2: also the one before it
+  int fold = 0;  ///< 1: scales meet the fp32 sums once a slab; 0: they meet the weights
+
+  /// Each tunable with the values worth trying; valid() knows which go together.
+  template <class V>
+  Q4_BOTH constexpr void fields(V&& v) {
+    v("rows", rows, 256, 128, 64, 32, 16), v("strips", strips, 2, 1, 3, 4), v("teams", teams, 1, 2),
+        v("split", split, 1, 2);
+    v("share", share, 1, 2), v("cut", cut, 0, 1, 2), v("fold", fold, 0, 1);
+  }
+};
+
+Q4_BOTH constexpr int tile_columns(const PrefillConfig& c) { return kStripColumns * c.strips; }
+Q4_BOTH constexpr int consumers(const PrefillConfig& c) { return c.strips * c.teams; }
+/// Warpgroup 0 produces. Launch bounds threads(c), 1 give all the same registers at entry; then they trade
+/// (setmaxnreg).
+Q4_BOTH constexpr int threads(const PrefillConfig& c) { return 128 * (consumers(c) + 1); }
+Q4_BOTH constexpr int producer_registers(const PrefillConfig& c) {
+  return c.rows == 256 ? 24 : consumers(c) <= 2 ? 40 : 32;
+}
+Q4_BOTH constexpr int consumer_registers(const PrefillConfig& c) {
+  return c.rows == 256 ? 240 : consumers(c) <= 2 ? 232 : consumers(c) == 3 ? 160 : 112;
+}
+
+/// Blocks of a cluster: the launch's cluster dimension.
+Q4_BOTH constexpr int cluster(const PrefillConfig& c) { return c.share * c.split; }
+/// Sums over parts of k that meet when a tile ends; then a cluster runs one tile and leaves.
+Q4_BOTH constexpr int parts(const PrefillConfig& c) { return c.split * c.teams; }
+Q4_BOTH constexpr bool one_tile(const PrefillConfig& c) { return parts(c) > 1; }
+
+/// k16 steps of one wgmma commit: more where a step is shorter than its bookkeeping, one where registers are short.
+Q4_BOTH constexpr int steps(const PrefillConfig& c) {
+  return c.rows <= 32 ? 4 : c.rows == 64 ? (c.strips == 4 ? 1 : 4) : c.rows == 128 && consumers(c) <= 2 ? 2 : 1;
+}
+
+// ---- shared memory: x ring | sums or out | codes and meta ring | barriers ------------------------------------------
+/// x travels with the codes, two tiles of 64 k a stage: one barrier less a slab, where slabs are short.
+Q4_BOTH constexpr bool one_ring(const PrefillConfig& c) { return c.rows <= 32 && c.share == 1; }
+Q4_BOTH constexpr int x_tile_bytes(const PrefillConfig& c) { return c.rows * 128; }
+/// Sets of meta that a slab needs, and where a strip's stand in a stage: codes of all strips first.
+Q4_BOTH constexpr int slab_sets(const Problem& p) { return p.unit < kSlabRows ? kSlabRows / p.unit : 1; }
+Q4_BOTH constexpr int stage_bytes(const PrefillConfig& c) {
+  return c.strips * (kSlabBytes + slab_sets(c.p) * kMetaBytes);
+}
+/// fp32 slices of a tile that one block gathers and adds.
+Q4_BOTH constexpr int gather_bytes(const PrefillConfig& c) { return c.teams * c.strips * c.rows * 256; }
+/// Wide tiles lay those over the x ring, which is free by then.
+Q4_BOTH constexpr bool gather_in_ring(const PrefillConfig& c) { return one_tile(c) && c.rows >= 128; }
+Q4_BOTH constexpr int out_bytes(const PrefillConfig& c) {
+  return gather_in_ring(c) ? 0 : one_tile(c) ? gather_bytes(c) : c.strips * c.rows * 128;
+}
+
+constexpr int kPrefillShared = 232448;  // what a block of sm_90 can have
+Q4_BOTH constexpr int ring_space(const PrefillConfig& c) { return kPrefillShared - 2048 - out_bytes(c); }
+/// Rings hold whole turns of the teams: a stage then always belongs to one team, which cannot wait for its next phase
+/// before it has met this one. (Parity alone would let a team that is ahead pass a barrier one phase early.)
+Q4_BOTH constexpr int whole_turns(int stages, int turn) { return stages - stages % turn; }
+Q4_BOTH constexpr int x_stages(const PrefillConfig& c);
+/// Stages of codes, 128 k each: enough to keep 50 to 100 KB on the way.
+Q4_BOTH constexpr int stages(const PrefillConfig& c) {
+  const int most = c.strips == 1 ? 12 : 8;
+  const int fit = one_ring(c) ? ring_space(c) / (2 * x_tile_bytes(c) + stage_bytes(c))
+                              : (ring_space(c) - x_stages(c) * x_tile_bytes(c)) / stage_bytes(c);
+  return whole_turns(smaller(most, fit), c.teams);
+}
+/// Stages of x, 64 k each.
+Q4_BOTH constexpr int x_stages(const PrefillConfig& c) {
+  if (one_ring(c)) return 2 * stages(c);
+  const int fit = (ring_space(c) - stage_bytes(c)) / (x_tile_bytes(c) + stage_bytes(c) / 2);
+  return whole_turns(smaller(8, fit), 2 * c.teams);
+}
+Q4_BOTH constexpr int shared_bytes(const PrefillConfig& c) {
+  return 1024 + x_stages(c) * x_tile_bytes(c) + out_bytes(c) + stages(c) * stage_bytes(c) +
+         8 * (2 * x_stages(c) + 2 * stages(c) + 1) + 4 * c.strips;
+}
+
+// ---- the launch -----------------------------------------------------------------------------------------------------
+/// Rows of a box of the tensor map of x. Filling rows past m seems to cost TMA some 13 cycles each, so a tail asks for
+/// few: rows that no box brings hold anything, and only meet sums that are not stored. Boxes are whole swizzle periods
+/// of 8 rows.
+Q4_BOTH constexpr int x_box_rows(const PrefillConfig& c, i64 m) {
+  if (m % c.rows == 0) return c.rows / c.share;
+  if (m < c.rows) return round_up(ceil_div(static_cast<int>(m), c.share), 8);
+  return smaller(c.rows / c.share, 32);
+}
+Q4_BOTH constexpr int tiles_n(const PrefillConfig& c) { return ceil_div(strips(c.p.n), c.strips * c.share); }
+Q4_BOTH constexpr i64 tiles(const PrefillConfig& c, i64 m) { return (m + c.rows - 1) / c.rows * tiles_n(c); }
+/// Tiles cut over `workers` clusters.
+Q4_BOTH constexpr int cut_tiles(const PrefillConfig& c, i64 tiles, int workers) {
+  if (c.cut == 0 || tiles % workers == 0) return 0;
+  const i64 most = tiles % workers + static_cast<i64>(c.cut - 1) * workers;
+  return static_cast<int>(most < tiles ? most : tiles);
+}
+/// Blocks: a multiple of cluster(c).
+Q4_BOTH constexpr i64 grid(const PrefillConfig& c, i64 m, const Limits& limits) {
+  const int workers = larger(1, limits.units / cluster(c));
+  const i64 all = tiles(c, m);
+  return (one_tile(c) || (all < workers && !c.cut) ? all : workers) * cluster(c);
+}
+/// The workspace: counters (zero before the first launch, left zero), then two fp32 tiles a block.
+constexpr int kPrefillCounterBytes = 16384;
+Q4_BOTH constexpr i64 workspace_bytes(const PrefillConfig& c, i64 m, const Limits& limits) {
+  if (!c.cut || m <= 0) return 0;
+  return kPrefillCounterBytes + grid(c, m, limits) * 2 * tile_columns(c) * c.rows * 4;
+}
+
+Q4_BOTH constexpr bool valid(const PrefillConfig& c, const Limits& limits) {
+  const bool known = (c.rows == 16 || c.rows == 32 || c.rows == 64 || c.rows == 128 || c.rows == 256) &&
+                     c.strips >= 1 && c.strips <= 4 && (c.teams == 1 || c.teams == 2) &&
+                     (c.split == 1 || c.split == 2) && (c.share == 1 || c.share == 2) && c.cut >= 0 && c.cut <= 2;
+  if (!known || limits.arch != 90 || c.p.gather || shared_bytes(c) > limits.shared_bytes) return false;
+  if (consumers(c) > (c.rows == 256 ? 2 : 4) || (c.rows == 256 && c.teams > 1)) return false;  // registers
+  if (c.rows == 128 && c.strips == 4 && c.cut) return false;                                   // the same
+  if (one_tile(c) && (c.share > 1 || c.cut)) return false;  // its cluster runs along k
+  if (slabs(c.p.k) / c.split < c.teams) return false;       // every part has a slab
+  if (gather_in_ring(c) && gather_bytes(c) > x_stages(c) * x_tile_bytes(c)) return false;
+  if (x_stages(c) < 4 * c.teams || stages(c) < 2 * c.teams) return false;  // a slab for each team, one to come
+  if (c.cut && 2 * limits.units * c.strips * 4 > kPrefillCounterBytes) return false;  // one counter a tile and strip
+  return !c.fold || (one_ring(c) && c.p.unit % kSlabRows == 0);
+}
+/// A row's bits depend neither on m nor on where the row stands, for one config: how k is cut does not depend on m.
+Q4_BOTH constexpr bool batch_invariant(const PrefillConfig& c) { return c.cut == 0; }
+
+// ---- the default: the least estimate over the whole space -------------------------------------------------------
+/// Nanoseconds on an H200: within 10% of what was measured at 58 of 60 points (six shapes, m = 16 to 8192, group 128).
+Q4_BOTH constexpr double prefill_estimate(const PrefillConfig& c, i64 m, const Limits& limits) {
+  // One strip x 16 rows of k on one SM: its codes, their conversion and its wgmma hardly hide one another.
+  const double step = c.rows == 16 ? 17.7 : c.rows == 32 ? 20.2 : c.rows == 64 ? 29.3 : c.rows == 128 ? 43.4 : 83;
+  double part = 1;                     // small things, as factors
+  if (consumers(c) == 1) part *= 1.5;  // few warps hide little latency
+  if (consumers(c) == 2 && c.rows <= 128 && !(one_tile(c) && c.rows == 128)) part *= 1.04;
+  if (c.rows <= 32 && !c.fold) part *= 1.1;
+  if (c.rows == 256 ? c.share == 1 : c.share == 2 || (c.rows == 128 && c.strips == 1)) part *= 1.04;  // traffic of x
+  if (c.strips == 4) part *= 1.01;                                                                    // registers
+  if (c.rows >= 128 && parts(c) == 4) part *= 1.03;
+  const double tile = step * part * c.strips * slabs(c.p.k) * 8 / c.split;
+  const double all = static_cast<double>(tiles(c, m)), workers = larger(1, limits.units / cluster(c));
+  const i64 waves = (tiles(c, m) + static_cast<i64>(workers) - 1) / static_cast<i64>(workers);
+  const double ends = 3500 + (c.split > 1 ? 4.0 * c.rows : 0);
+  if (one_tile(c)) return static_cast<double>(waves) * (tile + ends);
+  if (c.cut && cut_tiles(c, tiles(c, m), static_cast<int>(workers)) > 0)
+    return 1.02 * tile * all / workers + ends + 7000 + 42.0 * c.rows +
+           (c.cut == 1 && waves > 1 && c.rows < 256 ? 2000 : 0);
+  return static_cast<double>(waves) * (tile + 600) + ends;
+}
+/// `invariant`: only what batch_invariant() allows. A result that is not valid() means: no prefill for this problem.
+Q4_BOTH constexpr PrefillConfig prefill_default(const Problem& p, i64 m, const Limits& limits, bool invariant = false) {
+  PrefillConfig best{p};
+  double least = 1e30;
+  for (int rows = 16; rows <= 256; rows *= 2) {
+    if (rows < 256 && 4 * rows < m && !invariant) continue;  // converts each weight many times: energy, so clocks
+    for (int strips = 1; strips <= 4; ++strips)
+      for (int kind = 0; kind < 7; ++kind) {  // teams and split, else share and cut
+        const int teams = kind == 0 || kind == 1 ? 2 : 1, split = kind == 0 || kind == 2 ? 2 : 1;
+        const int share = kind == 4 || kind == 6 ? 2 : 1, cut = kind >= 5 ? (rows == 256 ? 1 : 2) : 0;
+        const PrefillConfig c{p,     rows,  strips, teams,
+                              split, share, cut,    rows <= 32 && share == 1 && p.unit % kSlabRows == 0};
+        if (!valid(c, limits) || (invariant && !batch_invariant(c))) continue;
+        const double estimate = prefill_estimate(c, m, limits);
+        if (estimate < least) least = estimate, best = c;
+      }
+  }
+  return best;
+}
+
+}  // namespace q4

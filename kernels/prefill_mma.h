@@ -1,0 +1,156 @@
+// Prefill, stage "mma": a consumer warpgroup converts the next codes while the tensor cores work on the last ones.
+#pragma once
+#include "prefill_dequantize.h"
+#include "wgmma.h"
+
+namespace q4::prefill_detail {
+
+/// Which part of the block's work a consumer thread has.
+struct Place {
+  u32 rank;          // of the block in its cluster
+  int strip, team;   // of the warpgroup
+  int thread, lane;  // in the warpgroup, in the warp
+  int tile, g;       // 16 columns of the strip: the warp; column g and g + 8 of them: the lane
+};
+
+/// The rings of a consumer; its team meets every C.teams-th slab.
+template <PrefillConfig C>
+struct Rings {
+  Ring<stages(C)> slab;
+  Ring<x_stages(C)> x;
+  Q4_DEVICE void skip(int slabs) {
+    for (int i = 0; i < slabs; ++i) {
+      slab.advance();
+      if (!one_ring(C)) x.advance(), x.advance();
+    }
+  }
+};
+
+template <PrefillConfig C>
+Q4_DEVICE void release_slab(const Shared<C>& s, u32 stage, int lane) {
+  if (lane == 0) mbar_arrive(s.empty + 8 * stage);
+}
+template <PrefillConfig C>
+Q4_DEVICE void release_x(const Shared<C>& s, u32 stage, int lane) {
+  if constexpr (C.share == 1) {
+    if (lane == 0) mbar_arrive(s.x_empty + 8 * stage);
+  } else {
+    if (lane < C.share) mbar_arrive_remote(s.x_empty + 8 * stage, lane);
+  }
+}
+
+/// Starts one batch of k16 steps; the first adds to `acc` only if `add`.
+template <PrefillConfig C, int kRegs, int kSteps>
+Q4_DEVICE void start(float (&acc)[kRegs], u32 (&frag)[kSteps][4], u32 x_tile, int first_step, int add) {
+  const u64 x = wgmma_descriptor(x_tile) + 2 * first_step;
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) wgmma_pin(frag[j]);
+  wgmma_fence();
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) wgmma<C.p.bf16>(acc, frag[j], x + 2 * j, j == 0 ? add : 1);
+  wgmma_commit();
+}
+
+/// acc = this team's slabs of a tile, weights scaled as they are converted.
+template <PrefillConfig C, int kRegs>
+Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s, const Place& at, const Work& work) {
+  constexpr int kSteps = steps(C), kBatches = 4 / kSteps;
+  constexpr int kSets = C.p.unit < 64 ? 64 / C.p.unit : 1;  // of meta, in 64 rows
+  u32 frag[2][kSteps][4], words[4];
+  Scaling scaling[kSets];
+  int add = 0;
+  u32 held = 0;  // the stage that a wgmma in flight may still read
+  for (int slab = work.begin + at.team; slab < work.end; slab += C.teams) {
+    const u32 stage = rings.slab.stage;
+    mbar_wait(s.full + 8 * stage, rings.slab.phase);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (half == 0 || C.p.unit < kSlabRows) {
+#pragma unroll
+        for (int i = 0; i < kSets; ++i)
+          scaling[i] =
+              load_scaling<C.p.bf16>(s.strip_meta(stage, at.strip) + (half * kSets + i) * kMetaBytes, at.tile, at.g);
+      }
+      load_shared4(words, s.strip_codes(stage, at.strip) + at.tile * kTileBytes + half * 512 + at.lane * 16);
+#pragma unroll
+      for (int batch = 0; batch < kBatches; ++batch) {
+        auto& next = frag[(half * kBatches + batch) & 1];
+#pragma unroll
+        for (int j = 0; j < kSteps; ++j) {
+          const int step = batch * kSteps + j;
+          dequantize<C.p.bf16>(next[j], words[step], scaling[step * kSets / 4]);
+        }
+        if (batch == 0 && !one_ring(C)) mbar_wait(s.x_full + 8 * rings.x.stage, rings.x.phase);
+        const u32 x_stage = one_ring(C) ? 2 * stage + half : rings.x.stage;
+        start<C>(acc, next, s.x_tile(x_stage), batch * kSteps, batch == 0 ? add : 1);
+        wgmma_wait<1>();  // all before this batch are done
+        if (batch == 0) {
+          if constexpr (one_ring(C)) {
+            if (half == 0) {
+              if (add) release_slab(s, held, at.lane);
+              held = stage;
+            }
+          } else {
+            if (add) release_x(s, held, at.lane);
+            held = x_stage;
+            if (half == 1) release_slab(s, stage, at.lane);  // its last words are in registers
+          }
+          add = 1;
+        }
+      }
+      if (!one_ring(C)) rings.x.advance();
+    }
+    rings.slab.advance();
+    rings.skip(C.teams - 1);
+  }
+  wgmma_wait<0>();
+  if constexpr (one_ring(C))
+    release_slab(s, held, at.lane);
+  else
+    release_x(s, held, at.lane);
+}
+
+/// The same with C.fold: q - z meets x, and each slab's sums are scaled and added when its last wgmma is done. Fewer
+/// instructions a weight, more a sum, and exact weights: for few rows.
+template <PrefillConfig C, int kRegs>
+Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s, const Place& at,
+                               const Work& work) {
+  static_assert(one_ring(C) && steps(C) == 4 && C.p.unit % kSlabRows == 0, "two batches a slab, one set of meta");
+  u32 frag[2][4][4], words[2][4];
+  float part[kRegs], scale[2] = {};
+  u32 held = 0;
+  bool add = false;
+#pragma unroll
+  for (int i = 0; i < kRegs; ++i) acc[i] = 0.f;
+  const auto finish = [&] {  // the slab before
+    wgmma_wait<0>();
+    release_slab(s, held, at.lane);
+#pragma unroll
+    for (int i = 0; i < kRegs; ++i) acc[i] = fma_float(scale[(i / 2) & 1], part[i], acc[i]);
+  };
+  for (int slab = work.begin + at.team; slab < work.end; slab += C.teams) {
+    const u32 stage = rings.slab.stage;
+    mbar_wait(s.full + 8 * stage, rings.slab.phase);
+    const Scaling scaling = load_scaling<C.p.bf16>(s.strip_meta(stage, at.strip), at.tile, at.g);
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      load_shared4(words[half], s.strip_codes(stage, at.strip) + at.tile * kTileBytes + half * 512 + at.lane * 16);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) center<C.p.bf16>(frag[half][j], words[half][j], scaling);
+      if (half == 0 && add) finish();
+      start<C>(part, frag[half], s.x_tile(2 * stage + half), 0, half);
+      if (half == 1) wgmma_wait<1>();
+    }
+    scale[0] = scaling.scale[0];
+    scale[1] = scaling.scale[1];
+    held = stage;
+    add = true;
+    rings.slab.advance();
+    rings.skip(C.teams - 1);
+  }
+  finish();
+}
+
+}  // namespace q4::prefill_detail

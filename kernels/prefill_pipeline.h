@@ -1,0 +1,128 @@
+// What all roles of a prefill block agree on: shared memory, the rings, and the list of work.
+#pragma once
+#include "hopper.h"
+#include "prefill_config.h"
+
+namespace q4::prefill_detail {
+
+/// Addresses in the block's shared memory. x tiles are 1024-byte aligned, as their swizzle wants.
+template <PrefillConfig C>
+struct Shared {
+  static constexpr int kStages = stages(C), kXStages = x_stages(C);
+  u32 x, out, codes, x_full, x_empty, full, empty, gathered, flag;
+
+  Q4_DEVICE Shared() {
+    x = (shared_address(shared_memory()) + 1023u) & ~1023u;
+    out = x + kXStages * x_tile_bytes(C);
+    codes = out + out_bytes(C);
+    x_full = codes + kStages * stage_bytes(C);
+    x_empty = x_full + 8 * kXStages;
+    full = x_empty + 8 * kXStages;
+    empty = full + 8 * kStages;
+    gathered = empty + 8 * kStages;
+    flag = gathered + 8;
+  }
+  Q4_DEVICE u32 strip_codes(u32 stage, int strip) const { return codes + stage * stage_bytes(C) + strip * kSlabBytes; }
+  Q4_DEVICE u32 strip_meta(u32 stage, int strip) const {
+    return codes + stage * stage_bytes(C) + C.strips * kSlabBytes + strip * (slab_sets(C.p) * kMetaBytes);
+  }
+  Q4_DEVICE u32 x_tile(u32 stage) const { return x + stage * x_tile_bytes(C); }
+
+  Q4_DEVICE void init_barriers() const {
+    // One thread, unrolled: barrier instructions want uniform addresses, lanes in parallel are serialized.
+#pragma unroll
+    for (int i = 0; i < kStages; ++i) {
+      mbar_init(full + 8 * i, one_ring(C) ? 2 : 1);  // the producers of codes and of x
+      mbar_init(empty + 8 * i, 4 * C.strips);        // the warps of one team
+    }
+    if (!one_ring(C)) {
+#pragma unroll
+      for (int i = 0; i < kXStages; ++i) {
+        mbar_init(x_full + 8 * i, 1);
+        mbar_init(x_empty + 8 * i, 4 * C.strips * C.share);
+      }
+    }
+    if (C.split > 1) {
+      mbar_init(gathered, 1);
+      mbar_expect(gathered, gather_bytes(C) / C.split);  // what the other block will send
+    }
+    mbar_fence_init();
+  }
+};
+
+/// Where a ring stands. Barriers start in phase 0: a consumer waits for `phase`, a producer for `phase ^ 1`.
+template <int kStages>
+struct Ring {
+  u32 stage = 0, phase = 0;
+  Q4_DEVICE void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+/// Slabs [begin, end) of a tile, which stands at tile_m, tile_n.
+struct Work {
+  int tile, begin, end, tile_m, tile_n;
+};
+
+/// Every role of a block walks the same list: first this worker's range of the cut tiles, then whole tiles, every
+/// `workers`-th. A worker is a cluster.
+template <PrefillConfig C>
+struct Schedule {
+  static constexpr int kSlabs = slabs(C.p.k), kTilesN = tiles_n(C);
+  int workers, worker, tiles_m, tiles, cut, cutters, cut_now, cut_end, whole, first, last;
+
+  Q4_DEVICE Schedule(int m, u32 rank) {
+    workers = block_count() / cluster(C);
+    worker = block_index() / cluster(C);
+    tiles_m = ceil_div(m, C.rows);
+    tiles = tiles_m * kTilesN;
+    cut = cut_tiles(C, tiles, workers);
+    cutters = smaller(workers, cut * kSlabs);
+    cut_now = cut_begin(smaller(worker, cutters));
+    cut_end = cut_begin(smaller(worker + 1, cutters));
+    whole = cut + worker;
+    first = C.split > 1 ? kSlabs * static_cast<int>(rank) / C.split : 0;
+    last = C.split > 1 ? kSlabs * (static_cast<int>(rank) + 1) / C.split : kSlabs;
+  }
+  /// The cut tiles' slabs, in order, are dealt evenly, at least one each: where a worker's begin, and who has one.
+  Q4_DEVICE int cut_begin(int w) const {
+    return static_cast<int>(static_cast<u64>(cut * kSlabs) * w / static_cast<u32>(larger(1, cutters)));
+  }
+  Q4_DEVICE int cut_owner(int slab) const {
+    return static_cast<int>((static_cast<u64>(slab + 1) * cutters - 1) / static_cast<u32>(cut * kSlabs));
+  }
+  Q4_DEVICE bool next(Work& work) {
+    if (C.cut && cut_now < cut_end) {
+      work.tile = cut_now / kSlabs;
+      work.begin = cut_now - work.tile * kSlabs;
+      work.end = smaller(kSlabs, work.begin + cut_end - cut_now);
+      cut_now += work.end - work.begin;
+    } else {
+      if (whole >= tiles) return false;
+      work = {whole, first, last, 0, 0};
+      whole += workers;
+    }
+    place(work);
+    return true;
+  }
+  /// Bands of about 1024 rows: within one, all its rows meet a column tile before the next column tile.
+  Q4_DEVICE void place(Work& work) const {
+    constexpr int kBand = larger(1, 1024 / C.rows);
+    const int band = work.tile / (kBand * kTilesN);
+    const int rows = smaller(kBand, tiles_m - band * kBand);
+    const int rest = work.tile - band * kBand * kTilesN;
+    work.tile_n = rest / rows;
+    work.tile_m = band * kBand + rest - work.tile_n * rows;
+  }
+};
+
+/// First strip of this block's part of a tile.
+template <PrefillConfig C>
+Q4_DEVICE int first_strip(const Work& work, u32 rank) {
+  return (work.tile_n * C.share + (C.share > 1 ? static_cast<int>(rank) : 0)) * C.strips;
+}
+
+}  // namespace q4::prefill_detail

@@ -1,0 +1,103 @@
+// What a backend must provide. Adding one: a folder that implements Backend and DeviceBackend, and a line in list.cpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <q4/device.hpp>
+#include <q4/matmul.hpp>
+#include <q4/tuning.hpp>
+#include <string>
+#include <vector>
+
+#include "runtime/row_order.hpp"
+
+namespace q4 {
+
+/// A validated matrix on its way to a device: small tensors on the host in plain form, codes as they were given.
+struct MatrixSource {
+  std::int64_t k = 0, n = 0, groups = 0, group_size = 0;
+  bool awq = false;                        ///< qweight is [k, n/8] in AWQ's nibble order, else GPTQ's [k/8, n]
+  const std::uint32_t* qweight = nullptr;  ///< contiguous; in host memory, or on the target device if qweight_on_device
+  bool qweight_on_device = false;
+  std::vector<std::uint8_t> zeros;    ///< [groups, n], 0..15, as they enter (q - zero)
+  std::vector<std::uint16_t> scales;  ///< [groups, n] fp16 bits
+  std::vector<float> bias;            ///< [n] or empty
+  std::vector<std::int32_t> g_idx;    ///< [k] or empty (no act-order)
+  RowOrder order;
+};
+
+/// Weights in a backend's own layout and memory.
+class PackedMatrix {
+ public:
+  virtual ~PackedMatrix() = default;
+  virtual std::size_t bytes() const = 0;
+};
+
+/// One prepared multiplication; see MatmulPlan for what run() promises. Arguments are already checked: pointers
+/// aligned, strides resolved, 1 <= m <= max_m. `workspace` null: the plan's own.
+class PlanBackend {
+ public:
+  virtual ~PlanBackend() = default;
+  virtual void run(void* stream, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride,
+                   std::int64_t m, void* workspace) const = 0;
+  virtual std::size_t workspace_bytes() const = 0;
+  virtual std::string tactic(std::int64_t m) const = 0;
+  virtual std::vector<std::string> tactics(std::int64_t m) const = 0;
+};
+
+enum class CopyKind { kToDevice, kToHost, kOnDevice };
+
+/// One open device. Thread-safe. `stream` arguments are native handles, null: the default stream.
+class DeviceBackend {
+ public:
+  virtual ~DeviceBackend() = default;
+  virtual const DeviceInfo& info() const = 0;
+
+  virtual void* allocate(std::size_t bytes) = 0;  ///< 256-byte aligned, never null; kOutOfMemory
+  virtual void release(void* memory) noexcept = 0;
+  virtual void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) = 0;  ///< synchronous
+  virtual void fill(void* memory, int byte, std::size_t bytes) = 0;                     ///< synchronous
+  virtual void synchronize() = 0;
+  /// Times `work` (which launches on the stream it is given): each element is one run's microseconds. On a GPU the work
+  /// is captured once into a graph and replayed between events; on the CPU it is called.
+  virtual std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) = 0;
+  /// Microseconds that a kernel needs to read `bytes` of cold memory and nothing else, as measure() times it; 0:
+  /// unknown.
+  virtual double read_floor_us(std::size_t bytes) = 0;
+  /// out[m, n] = x[m, k] @ w[k, n] by the BLAS, all dense, contiguous and of this type: what q4-bench compares with.
+  /// Null where there is no BLAS for it.
+  using Dense = std::function<void(void* stream, const void* x, const void* w, void* out)>;
+  virtual Dense dense(std::int64_t /*k*/, std::int64_t /*n*/, std::int64_t /*m*/, DType /*type*/) { return {}; }
+
+  virtual std::unique_ptr<PackedMatrix> pack(const MatrixSource& source) = 0;
+  /// `matrix` is one of pack()'s, and remembers the shape. `tuned` may be null.
+  virtual std::unique_ptr<PlanBackend> plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
+                                            const TuningRecord* tuned) = 0;
+  /// A host x_map is already checked; one in device memory is bounded by the kernel: an entry outside [0, x_cols) gives
+  /// 0.
+  virtual void column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
+                            std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,
+                            std::int64_t rows) = 0;
+  /// Digest of the kernel sources: a tuning record of another digest is stale.
+  virtual std::string kernels_digest() const = 0;
+};
+
+/// What a backend gets from the Runtime that opens it.
+struct BackendContext;
+
+/// A family of devices. Enumerating never throws: what is missing is in status().
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual BackendKind kind() const = 0;
+  virtual BackendStatus status() = 0;
+  virtual std::vector<DeviceInfo> devices() = 0;
+  virtual std::shared_ptr<DeviceBackend> open(int ordinal) = 0;  ///< 0 <= ordinal < devices().size()
+};
+
+/// The list. `context` outlives the backends.
+std::vector<std::unique_ptr<Backend>> make_backends(const BackendContext& context);
+
+}  // namespace q4

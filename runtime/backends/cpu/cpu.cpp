@@ -1,0 +1,188 @@
+// The CPU as a Backend with one device.
+#include "runtime/backends/cpu/cpu.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <fstream>
+#include <string>
+
+#include "runtime/backends/cpu/blas.hpp"
+#include "runtime/backends/cpu/kernels.hpp"
+#include "runtime/backends/cpu/packed.hpp"
+#include "runtime/backends/cpu/plan.hpp"
+#include "runtime/backends/cpu/thread_pool.hpp"
+#include "runtime/check.hpp"
+#include "runtime/context.hpp"
+
+namespace q4 {
+namespace cpu {
+namespace {
+
+/// Raise when a kernel or the layout changes speed: tuning records of another version are stale.
+constexpr const char* kKernelsVersion = "cpu-1";
+
+std::string model_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("model name") && line.find(": ") != std::string::npos) return line.substr(line.find(": ") + 2);
+  return "CPU";
+}
+
+std::size_t system_value(int name) {
+  const long value = sysconf(name);
+  return value > 0 ? std::size_t(value) : 0;
+}
+
+DeviceInfo describe(const char* isa, int threads) {
+  DeviceInfo info;
+  info.device = {BackendKind::kCpu, 0};
+  info.name = model_name();
+  info.arch = isa;
+  info.compute_units = threads;
+  info.memory_bytes = system_value(_SC_PHYS_PAGES) * system_value(_SC_PAGESIZE);
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  info.l2_bytes = std::max(system_value(_SC_LEVEL3_CACHE_SIZE), system_value(_SC_LEVEL2_CACHE_SIZE));
+#endif
+  info.fingerprint = fmt::format("{}, {}, {} threads, {} KiB cache, {} MiB", info.name, info.arch, threads,
+                                 info.l2_bytes >> 10, info.memory_bytes >> 20);
+  return info;
+}
+
+class CpuDevice final : public DeviceBackend {
+ public:
+  CpuDevice(const Kernels& kernels, int threads)
+      : kernels_(kernels), info_(describe(kernels.isa, threads)), pool_(threads) {}
+
+  const DeviceInfo& info() const override { return info_; }
+  void* allocate(std::size_t bytes) override { return allocate_aligned(bytes); }
+  void release(void* memory) noexcept override { std::free(memory); }
+  void copy(void* to, const void* from, std::size_t bytes, CopyKind) override {
+    if (bytes > 0) std::memmove(to, from, bytes);
+  }
+  void fill(void* memory, int byte, std::size_t bytes) override {
+    if (bytes > 0) std::memset(memory, byte, bytes);
+  }
+  void synchronize() override {}
+
+  std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) override {
+    std::vector<double> times;
+    times.reserve(std::size_t(std::max(runs, 0)));
+    for (int i = 0; i < runs; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      work(nullptr);
+      times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
+    }
+    return times;
+  }
+
+  /// Reads slices of a buffer that no cache holds: the best of a few.
+  double read_floor_us(std::size_t bytes) override {
+    if (bytes == 0) return 0;
+    constexpr std::size_t kMost = std::size_t(1) << 30;
+    const std::size_t size = std::max(std::min(3 * info_.l2_bytes, kMost), 4 * bytes) / bytes * bytes;
+    const Buffer buffer(static_cast<std::byte*>(allocate_aligned(size)));
+    constexpr std::size_t kPiece = std::size_t(1) << 16;
+    pool_.run(std::int64_t((size + kPiece - 1) / kPiece), [&](std::int64_t piece, int) {
+      const std::size_t at = std::size_t(piece) * kPiece;
+      std::memset(buffer.get() + at, 1, std::min(kPiece, size - at));
+    });
+    double best = 0;
+    std::atomic<std::uint64_t> sum{0};
+    for (std::size_t slice = 0; slice < size; slice += bytes) {
+      const double us = measure(
+          [&](void*) {
+            pool_.run(std::int64_t((bytes + kPiece - 1) / kPiece), [&](std::int64_t piece, int) {
+              const std::size_t at = std::size_t(piece) * kPiece;
+              const auto* words = reinterpret_cast<const std::uint64_t*>(buffer.get() + slice / 8 * 8 + at);
+              std::uint64_t part = 0;
+              for (std::size_t i = 0; i < std::min(kPiece, bytes - at) / 8; ++i) part += words[i];
+              sum.fetch_add(part, std::memory_order_relaxed);
+            });
+          },
+          1)[0];
+      if (best == 0 || us < best) best = us;
+    }
+    return best;
+  }
+
+  Dense dense(std::int64_t k, std::int64_t n, std::int64_t m, DType type) override {
+    if (type != DType::kF32 || !blas().available) return {};
+    return [k, n, m](void*, const void* x, const void* w, void* out) {
+      blas().multiply(m, n, k, static_cast<const float*>(x), k, static_cast<const float*>(w), n,
+                      static_cast<float*>(out), n);
+    };
+  }
+
+  std::unique_ptr<PackedMatrix> pack(const MatrixSource& source) override { return cpu::pack(source, pool_); }
+  std::unique_ptr<PlanBackend> plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
+                                    const TuningRecord* tuned) override {
+    return std::make_unique<CpuPlan>(std::static_pointer_cast<const CpuMatrix>(std::move(matrix)), kernels_, pool_,
+                                     options, tuned);
+  }
+
+  void column_remap(void*, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
+                    std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,
+                    std::int64_t rows) override {
+    pool_.run(rows, [&](std::int64_t row, int) {
+      const auto* from = static_cast<const std::uint16_t*>(x) + row * x_stride;
+      auto* to = static_cast<std::uint16_t*>(x_new) + row * x_new_stride;
+      for (std::int64_t col = 0; col < cols; ++col)
+        to[col] = x_map[col] >= 0 && x_map[col] < x_cols ? from[x_map[col]] : 0;
+    });
+  }
+
+  std::string kernels_digest() const override { return kKernelsVersion; }
+
+ private:
+  Kernels kernels_;
+  DeviceInfo info_;
+  ThreadPool pool_;
+};
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const BackendContext& context) : context_(context) {}
+
+  BackendKind kind() const override { return BackendKind::kCpu; }
+
+  BackendStatus status() override {
+    BackendStatus status;
+    status.kind = BackendKind::kCpu;
+    try {
+      status.components.emplace_back("instruction set", kernels().isa);
+      status.available = true;
+    } catch (const Error& error) { status.reason = error.what(); }
+    status.components.emplace_back("threads", std::to_string(threads()));
+    status.components.emplace_back("blas", blas().name);
+    return status;
+  }
+
+  std::vector<DeviceInfo> devices() override {
+    try {
+      return {describe(kernels().isa, threads())};
+    } catch (const Error&) {
+      return {};  // status() says why
+    }
+  }
+
+  std::shared_ptr<DeviceBackend> open(int) override { return std::make_shared<CpuDevice>(kernels(), threads()); }
+
+ private:
+  static Kernels kernels() { return select_kernels(std::getenv("Q4_CPU_ISA")); }
+  int threads() const { return context_.options.cpu_threads > 0 ? context_.options.cpu_threads : usable_threads(); }
+
+  const BackendContext& context_;
+};
+
+}  // namespace
+}  // namespace cpu
+
+std::unique_ptr<Backend> make_cpu_backend(const BackendContext& context) {
+  return std::make_unique<cpu::CpuBackend>(context);
+}
+
+}  // namespace q4

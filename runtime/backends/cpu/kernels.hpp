@@ -1,0 +1,96 @@
+// The table of kernels that one instruction set provides; everything else in this backend is plain C++.
+//
+// Files that implement it are compiled with their own target flags: they include no header that could leave inline code
+// of that instruction set to other files, which is why this one is plain structures and function pointers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "runtime/backends/cpu/layout.hpp"
+
+namespace q4::cpu {
+
+enum class Element : std::uint8_t { kF16, kBF16, kF32 };  // of x and out
+
+/// How activations enter a product. fp32: as they are. bf16 terms: as an exact sum of 1 (bf16), 2 (fp16) or 3 (fp32)
+/// bf16.
+constexpr int bf16_terms(Element element) { return element == Element::kBF16 ? 1 : element == Element::kF16 ? 2 : 3; }
+
+/// Rows of x to packed form. fp32: [block][row][128] floats. bf16: [block][row][128]. AMX:
+/// [block][row / 16][term][32-row step][16 rows][32], rows padded to 16 with zeros.
+struct PackX {
+  const void* x;
+  std::int64_t x_stride;
+  Element element;
+  const std::int32_t* source;  // source row of each packed row, -1: padding; null: identity
+  std::int64_t k;              // columns of x
+  std::int64_t blocks;
+  int segment;
+  std::int64_t rows;  // of x here; sets the distance between blocks
+  void* out;
+  float* sums;  // [block][segment][row]: sum of x over the segment
+};
+
+/// One tile of columns times `rows` packed rows: y = x W, fp32, overwritten.
+struct TileJob {
+  const std::byte* weights;
+  std::int64_t blocks;
+  int segment;
+  const void* x;        // packed as the kernel wants it
+  const float* sums;    // of the same rows
+  std::int64_t x_rows;  // rows that x and sums were packed with
+  std::int64_t row;     // first row; a multiple of 16 for AMX
+  int rows;
+  int terms;
+  float* y;       // [rows][64]
+  void* scratch;  // kScratch bytes
+};
+
+/// y (+ bias) to rows of out.
+struct StoreJob {
+  const float* y;  // [rows][64], rows y_stride apart
+  std::int64_t y_stride;
+  int rows;
+  int columns;        // of the tile that exist
+  const float* bias;  // of the tile, or null
+  void* out;          // first element of the tile in the first row
+  std::int64_t out_stride;
+  Element element;
+};
+
+inline constexpr std::size_t kScratch = std::size_t(kTile) * kBlock * sizeof(float) + 4096;
+
+struct Kernels {
+  const char* isa;
+  void (*pack_x)(const PackX&, std::int64_t row_begin, std::int64_t row_end);
+  void (*direct)(const TileJob&);  // decodes in registers for each pass over up to direct_rows rows
+  void (*panel)(const TileJob&);   // decodes a block once to memory, then multiplies all rows
+  int direct_rows;
+  void (*store)(const StoreJob&);
+  /// One tile's dequantized weights: out[packed row * out_stride + column], fp32.
+  void (*dequantize)(const std::byte* tile, std::int64_t blocks, int segment, float* out, std::int64_t out_stride);
+
+  // Where the processor has bf16 dot products, else null. For bf16 activations.
+  void (*pack_x_bf16)(const PackX&, std::int64_t row_begin, std::int64_t row_end) = nullptr;
+  void (*direct_bf16)(const TileJob&) = nullptr;
+  void (*panel_bf16)(const TileJob&) = nullptr;
+  int direct_rows_bf16 = 0;
+
+  // Where it has AMX, else null. Segments of 32 rows and more.
+  void (*pack_x_amx)(const PackX&, std::int64_t row_begin, std::int64_t row_end) = nullptr;
+  void (*amx)(const TileJob&) = nullptr;
+};
+
+// One per file; each returns false and does nothing when the file was built without its instructions.
+bool portable_kernels(Kernels& kernels);
+bool avx2_kernels(Kernels& kernels);
+bool avx512_kernels(Kernels& kernels);
+bool avx512_bf16_kernels(Kernels& kernels);  // adds to avx512's
+bool amx_kernels(Kernels& kernels);          // adds to avx512's
+
+/// The best table that this processor can run, or the one named by `forced` ("portable", "avx2", "avx512",
+/// "avx512_bf16", "amx_bf16"); throws kUnsupported when it cannot. Each one contains the ones before.
+Kernels select_kernels(const char* forced);
+
+}  // namespace q4::cpu

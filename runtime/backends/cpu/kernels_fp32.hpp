@@ -1,0 +1,259 @@
+// The fp32 kernels, for any set of vector operations S. Included by one file per instruction set.
+//
+// Every path adds a row's products in the same order: over the rows of a segment, then one correction for the zeros and
+// one multiply-add with the scales per segment. So a row of the result has the same bits whatever m, tile and thread
+// computed it, and `direct` and `panel` agree to the bit.
+#pragma once
+
+#include <cstring>
+
+#include "runtime/backends/cpu/kernels.hpp"
+#include "runtime/backends/cpu/unroll.hpp"
+
+namespace q4::cpu {
+
+template <class S>
+struct Fp32Kernels {
+  using F = typename S::F;
+  using W = typename S::W;
+  static constexpr int kPanelColumns = S::kVectors * S::kLanes;
+  /// Words that codes are asked for ahead of their use. Without it the stream runs at two thirds of the memory's speed,
+  /// and from 4 KiB on the requests crowd out each other.
+  static constexpr int kPrefetch = 1024 / 4;
+
+  // --- activations ---------------------------------------------------------------------------------------------------
+
+  template <class T>
+  static void gather(const T* x, const std::int32_t* source, T* values) {
+    for (int i = 0; i < kBlock; ++i) values[i] = source[i] < 0 ? T(0) : x[source[i]];
+  }
+
+  /// 128 packed columns of one row of x, as fp32.
+  static void load_block(const PackX& job, std::int64_t row, std::int64_t block, float* values) {
+    const std::int64_t first = block * kBlock;
+    const std::int64_t there = job.source ? kBlock : job.k - first < kBlock ? job.k - first : kBlock;
+    if (job.element == Element::kF32) {
+      const float* x = static_cast<const float*>(job.x) + row * job.x_stride;
+      if (job.source) return gather(x, job.source + first, values);
+      std::memset(values, 0, kBlock * sizeof(float));
+      if (there > 0) std::memcpy(values, x + first, std::size_t(there) * sizeof(float));
+      return;
+    }
+    const std::uint16_t* x = static_cast<const std::uint16_t*>(job.x) + row * job.x_stride;
+    alignas(64) std::uint16_t halves[kBlock];
+    const std::uint16_t* from = halves;
+    if (job.source) {
+      gather(x, job.source + first, halves);
+    } else if (there == kBlock) {
+      from = x + first;
+    } else {
+      std::memset(halves, 0, sizeof halves);
+      if (there > 0) std::memcpy(halves, x + first, std::size_t(there) * 2);
+    }
+    for (int i = 0; i < kBlock; i += S::kLanes)
+      S::store(values + i, job.element == Element::kF16 ? S::load_f16(from + i) : S::load_bf16(from + i));
+  }
+
+  static void sum_segments(const PackX& job, std::int64_t row, std::int64_t block, const float* values) {
+    const int segments = kBlock / job.segment;
+    for (int segment = 0; segment < segments; ++segment) {
+      F sum = S::zero();
+      for (int i = 0; i < job.segment; i += S::kLanes) sum = S::add(sum, S::load(values + segment * job.segment + i));
+      float lanes[S::kLanes], total = 0;
+      S::store(lanes, sum);
+      for (int i = 0; i < S::kLanes; ++i) total += lanes[i];
+      job.sums[(block * segments + segment) * job.rows + row] = total;
+    }
+  }
+
+  static void pack_x(const PackX& job, std::int64_t row_begin, std::int64_t row_end) {
+    float* out = static_cast<float*>(job.out);
+    for (std::int64_t row = row_begin; row < row_end; ++row) {
+      for (std::int64_t block = 0; block < job.blocks; ++block) {
+        float* values = out + (block * job.rows + row) * kBlock;
+        load_block(job, row, block, values);
+        sum_segments(job, row, block, values);
+      }
+    }
+  }
+
+  /// Asks for what lies kPrefetch words after a segment's header; the codes' own requests leave that gap.
+  static void prefetch_gap(const std::byte* at) {
+    for (int line = 0; line < kHeader; line += 64) S::prefetch(at + line + kPrefetch * 4);
+  }
+
+  // --- products ------------------------------------------------------------------------------------------------------
+
+  /// R rows times V vectors of columns over one block, added to y. Codes come from the block itself or, decoded, from
+  /// the panel: [kBlock][V vectors] floats.
+  template <int R, int V, bool kPanel>
+  static void multiply(const TileJob& job, std::int64_t block, const float* panel, int row, int column) {
+    const int segments = kBlock / job.segment, octets = job.segment / 8;
+    const float* x = static_cast<const float*>(job.x) + (block * job.x_rows + job.row + row) * kBlock;
+    const float* sums = job.sums + block * segments * job.x_rows + job.row + row;
+    const std::byte* at = job.weights + block * block_bytes(job.segment);
+    float* y = job.y + row * kTile + column;
+    for (int segment = 0; segment < segments; ++segment) {
+      F acc[R * V];
+      unroll<R * V>([&](auto i) __attribute__((always_inline)) { acc[i] = S::zero(); });
+      if constexpr (!kPanel && V == S::kWideVectors) prefetch_gap(at);
+      const auto* words = reinterpret_cast<const std::uint32_t*>(at + kHeader) + column;
+      for (int octet = 0; octet < octets; ++octet, words += kTile, x += 8) {
+        W lanes[V];
+        if constexpr (!kPanel) {
+          unroll<V>([&](auto v) __attribute__((always_inline)) { lanes[v] = S::load_words(words + v * S::kLanes); });
+          if constexpr (V == S::kWideVectors)
+            unroll<V * S::kLanes / 16>([&](auto line) __attribute__((always_inline)) {
+              S::prefetch(words + line * 16 + kPrefetch);
+            });
+        }
+        unroll<8>([&](auto i) __attribute__((always_inline)) {
+          F weights[V];
+          unroll<V>([&](auto v) __attribute__((always_inline)) {
+            if constexpr (kPanel) {
+              weights[v] = S::load(panel + (i * V + v) * S::kLanes);
+            } else {
+              weights[v] = S::template code<i>(lanes[v]);
+            }
+          });
+          unroll<R>([&](auto r) __attribute__((always_inline)) {
+            const F value = S::set(x[r * kBlock + i]);
+            unroll<V>([&](auto v) __attribute__((always_inline)) {
+              acc[r * V + v] = S::fma(weights[v], value, acc[r * V + v]);
+            });
+          });
+        });
+        if constexpr (kPanel) panel += 8 * V * S::kLanes;
+      }
+      asm volatile("" ::: "memory");  // keeps the compiler from carrying y in registers that the sums need
+      const auto* scales = reinterpret_cast<const std::uint16_t*>(at) + column;
+      const auto* zeros = reinterpret_cast<const std::uint8_t*>(at + kTile * 2) + column;
+      unroll<V>([&](auto v) __attribute__((always_inline)) {
+        const F scale = S::load_f16(scales + v * S::kLanes);
+        const F zero = S::sub(S::load_u8(zeros + v * S::kLanes), S::set(8));
+        unroll<R>([&](auto r) __attribute__((always_inline)) {
+          float* to = y + r * kTile + v * S::kLanes;
+          const F part = S::fnma(zero, S::set(sums[r]), acc[r * V + v]);
+          S::store(to, S::fma(scale, part, S::load(to)));
+        });
+      });
+      at += segment_bytes(job.segment);
+      sums += job.x_rows;
+    }
+  }
+
+  using Multiply = void (*)(const TileJob&, std::int64_t, const float*, int, int);
+  template <bool kPanel, int... R>
+  static Multiply pick(std::integer_sequence<int, R...>, int rows) {
+    static constexpr Multiply table[] = {&multiply<R + 1, S::kVectors, kPanel>...};
+    return table[rows - 1];
+  }
+  template <int... R>
+  static Multiply pick_wide(std::integer_sequence<int, R...>, int rows) {
+    static constexpr Multiply table[] = {&multiply<R + 1, S::kWideVectors, false>...};
+    return table[rows - 1];
+  }
+
+  /// Rows of the pass at `row` when `rows` are split into equal passes of at most `most`.
+  static int pass_rows(int row, int rows, int most) {
+    const int passes = (rows - row + most - 1) / most;
+    return (rows - row + passes - 1) / passes;
+  }
+
+  static void direct(const TileJob& job) {
+    std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
+    for (std::int64_t block = 0; block < job.blocks; ++block) {
+      for (int row = 0, count = 0; row < job.rows; row += count) {
+        count = pass_rows(row, job.rows, S::kRows);
+        const bool wide = count <= S::kWideRows;
+        const Multiply run = wide ? pick_wide(std::make_integer_sequence<int, S::kWideRows>{}, count)
+                                  : pick<false>(std::make_integer_sequence<int, S::kRows>{}, count);
+        const int step = (wide ? S::kWideVectors : S::kVectors) * S::kLanes;
+        for (int column = 0; column < kTile; column += step) run(job, block, nullptr, row, column);
+      }
+    }
+  }
+
+  /// One block's codes as fp32, [kTile / kPanelColumns][kBlock][kPanelColumns].
+  static void decode(const std::byte* at, int segment_rows, float* panel) {
+    int packed = 0;
+    for (int segment = 0; segment < kBlock / segment_rows; ++segment, at += segment_bytes(segment_rows)) {
+      prefetch_gap(at);
+      const auto* words = reinterpret_cast<const std::uint32_t*>(at + kHeader);
+      for (int octet = 0; octet < segment_rows / 8; ++octet, words += kTile, packed += 8) {
+        for (int column = 0; column < kTile; column += S::kLanes) {
+          const W lanes = S::load_words(words + column);
+          S::prefetch(words + column + kPrefetch);
+          float* to =
+              panel + column / kPanelColumns * kBlock * kPanelColumns + packed * kPanelColumns + column % kPanelColumns;
+          unroll<8>([&](auto i) __attribute__((always_inline)) {
+            S::store(to + i * kPanelColumns, S::template code<i>(lanes));
+          });
+        }
+      }
+    }
+  }
+
+  static void panel(const TileJob& job) {
+    std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
+    float* panel = static_cast<float*>(job.scratch);
+    for (std::int64_t block = 0; block < job.blocks; ++block) {
+      decode(job.weights + block * block_bytes(job.segment), job.segment, panel);
+      for (int column = 0; column < kTile; column += kPanelColumns) {
+        for (int row = 0, count = 0; row < job.rows; row += count) {
+          count = pass_rows(row, job.rows, S::kRows);
+          pick<true>(std::make_integer_sequence<int, S::kRows>{}, count)(job, block, panel + column * kBlock, row,
+                                                                         column);
+        }
+      }
+    }
+  }
+
+  // --- results -------------------------------------------------------------------------------------------------------
+
+  static void store(const StoreJob& job) {
+    const std::size_t size = job.element == Element::kF32 ? 4 : 2;
+    for (int row = 0; row < job.rows; ++row) {
+      char* out = static_cast<char*>(job.out) + row * job.out_stride * std::int64_t(size);
+      alignas(64) char converted[kTile * 4];
+      for (int column = 0; column < kTile; column += S::kLanes) {
+        F value = S::load(job.y + row * job.y_stride + column);
+        if (job.bias) value = S::add(value, S::load(job.bias + column));
+        char* to = converted + column * size;
+        if (job.element == Element::kF32) S::store(reinterpret_cast<float*>(to), value);
+        if (job.element == Element::kF16) S::store_f16(reinterpret_cast<std::uint16_t*>(to), value);
+        if (job.element == Element::kBF16) S::store_bf16(reinterpret_cast<std::uint16_t*>(to), value);
+      }
+      std::memcpy(out, converted, std::size_t(job.columns) * size);
+    }
+  }
+
+  static void dequantize(const std::byte* at, std::int64_t blocks, int segment_rows, float* out,
+                         std::int64_t out_stride) {
+    for (std::int64_t segment = 0; segment < blocks * (kBlock / segment_rows);
+         ++segment, at += segment_bytes(segment_rows)) {
+      for (int octet = 0; octet < segment_rows / 8; ++octet, out += 8 * out_stride) {
+        for (int column = 0; column < kTile; column += S::kLanes) {
+          const F scale = S::load_f16(reinterpret_cast<const std::uint16_t*>(at) + column);
+          const F zero = S::sub(S::load_u8(reinterpret_cast<const std::uint8_t*>(at + kTile * 2) + column), S::set(8));
+          const W lanes = S::load_words(reinterpret_cast<const std::uint32_t*>(at + kHeader) + octet * kTile + column);
+          unroll<8>([&](auto i) __attribute__((always_inline)) {
+            S::store(out + i * out_stride + column, S::mul(scale, S::sub(S::template code<i>(lanes), zero)));
+          });
+        }
+      }
+    }
+  }
+
+  static void fill(Kernels& kernels, const char* isa) {
+    kernels.isa = isa;
+    kernels.pack_x = &pack_x;
+    kernels.direct = &direct;
+    kernels.panel = &panel;
+    kernels.direct_rows = S::kRows;
+    kernels.store = &store;
+    kernels.dequantize = &dequantize;
+  }
+};
+
+}  // namespace q4::cpu

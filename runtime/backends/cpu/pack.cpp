@@ -1,0 +1,114 @@
+// Repacks GPTQ and AWQ codes into tiles.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "runtime/backends/cpu/packed.hpp"
+#include "runtime/check.hpp"
+
+namespace q4::cpu {
+namespace {
+
+constexpr std::size_t kHugePage = std::size_t(2) << 20;
+
+/// Source rows of one octet: the first of 8 consecutive ones that start at a multiple of 8, kPadding for 8 times
+/// padding, or kMixed.
+constexpr std::int64_t kPadding = -1, kMixed = -2;
+std::int64_t octet_row(const MatrixSource& source, std::int64_t packed) {
+  if (source.order.identity) return packed < source.k ? packed : kPadding;
+  const std::int32_t* rows = source.order.source.data() + packed;
+  const std::int32_t step = rows[0] < 0 ? 0 : 1;
+  if (step == 1 && rows[0] % 8 != 0) return kMixed;
+  for (int i = 1; i < 8; ++i)
+    if (rows[i] != rows[0] + i * step) return kMixed;
+  return rows[0];
+}
+
+/// Adds the codes of row `row` for `columns` columns from `column` on, at `shift` of each lane.
+void add_row(const MatrixSource& source, std::int64_t row, std::int64_t column, int columns, int shift,
+             std::uint32_t* lanes) {
+  if (source.awq) {
+    const std::uint32_t* words = source.qweight + row * (source.n / 8) + column / 8;
+    for (int c = 0; c < columns; ++c) {
+      const int nibble = c % 2 * 4 + c % 8 / 2;  // of column c in the order 0, 2, 4, 6, 1, 3, 5, 7
+      lanes[c] |= (words[c / 8] >> (4 * nibble) & 15u) << shift;
+    }
+    return;
+  }
+  const std::uint32_t* words = source.qweight + row / 8 * source.n + column;
+  const int from = int(row % 8) * 4;
+  for (int c = 0; c < columns; ++c) lanes[c] |= (words[c] >> from & 15u) << shift;
+}
+
+void pack_octet(const MatrixSource& source, std::int64_t packed, std::int64_t column, int columns,
+                std::uint32_t* lanes) {
+  const std::int64_t first = octet_row(source, packed);
+  if (first >= 0 && !source.awq) {
+    const std::uint32_t* words = source.qweight + first / 8 * source.n + column;
+    for (int c = 0; c < columns; ++c) lanes[c] = even_odd(words[c]);
+    std::fill(lanes + columns, lanes + kTile, 0u);
+    return;
+  }
+  std::fill(lanes, lanes + kTile, 0u);
+  if (first == kPadding) return;
+  for (int i = 0; i < 8; ++i) {
+    const std::int64_t row = first >= 0 ? first + i : source.order.source[std::size_t(packed + i)];
+    if (row >= 0) add_row(source, row, column, columns, nibble_shift(i), lanes);
+  }
+}
+
+void pack_tile(const MatrixSource& source, const CpuMatrix& matrix, std::int64_t tile, std::byte* at) {
+  const std::int64_t column = tile * kTile;
+  const int columns = int(std::min<std::int64_t>(kTile, source.n - column));
+  const std::int64_t packed_rows = matrix.blocks * kBlock;
+  for (std::int64_t packed = 0; packed < packed_rows; packed += matrix.segment, at += segment_bytes(matrix.segment)) {
+    std::uint16_t scales[kTile] = {};
+    std::uint8_t zeros[kTile] = {};
+    const std::int64_t group = source.order.group[std::size_t(packed / source.order.unit)];
+    if (group >= 0) {  // else nothing but padding
+      std::memcpy(scales, source.scales.data() + group * source.n + column, std::size_t(columns) * 2);
+      std::memcpy(zeros, source.zeros.data() + group * source.n + column, std::size_t(columns));
+    }
+    std::memcpy(at, scales, sizeof scales);
+    std::memcpy(at + sizeof scales, zeros, sizeof zeros);
+    for (int octet = 0; octet < matrix.segment / 8; ++octet)
+      pack_octet(source, packed + octet * 8, column, columns,
+                 reinterpret_cast<std::uint32_t*>(at + kHeader) + octet * kTile);
+  }
+}
+
+}  // namespace
+
+void* allocate_aligned(std::size_t bytes) {
+  const bool huge = bytes >= kHugePage;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, huge ? kHugePage : 256, std::max<std::size_t>(bytes, 256)) != 0)
+    fail(ErrorCode::kOutOfMemory,
+         "cpu: {} bytes of memory are not available; free some or use a smaller matrix or max_m", bytes);
+#if defined(MADV_HUGEPAGE)
+  if (huge) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // advice: refusal costs speed only
+#endif
+  return memory;
+}
+
+std::unique_ptr<CpuMatrix> pack(const MatrixSource& source, ThreadPool& pool) {
+  auto matrix = std::make_unique<CpuMatrix>();
+  matrix->k = source.k;
+  matrix->n = source.n;
+  matrix->blocks = source.order.k / kBlock;
+  matrix->tiles = (source.n + kTile - 1) / kTile;
+  matrix->segment = int(std::min<std::int64_t>(source.order.unit, kBlock));
+  if (!source.order.identity) matrix->source = source.order.source;
+  if (!source.bias.empty()) {
+    matrix->bias = source.bias;
+    matrix->bias.resize(std::size_t(matrix->tiles * kTile), 0.0f);
+  }
+  matrix->weights.reset(static_cast<std::byte*>(allocate_aligned(std::size_t(matrix->tiles) * matrix->tile_bytes())));
+  pool.run(matrix->tiles, [&](std::int64_t tile, int) {
+    pack_tile(source, *matrix, tile, matrix->weights.get() + std::size_t(tile) * matrix->tile_bytes());
+  });
+  return matrix;
+}
+
+}  // namespace q4::cpu

@@ -1,0 +1,38 @@
+// CpuMatrix: weights in the layout of layout.hpp, and what a run needs beside them.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "runtime/backends/backend.hpp"
+#include "runtime/backends/cpu/layout.hpp"
+#include "runtime/backends/cpu/thread_pool.hpp"
+
+namespace q4::cpu {
+
+/// Aligned to 256 bytes, to huge pages (and asking for them) from 2 MiB on. Freed with free(). Throws kOutOfMemory.
+void* allocate_aligned(std::size_t bytes);
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+using Buffer = std::unique_ptr<std::byte, Free>;
+
+struct CpuMatrix final : PackedMatrix {
+  std::int64_t k = 0, n = 0, blocks = 0, tiles = 0;
+  int segment = 0;                   ///< rows that share scales inside a block
+  std::vector<std::int32_t> source;  ///< [blocks * kBlock] row of x for each packed row, -1: padding; empty: identity
+  std::vector<float> bias;           ///< [tiles * kTile] or empty
+  Buffer weights;
+
+  std::size_t tile_bytes() const { return std::size_t(blocks) * block_bytes(segment); }
+  const std::byte* tile(std::int64_t index) const { return weights.get() + std::size_t(index) * tile_bytes(); }
+  std::size_t bytes() const override {
+    return std::size_t(tiles) * tile_bytes() + source.size() * sizeof(source[0]) + bias.size() * sizeof(bias[0]);
+  }
+};
+
+std::unique_ptr<CpuMatrix> pack(const MatrixSource& source, ThreadPool& pool);
+
+}  // namespace q4::cpu

@@ -1,0 +1,61 @@
+// The vector operations of the fp32 kernels with AVX2, FMA and F16C.
+#pragma once
+
+#include <immintrin.h>
+
+#include "runtime/backends/cpu/kernels.hpp"
+
+namespace q4::cpu {
+
+struct Avx2 {
+  using F = __m256;
+  using W = __m256i;
+  static constexpr int kLanes = 8;
+  // 16 registers: 6 x 2 sums, two weights and a broadcast.
+  static constexpr int kWideRows = 1, kWideVectors = 4, kRows = 5, kVectors = 2;
+
+  static F zero() { return _mm256_setzero_ps(); }
+  static F set(float value) { return _mm256_set1_ps(value); }
+  static F load(const float* from) { return _mm256_loadu_ps(from); }
+  static void store(float* to, F value) { _mm256_storeu_ps(to, value); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a b
+
+  static W load_words(const std::uint32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+  /// q - 8 of row I of the octet.
+  template <int I>
+  static F code(W words) {
+    const W nibble = _mm256_and_si256(_mm256_srli_epi32(words, nibble_shift(I)), _mm256_set1_epi32(15));
+    return _mm256_sub_ps(_mm256_cvtepi32_ps(nibble), _mm256_set1_ps(8));
+  }
+  static F load_u8(const std::uint8_t* from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+  }
+  static F load_f16(const std::uint16_t* from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+  static F load_bf16(const std::uint16_t* from) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+  static void store_f16(std::uint16_t* to, F value) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static void store_bf16(std::uint16_t* to, F value) {  // to nearest even; NaN stays NaN
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    const __m256i top = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(top, top), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(words));
+  }
+  /// Not _mm_prefetch: GCC 12 takes a function of nothing else for one without effect and drops its calls.
+  static void prefetch(const void* at) { asm volatile("prefetcht0 %0" : : "m"(*static_cast<const char*>(at))); }
+};
+
+}  // namespace q4::cpu

@@ -1,0 +1,61 @@
+// ThreadPool: persistent threads that share the chunks of one job at a time.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace q4::cpu {
+
+/// run() from several threads at once is safe: the jobs take turns, each with the whole pool. Threads start at the
+/// first job, spin for some tens of microseconds between jobs and then sleep. In a child process after fork(), where
+/// the threads do not exist, jobs run in the calling thread.
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads);  ///< at least 1; the caller of run() is one of them
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return threads_; }
+
+  /// body(index, worker) for each index in [0, count), 0 <= worker < threads(). Returns when all are done; allocates
+  /// nothing after the first call. The body must not throw nor call run().
+  template <class Body>
+  void run(std::int64_t count, Body&& body) {
+    run(
+        count, [](void* self, std::int64_t index, int worker) { (*static_cast<Body*>(self))(index, worker); },
+        const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
+ private:
+  using Chunk = void (*)(void* self, std::int64_t index, int worker);
+  void run(std::int64_t count, Chunk chunk, void* self);
+  void start();
+  void serve(int worker);
+  void share(std::uint32_t job, int worker);
+
+  const int threads_;
+  const int process_;
+  std::mutex mutex_;  // held for a job
+  std::vector<std::thread> workers_;
+
+  // A job is numbered; a ticket is its number and the next index to take. Fields change only while every taken index is
+  // done and the ticket is void, so a late worker that reads them then fails its compare-exchange on the old ticket.
+  static constexpr int kIndexBits = 40;
+  static constexpr std::uint64_t kIndex = (std::uint64_t(1) << kIndexBits) - 1;
+  std::atomic<std::uint64_t> ticket_{0};
+  std::atomic<std::uint64_t> count_{0};
+  std::atomic<Chunk> chunk_{nullptr};
+  std::atomic<void*> self_{nullptr};
+  alignas(64) std::atomic<std::uint32_t> job_{0};   // what workers wait for
+  alignas(64) std::atomic<std::uint64_t> done_{0};  // indices finished
+  std::atomic<bool> stop_{false};
+};
+
+/// Threads that this process may use: the affinity mask, bounded by the cgroup's CPU quota (v1 and v2).
+int usable_threads();
+
+}  // namespace q4::cpu

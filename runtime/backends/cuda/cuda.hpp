@@ -1,0 +1,13 @@
+// The CUDA backend.
+#pragma once
+
+#include <memory>
+
+#include "runtime/backends/backend.hpp"
+#include "runtime/context.hpp"
+
+namespace q4::cuda {
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendContext& context);
+
+}  // namespace q4::cuda

@@ -1,0 +1,233 @@
+// Memory, launches and measuring on one GPU.
+#include "runtime/backends/cuda/driver.hpp"
+
+#include <chrono>
+#include <thread>
+
+#include "runtime/check.hpp"
+
+namespace q4::cuda {
+namespace {
+
+constexpr int kAttributeSharedOptIn = 97, kAttributeRegisters = 82, kFunctionDynamicShared = 8;
+constexpr int kLaunchCluster = 4, kLaunchProgrammatic = 6;
+constexpr int kPointerMemoryType = 2, kPointerManaged = 8, kPointerOrdinal = 9;
+constexpr unsigned kNonBlocking = 1, kMemoryHost = 1;
+constexpr int kCaptureThreadLocal = 1;
+
+constexpr float kRestAfterMs = 0.5f;
+constexpr std::chrono::milliseconds kRest{60};
+
+DevicePointer address(const void* p) { return reinterpret_cast<DevicePointer>(p); }
+
+struct CudaFunction : gpu::Function {
+  std::shared_ptr<const Api> api;
+  Context context = nullptr;
+  Module module = nullptr;
+  FunctionHandle handle = nullptr;
+
+  ~CudaFunction() override {
+    // The context may be gone at process exit; nothing can be done about an error here.
+    if (!module || api->context_push(context) != 0) return;
+    api->module_unload(module);
+    Context ignored;
+    api->context_pop(&ignored);
+  }
+};
+
+}  // namespace
+
+std::vector<std::string> compile_options() { return {"-std=c++20", "--ptxas-options=-v"}; }
+
+CudaDriver::CudaDriver(std::shared_ptr<const Api> api, std::shared_ptr<SharedNvrtc> nvrtc, DeviceInfo info,
+                       int compute_capability)
+    : api_(std::move(api)), nvrtc_(std::move(nvrtc)), info_(std::move(info)), compute_capability_(compute_capability) {
+  api_->check(api_->device_get(&device_, info_.device.ordinal), "cuDeviceGet");
+  api_->check(api_->context_retain(&context_, device_), "cuDevicePrimaryCtxRetain");
+}
+
+CudaDriver::~CudaDriver() {
+  if (blas_ && api_->context_push(context_) == 0) {
+    blas_.reset();
+    Context ignored;
+    api_->context_pop(&ignored);
+  }
+  api_->context_release(device_);
+}
+
+int CudaDriver::attribute(int id) const {
+  int value = 0;
+  api_->check(api_->device_attribute(&value, id, device_), "cuDeviceGetAttribute");
+  return value;
+}
+
+Limits CudaDriver::limits() const {
+  return {compute_capability_, info_.compute_units, static_cast<int>(info_.shared_bytes),
+          attribute(kAttributeRegisters)};
+}
+
+void* CudaDriver::allocate(std::size_t bytes) {
+  const Current current(*api_, context_);
+  DevicePointer memory = 0;
+  api_->check(api_->allocate(&memory, bytes ? bytes : 1),
+              fmt::format("cuMemAlloc({} bytes) on {}", bytes, info_.device.str()).c_str());
+  return reinterpret_cast<void*>(memory);
+}
+
+void CudaDriver::release(void* memory) noexcept {
+  if (!memory || api_->context_push(context_) != 0) return;
+  api_->release(address(memory));
+  Context ignored;
+  api_->context_pop(&ignored);
+}
+
+void CudaDriver::copy(void* to, const void* from, std::size_t bytes, CopyKind kind) {
+  if (!bytes) return;
+  const Current current(*api_, context_);
+  switch (kind) {
+    case CopyKind::kToDevice:
+      return api_->check(api_->copy_to_device(address(to), from, bytes), "cuMemcpyHtoD");
+    case CopyKind::kToHost:
+      return api_->check(api_->copy_to_host(to, address(from), bytes), "cuMemcpyDtoH");
+    case CopyKind::kOnDevice:
+      api_->check(api_->copy_on_device(address(to), address(from), bytes), "cuMemcpyDtoD");
+      return api_->check(api_->stream_synchronize(nullptr), "cuStreamSynchronize");
+  }
+}
+
+void CudaDriver::fill(void* memory, int byte, std::size_t bytes) {
+  const Current current(*api_, context_);
+  api_->check(api_->fill(address(memory), static_cast<unsigned char>(byte), bytes), "cuMemsetD8");
+  api_->check(api_->stream_synchronize(nullptr), "cuStreamSynchronize");
+}
+
+void CudaDriver::synchronize() {
+  const Current current(*api_, context_);
+  api_->check(api_->context_synchronize(), "cuCtxSynchronize");
+}
+
+std::vector<double> CudaDriver::measure(const std::function<void(void* stream)>& work, int runs) {
+  const Current current(*api_, context_);
+  const auto ok = [&](Result result, const char* call) { api_->check(result, call); };
+  StreamHandle stream;
+  ok(api_->stream_create(&stream, kNonBlocking), "cuStreamCreate");
+  const std::shared_ptr<void> own_stream(stream, [&](void*) { api_->stream_destroy(stream); });
+  ok(api_->capture_begin(stream, kCaptureThreadLocal), "cuStreamBeginCapture");
+  Graph graph = nullptr;
+  try {
+    work(stream);
+  } catch (...) {
+    api_->capture_end(stream, &graph);
+    if (graph) api_->graph_destroy(graph);
+    throw;
+  }
+  ok(api_->capture_end(stream, &graph), "cuStreamEndCapture");
+  const std::shared_ptr<void> own_graph(graph, [&](void*) { api_->graph_destroy(graph); });
+  GraphExec exec;
+  ok(api_->graph_instantiate(&exec, graph, 0), "cuGraphInstantiate");
+  const std::shared_ptr<void> own_exec(exec, [&](void*) { api_->graph_exec_destroy(exec); });
+  EventHandle begin, end;
+  ok(api_->event_create(&begin, 0), "cuEventCreate");
+  const std::shared_ptr<void> own_begin(begin, [&](void*) { api_->event_destroy(begin); });
+  ok(api_->event_create(&end, 0), "cuEventCreate");
+  const std::shared_ptr<void> own_end(end, [&](void*) { api_->event_destroy(end); });
+
+  std::vector<double> times;
+  for (int run = -1; run < runs; ++run) {  // the first is not counted
+    ok(api_->event_record(begin, stream), "cuEventRecord");
+    ok(api_->graph_launch(exec, stream), "cuGraphLaunch");
+    ok(api_->event_record(end, stream), "cuEventRecord");
+    ok(api_->event_synchronize(end), "cuEventSynchronize");
+    float milliseconds = 0;
+    ok(api_->event_elapsed(&milliseconds, begin, end), "cuEventElapsedTime");
+    if (run >= 0) times.push_back(milliseconds * 1e3);
+    // Long work meets the power limit, and what runs next would pay for it: everything timed here starts rested.
+    if (milliseconds > kRestAfterMs) std::this_thread::sleep_for(kRest);
+  }
+  return times;
+}
+
+bool CudaDriver::reachable(const void* memory, std::string& problem) const {
+  unsigned type = 0;
+  int managed = 0, ordinal = -1;
+  if (api_->pointer_attribute(&type, kPointerMemoryType, address(memory)) != 0)
+    return problem = "ordinary host memory", false;
+  api_->pointer_attribute(&managed, kPointerManaged, address(memory));
+  if (managed || type == kMemoryHost) return true;  // pinned host memory is slow, but it works
+  api_->pointer_attribute(&ordinal, kPointerOrdinal, address(memory));
+  if (ordinal == info_.device.ordinal) return true;
+  return problem = fmt::format("memory of cuda:{}", ordinal), false;
+}
+
+std::string CudaDriver::compiler() {
+  auto& nvrtc = nvrtc_->get();
+  return nvrtc.available() ? nvrtc.identity() : "no nvrtc";
+}
+
+std::vector<char> CudaDriver::compile(const jit::Source& source) {
+  return nvrtc_->get().compile(source, info_.arch, compile_options());
+}
+
+std::unique_ptr<gpu::Function> CudaDriver::load(const std::vector<char>& code, const std::string& name) {
+  const Current current(*api_, context_);
+  auto function = std::make_unique<CudaFunction>();
+  function->api = api_, function->context = context_;
+  api_->check(api_->module_load(&function->module, code.data()), fmt::format("cuModuleLoadData({})", name).c_str());
+  api_->check(api_->module_function(&function->handle, function->module, jit::kEntry), "cuModuleGetFunction");
+  api_->check(api_->function_set(function->handle, kFunctionDynamicShared, static_cast<int>(info_.shared_bytes)),
+              "cuFuncSetAttribute");
+  return function;
+}
+
+void CudaDriver::launch(const gpu::Function& function, const gpu::LaunchShape& shape, void* stream,
+                        void** parameters) const {
+  const auto& f = static_cast<const CudaFunction&>(function);
+  if (shape.blocks < 1 || shape.blocks > INT32_MAX)
+    fail(ErrorCode::kUnsupported, "launch: {} blocks, at most {}: use a smaller m", shape.blocks, INT32_MAX);
+  LaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (shape.cluster > 1) {
+    attributes[count].id = kLaunchCluster;
+    attributes[count++].value.cluster = {static_cast<unsigned>(shape.cluster), 1, 1};
+  }
+  if (shape.overlap_previous) {
+    attributes[count].id = kLaunchProgrammatic;
+    attributes[count++].value.flag = 1;
+  }
+  const LaunchConfig config{static_cast<unsigned>(shape.blocks),
+                            1,
+                            1,
+                            static_cast<unsigned>(shape.threads),
+                            1,
+                            1,
+                            static_cast<unsigned>(shape.shared_bytes),
+                            static_cast<StreamHandle>(stream),
+                            attributes,
+                            count};
+  const Current current(*api_, context_);
+  api_->check(api_->launch(&config, f.handle, parameters, nullptr), "cuLaunchKernelEx");
+}
+
+gpu::TensorMapBytes CudaDriver::encode(const gpu::TensorMapShape& s) const {
+  constexpr int kFloat16 = 6, kBfloat16 = 9, kSwizzle128 = 3, kPromote256 = 3;
+  const Current current(*api_, context_);
+  gpu::TensorMapBytes map;
+  const std::uint64_t extents[2] = {static_cast<std::uint64_t>(s.cols), static_cast<std::uint64_t>(s.rows)};
+  const std::uint64_t strides[1] = {static_cast<std::uint64_t>(s.row_stride) * 2};
+  const unsigned box[2] = {static_cast<unsigned>(s.box_cols), static_cast<unsigned>(s.box_rows)}, steps[2] = {1, 1};
+  if (!api_->tensor_map_encode)
+    fail(ErrorCode::kUnsupported, "cuTensorMapEncodeTiled: this driver has none; update it");
+  api_->check(api_->tensor_map_encode(&map, s.bf16 ? kBfloat16 : kFloat16, 2, const_cast<void*>(s.data), extents,
+                                      strides, box, steps, 0, kSwizzle128, kPromote256, 0),
+              "cuTensorMapEncodeTiled");
+  return map;
+}
+
+std::unique_ptr<gpu::Gemm> CudaDriver::gemm(const gpu::GemmShape& shape) {
+  const Current current(*api_, context_);
+  std::lock_guard lock(blas_mutex_);
+  if (!blas_) blas_ = std::make_shared<const CublasLt>();
+  return CublasLt::gemm(blas_, shape);
+}
+
+}  // namespace q4::cuda

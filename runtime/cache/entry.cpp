@@ -1,0 +1,165 @@
+// Reads and writes entry files.
+#include "runtime/cache/entry.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+#include "runtime/cache/sha256.hpp"
+
+namespace q4::cache {
+namespace {
+
+constexpr char kMagic[] = "q4kernel";
+constexpr std::uint32_t kSchema = 1;
+constexpr std::size_t kMostBytes = 256u << 20;  // no kernel is that large: a bound on what a broken length can ask for
+
+std::string error_text() { return std::generic_category().message(errno); }
+
+/// Closes on scope exit.
+struct File {
+  int fd;
+  ~File() {
+    if (fd >= 0) ::close(fd);
+  }
+};
+
+void append(std::string& out, const void* data, std::size_t size) {
+  const std::uint64_t length = size;
+  out.append(reinterpret_cast<const char*>(&length), sizeof length);
+  out.append(static_cast<const char*>(data), size);
+}
+
+/// Takes one length-prefixed field off `rest`.
+bool take(std::string_view& rest, std::string_view& field) {
+  std::uint64_t length;
+  if (rest.size() < sizeof length) return false;
+  std::memcpy(&length, rest.data(), sizeof length);
+  rest.remove_prefix(sizeof length);
+  if (length > rest.size()) return false;
+  field = rest.substr(0, length);
+  rest.remove_prefix(length);
+  return true;
+}
+
+bool read_all(int fd, std::string& out, std::size_t size) {
+  out.resize(size);
+  for (std::size_t at = 0; at < size;) {
+    const ssize_t got = ::read(fd, out.data() + at, size - at);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return false;
+    at += static_cast<std::size_t>(got);
+  }
+  return true;
+}
+
+bool write_all(int fd, const std::string& data) {
+  for (std::size_t at = 0; at < data.size();) {
+    const ssize_t put = ::write(fd, data.data() + at, data.size() - at);
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return false;
+    at += static_cast<std::size_t>(put);
+  }
+  return true;
+}
+
+}  // namespace
+
+std::optional<Entry> read_entry(const std::string& path, const std::string& digest, const std::string& target,
+                                std::string& problem) {
+  problem.clear();
+  const File file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW)};
+  if (file.fd < 0) {
+    if (errno != ENOENT) problem = error_text();
+    return std::nullopt;
+  }
+  struct stat status;
+  if (::fstat(file.fd, &status) != 0 || !S_ISREG(status.st_mode))
+    problem = "not a regular file";
+  else if (status.st_uid != ::geteuid() && status.st_uid != 0)
+    problem = "belongs to another user";
+  else if (status.st_mode & (S_IWGRP | S_IWOTH))
+    problem = "others may write it";
+  else if (static_cast<std::size_t>(status.st_size) > kMostBytes)
+    problem = "too large";
+  std::string data;
+  if (problem.empty() && !read_all(file.fd, data, static_cast<std::size_t>(status.st_size))) problem = "cannot be read";
+  if (!problem.empty()) return std::nullopt;
+
+  constexpr std::size_t kHead = sizeof kMagic - 1 + sizeof kSchema, kTail = 32;
+  std::uint32_t schema;
+  if (data.size() < kHead + kTail || data.compare(0, sizeof kMagic - 1, kMagic) != 0) {
+    problem = "not a q4 kernel, or truncated";
+    return std::nullopt;
+  }
+  std::memcpy(&schema, data.data() + sizeof kMagic - 1, sizeof schema);
+  if (schema != kSchema) {
+    problem = fmt::format("schema {}, this library writes {}", schema, kSchema);
+    return std::nullopt;
+  }
+  const auto sum = Sha256().update(data.data(), data.size() - kTail).digest();
+  if (std::memcmp(sum.data(), data.data() + data.size() - kTail, kTail) != 0) {
+    problem = "checksum does not match";
+    return std::nullopt;
+  }
+  std::string_view rest = std::string_view(data).substr(kHead, data.size() - kHead - kTail), fields[4];
+  for (auto& field : fields)
+    if (!take(rest, field)) {
+      problem = "fields overrun the file";
+      return std::nullopt;
+    }
+  if (fields[0] != digest || fields[1] != target) {
+    problem = "holds another kernel than its name says";
+    return std::nullopt;
+  }
+  return Entry{digest, target, std::string(fields[2]), {fields[3].begin(), fields[3].end()}};
+}
+
+std::string write_entry(const std::string& folder, const std::string& file, const Entry& entry) {
+  std::string data(kMagic, sizeof kMagic - 1);
+  data.append(reinterpret_cast<const char*>(&kSchema), sizeof kSchema);
+  append(data, entry.digest.data(), entry.digest.size());
+  append(data, entry.target.data(), entry.target.size());
+  append(data, entry.name.data(), entry.name.size());
+  append(data, entry.code.data(), entry.code.size());
+  const auto sum = Sha256().update(data.data(), data.size()).digest();
+  data.append(reinterpret_cast<const char*>(sum.data()), sum.size());
+
+  std::string temporary = folder + "/.tmp-XXXXXX";
+  const File out{::mkostemp(temporary.data(), O_CLOEXEC)};  // 0600, a name of its own
+  if (out.fd < 0) return fmt::format("cannot create a file in {}: {}", folder, error_text());
+  std::string problem;
+  if (!write_all(out.fd, data) || ::fsync(out.fd) != 0)
+    problem = error_text();
+  else if (::rename(temporary.c_str(), (folder + "/" + file).c_str()) != 0)
+    problem = error_text();
+  if (!problem.empty()) {
+    ::unlink(temporary.c_str());
+    return fmt::format("cannot write {}/{}: {}", folder, file, problem);
+  }
+  const File directory{::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  if (directory.fd >= 0) ::fsync(directory.fd);
+  return {};
+}
+
+std::string prepare_folder(const std::string& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(std::filesystem::path(folder).parent_path(), error);
+  if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST)
+    return fmt::format("cannot create {}: {}", folder, error_text());
+  struct stat status;
+  if (::lstat(folder.c_str(), &status) != 0) return fmt::format("cannot look at {}: {}", folder, error_text());
+  if (!S_ISDIR(status.st_mode)) return fmt::format("{} is not a folder (symbolic links are refused)", folder);
+  if (status.st_uid != ::geteuid()) return fmt::format("{} belongs to another user", folder);
+  if (status.st_mode & (S_IWGRP | S_IWOTH)) return fmt::format("{} may be written by others: chmod go-w it", folder);
+  return {};
+}
+
+}  // namespace q4::cache

@@ -1,0 +1,267 @@
+// The C ABI: every call runs inside one guard, which turns exceptions into a status and a text.
+#include <q4/q4.h>
+
+#include <chrono>
+#include <new>
+#include <q4/q4.hpp>
+
+#include "runtime/capi_convert.hpp"
+#include "runtime/handles.hpp"
+
+namespace q4::capi {
+namespace {
+
+/// Far apart for runtimes that live at the same time: no two have one address.
+std::uint32_t first_generation(const void* owner) {
+  const auto now = static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+  std::uint64_t v = reinterpret_cast<std::uintptr_t>(owner) ^ now << 20;
+  v = (v ^ v >> 30) * 0xbf58476d1ce4e5b9u;  // splitmix64's finalizer
+  v = (v ^ v >> 27) * 0x94d049bb133111ebu;
+  return static_cast<std::uint32_t>(v >> 32) | 1u;
+}
+
+}  // namespace
+}  // namespace q4::capi
+
+struct q4_runtime {
+  explicit q4_runtime(q4::RuntimeOptions options) : runtime(std::move(options)) {}
+  q4::Runtime runtime;
+  q4::HandleTable<q4::QuantizedMatrix> matrices{q4::capi::first_generation(&matrices)};
+  q4::HandleTable<q4::MatmulPlan> plans{q4::capi::first_generation(&plans)};
+  q4::HandleTable<q4::Checkpoint> checkpoints{q4::capi::first_generation(&checkpoints)};
+};
+
+namespace q4::capi {
+namespace {
+
+thread_local std::string last_error;
+
+q4_status report(ErrorCode code, const char* call, const char* text) noexcept {
+  try {
+    last_error = fmt::format("{}: {}", call, text);
+  } catch (...) {
+    last_error.clear();  // no memory even for the text: the status must do
+  }
+  return static_cast<q4_status>(code);
+}
+
+template <class Body>
+q4_status guard(const char* call, Body&& body) noexcept {
+  try {
+    body();
+    return Q4_OK;
+  } catch (const Error& e) { return report(e.code(), call, e.what()); } catch (const std::bad_alloc&) {
+    return report(ErrorCode::kOutOfMemory, call, "host memory is exhausted");
+  } catch (const std::exception& e) { return report(ErrorCode::kInternal, call, e.what()); } catch (...) {
+    return report(ErrorCode::kInternal, call, "an exception of unknown type");
+  }
+}
+
+[[noreturn]] void dead_handle(bool issued, const char* what, std::uint64_t id) {
+  fail(ErrorCode::kInvalidArgument, "{} {:#x} {}", what, id,
+       issued    ? "was destroyed: make another one"
+       : id == 0 ? "is no handle: use one that a call of this runtime wrote"
+                 : "is of another runtime or of another kind: use one that a call of this runtime wrote");
+}
+
+template <class T>
+const T& find(const HandleTable<T>& table, std::uint64_t id, const char* what) {
+  const T* value = table.find(id);
+  if (!value) dead_handle(table.issued(id), what, id);
+  return *value;
+}
+
+template <class T>
+void destroy(HandleTable<T>& table, std::uint64_t id, const char* what) {
+  T last;
+  if (!table.remove(id, last)) dead_handle(table.issued(id), what, id);
+}
+
+}  // namespace
+}  // namespace q4::capi
+
+using namespace q4::capi;
+
+// ---- library --------------------------------------------------------------------------------------------------------
+const char* q4_version(void) { return Q4_VERSION; }
+
+const char* q4_status_name(q4_status status) {
+  if (status == Q4_OK) return "ok";
+  if (status < Q4_OK || status > Q4_INTERNAL) return "unknown";
+  return q4::to_string(static_cast<q4::ErrorCode>(status));
+}
+
+const char* q4_last_error(void) { return last_error.c_str(); }
+
+// ---- runtime --------------------------------------------------------------------------------------------------------
+q4_status q4_runtime_create(const q4_runtime_options* options, q4_runtime** runtime) {
+  return guard(__func__, [&] {
+    auto& result = required(runtime, "runtime");
+    result = new q4_runtime(runtime_options(options_of(options, "options")));
+  });
+}
+
+void q4_runtime_destroy(q4_runtime* runtime) { delete runtime; }
+
+q4_status q4_device_count(q4_runtime* runtime, size_t* count) {
+  return guard(__func__, [&] { required(count, "count") = required(runtime, "runtime").runtime.devices().size(); });
+}
+
+q4_status q4_device_get(q4_runtime* runtime, size_t index, q4_device_info* info) {
+  return guard(__func__, [&] {
+    const auto devices = required(runtime, "runtime").runtime.devices();
+    q4::check(index < devices.size(), "index is {}: there are {} devices", index, devices.size());
+    give(required(info, "info"), info_of(devices[index]), "info");
+  });
+}
+
+q4_status q4_best_device(q4_runtime* runtime, q4_device* device) {
+  return guard(__func__,
+               [&] { required(device, "device") = device_of(required(runtime, "runtime").runtime.best_device()); });
+}
+
+q4_status q4_device_parse(const char* text, q4_device* device) {
+  return guard(__func__, [&] {
+    required(text, "text");
+    required(device, "device") = device_of(q4::Device::parse(text));
+  });
+}
+
+q4_status q4_backend_reason(q4_runtime* runtime, q4_backend backend, char* text, size_t size, size_t* length) {
+  return guard(__func__, [&] {
+    const auto kind = enumerated(backend, q4::BackendKind::kHip, "backend");
+    std::string reason = "this build has no such backend";
+    for (const auto& status : required(runtime, "runtime").runtime.backends())
+      if (status.kind == kind) reason = status.reason;
+    give_text(reason, text, size, length);
+  });
+}
+
+// ---- matrices -------------------------------------------------------------------------------------------------------
+q4_status q4_matrix_from_gptq(q4_runtime* runtime, q4_device device, const q4_tensors* tensors, q4_matrix* matrix) {
+  return guard(__func__, [&] {
+    auto& owner = required(runtime, "runtime");
+    auto& result = required(matrix, "matrix");
+    const q4_tensors given = options_of(&required(tensors, "tensors"), "tensors");
+    auto gptq = tensors_of<q4::GptqTensors>(given);
+    gptq.g_idx = optional_view(given.g_idx, "tensors.g_idx");
+    gptq.zeros = enumerated(given.zeros, q4::ZeroFormat::kV2, "tensors.zeros");
+    result = owner.matrices.add(q4::QuantizedMatrix::from_gptq(owner.runtime, device_of(device, "device"), gptq));
+  });
+}
+
+q4_status q4_matrix_from_awq(q4_runtime* runtime, q4_device device, const q4_tensors* tensors, q4_matrix* matrix) {
+  return guard(__func__, [&] {
+    auto& owner = required(runtime, "runtime");
+    auto& result = required(matrix, "matrix");
+    const q4_tensors given = options_of(&required(tensors, "tensors"), "tensors");
+    q4::check(given.g_idx == nullptr, "tensors.g_idx is set: AWQ matrices have none, pass null");
+    q4::check(given.zeros == Q4_ZEROS_AUTO, "tensors.zeros is {}: AWQ has one way to store zeros, pass Q4_ZEROS_AUTO",
+              given.zeros);
+    const auto awq = tensors_of<q4::AwqTensors>(given);
+    result = owner.matrices.add(q4::QuantizedMatrix::from_awq(owner.runtime, device_of(device, "device"), awq));
+  });
+}
+
+q4_status q4_checkpoint_open(q4_runtime* runtime, const char* path, q4_checkpoint* checkpoint) {
+  return guard(__func__, [&] {
+    auto& owner = required(runtime, "runtime");
+    auto& result = required(checkpoint, "checkpoint");
+    required(path, "path");
+    result = owner.checkpoints.add(q4::Checkpoint::open(path));
+  });
+}
+
+q4_status q4_checkpoint_count(q4_runtime* runtime, q4_checkpoint checkpoint, size_t* count) {
+  return guard(__func__, [&] {
+    const auto& opened = find(required(runtime, "runtime").checkpoints, checkpoint, "checkpoint");
+    required(count, "count") = opened.matrices().size();
+  });
+}
+
+q4_status q4_checkpoint_name(q4_runtime* runtime, q4_checkpoint checkpoint, size_t index, char* text, size_t size,
+                             size_t* length) {
+  return guard(__func__, [&] {
+    const auto& matrices = find(required(runtime, "runtime").checkpoints, checkpoint, "checkpoint").matrices();
+    q4::check(index < matrices.size(), "index is {}: the checkpoint has {} quantized matrices", index, matrices.size());
+    give_text(matrices[index].name, text, size, length);
+  });
+}
+
+q4_status q4_checkpoint_destroy(q4_runtime* runtime, q4_checkpoint checkpoint) {
+  return guard(__func__, [&] { destroy(required(runtime, "runtime").checkpoints, checkpoint, "checkpoint"); });
+}
+
+q4_status q4_matrix_from_checkpoint(q4_runtime* runtime, q4_device device, q4_checkpoint checkpoint, const char* name,
+                                    q4_zeros zeros, q4_matrix* matrix) {
+  return guard(__func__, [&] {
+    auto& owner = required(runtime, "runtime");
+    auto& result = required(matrix, "matrix");
+    required(name, "name");
+    const auto& opened = find(owner.checkpoints, checkpoint, "checkpoint");
+    const auto format = enumerated(zeros, q4::ZeroFormat::kV2, "zeros");
+    const auto override_zeros = format == q4::ZeroFormat::kAuto ? std::nullopt : std::optional(format);
+    result = owner.matrices.add(opened.load(owner.runtime, device_of(device, "device"), name, override_zeros));
+  });
+}
+
+q4_status q4_matrix_get(q4_runtime* runtime, q4_matrix matrix, q4_matrix_info* info) {
+  return guard(__func__, [&] {
+    const auto& found = find(required(runtime, "runtime").matrices, matrix, "matrix");
+    give(required(info, "info"), info_of(found), "info");
+  });
+}
+
+q4_status q4_matrix_destroy(q4_runtime* runtime, q4_matrix matrix) {
+  return guard(__func__, [&] { destroy(required(runtime, "runtime").matrices, matrix, "matrix"); });
+}
+
+// ---- plans ----------------------------------------------------------------------------------------------------------
+q4_status q4_plan_create(q4_runtime* runtime, q4_matrix matrix, const q4_plan_options* options, q4_plan* plan) {
+  return guard(__func__, [&] {
+    auto& owner = required(runtime, "runtime");
+    auto& result = required(plan, "plan");
+    const auto& found = find(owner.matrices, matrix, "matrix");
+    result = owner.plans.add(q4::MatmulPlan(owner.runtime, found, plan_options(options_of(options, "options"))));
+  });
+}
+
+q4_status q4_plan_run(q4_runtime* runtime, q4_plan plan, void* stream, const void* x, int64_t x_stride, void* out,
+                      int64_t out_stride, int64_t m) {
+  return guard(__func__, [&] {
+    find(required(runtime, "runtime").plans, plan, "plan").run({stream}, {x, x_stride}, {out, out_stride}, m);
+  });
+}
+
+q4_status q4_plan_run_workspace(q4_runtime* runtime, q4_plan plan, void* stream, const void* x, int64_t x_stride,
+                                void* out, int64_t out_stride, int64_t m, void* workspace) {
+  return guard(__func__, [&] {
+    const auto& found = find(required(runtime, "runtime").plans, plan, "plan");
+    found.run({stream}, {x, x_stride}, {out, out_stride}, m, workspace);
+  });
+}
+
+q4_status q4_plan_workspace_bytes(q4_runtime* runtime, q4_plan plan, size_t* bytes) {
+  return guard(__func__, [&] {
+    required(bytes, "bytes") = find(required(runtime, "runtime").plans, plan, "plan").workspace_bytes();
+  });
+}
+
+q4_status q4_plan_tactic(q4_runtime* runtime, q4_plan plan, int64_t m, char* text, size_t size, size_t* length) {
+  return guard(__func__, [&] {
+    give_text(find(required(runtime, "runtime").plans, plan, "plan").tactic(m), text, size, length);
+  });
+}
+
+q4_status q4_plan_destroy(q4_runtime* runtime, q4_plan plan) {
+  return guard(__func__, [&] { destroy(required(runtime, "runtime").plans, plan, "plan"); });
+}
+
+q4_status q4_column_remap(q4_runtime* runtime, q4_device device, void* stream, const void* x, int64_t x_stride,
+                          int64_t x_cols, void* x_new, int64_t x_new_stride, const int32_t* x_map, int64_t cols,
+                          int64_t rows) {
+  return guard(__func__, [&] {
+    q4::column_remap(required(runtime, "runtime").runtime, device_of(device, "device"), {stream}, {x, x_stride}, x_cols,
+                     {x_new, x_new_stride}, x_map, cols, rows);
+  });
+}

@@ -1,0 +1,173 @@
+// Between the C ABI's structures and the C++ API's.
+#pragma once
+
+#include <q4/q4.h>
+
+#include <algorithm>
+#include <cstring>
+#include <q4/q4.hpp>
+
+#include "runtime/check.hpp"
+
+namespace q4::capi {
+
+static_assert(Q4_INVALID_ARGUMENT == int(ErrorCode::kInvalidArgument) &&
+              Q4_UNSUPPORTED == int(ErrorCode::kUnsupported) && Q4_OUT_OF_MEMORY == int(ErrorCode::kOutOfMemory) &&
+              Q4_DEVICE_ERROR == int(ErrorCode::kDevice) && Q4_COMPILE_ERROR == int(ErrorCode::kCompile) &&
+              Q4_IO_ERROR == int(ErrorCode::kIo) && Q4_CORRUPT == int(ErrorCode::kCorrupt) &&
+              Q4_NOT_FOUND == int(ErrorCode::kNotFound) && Q4_INTERNAL == int(ErrorCode::kInternal));
+static_assert(Q4_F32 == int(DType::kF32) && Q4_U8 == int(DType::kU8) && Q4_HIP == int(BackendKind::kHip) &&
+              Q4_ZEROS_V2 == int(ZeroFormat::kV2) && Q4_MATH_FP32 == int(Math::kFp32) &&
+              Q4_GATHER_SEPARATE == int(Gather::kSeparate) &&
+              Q4_CACHE_REQUIRE_PREBUILT == int(CacheMode::kRequirePrebuilt) && Q4_LOG_DEBUG == int(LogLevel::kDebug));
+
+template <class T>
+T& required(T* pointer, const char* argument) {
+  check(pointer != nullptr, "{} is null: pass the address of one", argument);
+  return *pointer;
+}
+
+template <class E>
+E enumerated(std::int32_t value, E last, const char* argument) {
+  check(value >= 0 && value <= static_cast<std::int32_t>(last), "{} is {}: it must be 0 to {}, see q4.h", argument,
+        value, static_cast<int>(last));
+  return static_cast<E>(value);
+}
+
+inline Device device_of(q4_device device, const char* argument) {
+  check(device.backend >= 0 && device.backend <= Q4_HIP, "{}.backend is {}: it must be Q4_CPU, Q4_CUDA or Q4_HIP",
+        argument, device.backend);
+  return {static_cast<BackendKind>(device.backend), device.ordinal};
+}
+
+inline q4_device device_of(Device device) { return {static_cast<q4_backend>(device.kind), device.ordinal}; }
+
+// Structures begin with their size: callers may have been compiled with an older q4.h, or with a newer one.
+
+/// How much of a structure both sides know.
+inline std::size_t known_size(std::size_t given, std::size_t ours, const char* argument) {
+  check(given > sizeof(given) && given <= 4096, "{}.size is {}: set it to sizeof, which is {} here", argument, given,
+        ours);
+  return std::min(given, ours);
+}
+
+/// A copy with defaults (zeros) where the caller's structure ends; null is all defaults.
+template <class T>
+T options_of(const T* given, const char* argument) {
+  T options{};
+  if (!given) return options;
+  std::memcpy(&options, given, known_size(given->size, sizeof(T), argument));
+  const auto* bytes = reinterpret_cast<const unsigned char*>(given);
+  for (std::size_t i = sizeof(T); i < given->size; ++i)
+    check(bytes[i] == 0,
+          "{}.size is {}, of a newer q4.h than this library's ({}), and byte {} is used: update the library", argument,
+          given->size, sizeof(T), i);
+  return options;
+}
+
+/// Writes as much of a result as the caller's structure holds.
+template <class T>
+void give(T& result, T value, const char* argument) {
+  value.size = known_size(result.size, sizeof(T), argument);
+  std::memcpy(&result, &value, value.size);
+}
+
+inline void give_text(const std::string& value, char* text, std::size_t size, std::size_t* length) {
+  check(text != nullptr || size == 0, "text is null, but size is {}: pass 0 to ask for the length", size);
+  if (length) *length = value.size();
+  if (size == 0) return;
+  const std::size_t count = std::min(size - 1, value.size());
+  std::memcpy(text, value.data(), count);
+  text[count] = '\0';
+}
+
+template <std::size_t kSize>
+void give_text(const std::string& value, char (&text)[kSize]) {
+  give_text(value, text, kSize, nullptr);
+}
+
+inline TensorView view_of(const q4_tensor& t, const char* argument) {
+  TensorView view;
+  view.data = t.data;
+  view.dtype = enumerated(t.dtype, DType::kU8, fmt::format("{}.dtype", argument).c_str());
+  view.rows = t.rows, view.cols = t.cols;
+  view.row_stride = t.row_stride == 0 ? -1 : t.row_stride;
+  if (t.device.backend != Q4_CPU) view.device = device_of(t.device, fmt::format("{}.device", argument).c_str());
+  return view;
+}
+
+inline std::optional<TensorView> optional_view(const q4_tensor* t, const char* argument) {
+  return t ? std::optional(view_of(*t, argument)) : std::nullopt;
+}
+
+template <class Tensors>
+Tensors tensors_of(const q4_tensors& given) {
+  Tensors tensors;
+  tensors.qweight = view_of(given.qweight, "tensors.qweight");
+  tensors.qzeros = view_of(given.qzeros, "tensors.qzeros");
+  tensors.scales = view_of(given.scales, "tensors.scales");
+  tensors.bias = optional_view(given.bias, "tensors.bias");
+  tensors.group_size = given.group_size;
+  return tensors;
+}
+
+inline RuntimeOptions runtime_options(const q4_runtime_options& given) {
+  RuntimeOptions options;
+  if (given.cache_dir) options.cache_dir = given.cache_dir;
+  options.cache_mode = enumerated(given.cache_mode, CacheMode::kRequirePrebuilt, "options.cache_mode");
+  options.cpu_threads = given.cpu_threads;
+  check(given.tuning_files != nullptr || given.tuning_file_count == 0,
+        "options.tuning_files is null, but tuning_file_count is {}", given.tuning_file_count);
+  for (std::size_t i = 0; i < given.tuning_file_count; ++i) {
+    check(given.tuning_files[i] != nullptr, "options.tuning_files[{}] is null", i);
+    options.tuning_files.emplace_back(given.tuning_files[i]);
+  }
+  if (given.log) {
+    options.log = [log = given.log, user = given.log_user](LogLevel level, const std::string& text) {
+      log(user, static_cast<q4_log_level>(level), text.c_str());
+    };
+  }
+  return options;
+}
+
+inline PlanOptions plan_options(const q4_plan_options& given) {
+  PlanOptions options;
+  if (given.max_m != 0) options.max_m = given.max_m;
+  options.activation = enumerated(given.activation, DType::kU8, "options.activation");
+  options.math = enumerated(given.math, Math::kFp32, "options.math");
+  options.gather = enumerated(given.gather, Gather::kSeparate, "options.gather");
+  // C: 0 means the default, -1 never; C++: -1 means the default, 0 never.
+  check(given.reconstruct_from >= -1, "options.reconstruct_from is {}: it must be -1 (never), 0 (default) or an m",
+        given.reconstruct_from);
+  options.reconstruct_from = given.reconstruct_from <= 0 ? -1 - given.reconstruct_from : given.reconstruct_from;
+  options.batch_invariant = given.batch_invariant != 0;
+  options.overlap_previous = given.overlap_previous != 0;
+  if (given.tactic) options.tactic = given.tactic;
+  return options;
+}
+
+inline q4_device_info info_of(const DeviceInfo& info) {
+  q4_device_info result{};
+  result.device = device_of(info.device);
+  result.compute_units = info.compute_units;
+  result.memory_bytes = info.memory_bytes;
+  result.l2_bytes = info.l2_bytes;
+  give_text(info.name, result.name);
+  give_text(info.arch, result.arch);
+  give_text(info.driver, result.driver);
+  return result;
+}
+
+inline q4_matrix_info info_of(const QuantizedMatrix& matrix) {
+  q4_matrix_info result{};
+  result.k = matrix.k(), result.n = matrix.n();
+  result.group_size = matrix.group_size(), result.groups = matrix.groups();
+  result.act_order = matrix.act_order(), result.has_bias = matrix.has_bias();
+  result.zeros_detected = matrix.zeros_detected();
+  result.zeros = static_cast<q4_zeros>(matrix.zeros());
+  result.device = device_of(matrix.device());
+  result.bytes = matrix.bytes();
+  return result;
+}
+
+}  // namespace q4::capi

@@ -1,0 +1,30 @@
+// Which safetensors files a path means, and where each tensor is.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/checkpoint/safetensors.hpp"
+
+namespace q4::checkpoint {
+
+struct Located {
+  const SafetensorsFile* file = nullptr;
+  const StoredTensor* tensor = nullptr;
+};
+
+/// The open files of one checkpoint. Pointers in `tensors` stay valid while `files` lives.
+struct FileSet {
+  std::string folder;  ///< where config.json would be
+  std::vector<std::unique_ptr<SafetensorsFile>> files;
+  std::unordered_map<std::string, Located> tensors;
+};
+
+/// `path`: a .safetensors file, an index (*.index.json), or a folder. In a folder, in this order: model.safetensors,
+/// model.safetensors.index.json, the only *.safetensors.index.json, the only *.safetensors. An index decides what
+/// belongs to the checkpoint: tensors of its files that it does not name are left out.
+FileSet open_files(const std::string& path);
+
+}  // namespace q4::checkpoint

@@ -1,0 +1,23 @@
+// JSON as checkpoints hold it: bounded, strict, and every problem a kCorrupt that names the file.
+#pragma once
+
+#include <cstddef>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+namespace q4::checkpoint {
+
+using Json = nlohmann::json;
+
+/// The whole of a regular file of at most `limit` bytes. Throws kNotFound, kIo or kCorrupt.
+std::string read_text(const std::string& path, std::size_t limit);
+
+/// Parses `text`, found in the file `path`. Duplicate keys, invalid UTF-8, NUL bytes and more than 64 levels are
+/// kCorrupt.
+Json parse_json(std::string_view text, const std::string& path);
+
+/// Python's json module writes NaN and Infinity, which JSON has not: each such bare word becomes null.
+std::string without_nonfinite(std::string_view text);
+
+}  // namespace q4::checkpoint

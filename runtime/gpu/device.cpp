@@ -1,0 +1,104 @@
+// The parts of a GPU device that are more than a forward.
+#include "runtime/gpu/device.hpp"
+
+#include <algorithm>
+
+#include "kernels/read.h"
+#include "kernels/remap.h"
+#include "runtime/check.hpp"
+#include "runtime/gpu/matrix.hpp"
+#include "runtime/gpu/plan.hpp"
+#include "runtime/jit/embedded.hpp"
+#include "runtime/jit/kernel_table.hpp"
+
+namespace q4::gpu {
+
+std::unique_ptr<PackedMatrix> GpuDevice::pack(const MatrixSource& source) {
+  return std::make_unique<Matrix>(driver_, kernels_, source);
+}
+
+std::unique_ptr<PlanBackend> GpuDevice::plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
+                                             const TuningRecord* tuned) {
+  return std::make_unique<Plan>(driver_, kernels_, std::static_pointer_cast<const Matrix>(matrix), options, tuned);
+}
+
+void GpuDevice::column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
+                             std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,
+                             std::int64_t rows) {
+  constexpr int kThreads = 256;
+  check(cols <= INT32_MAX && x_cols <= INT32_MAX, "column_remap: cols = {} or x_cols = {} exceeds {}", cols, x_cols,
+        INT32_MAX);
+  // x_map may be host memory: then it travels first. During graph capture it must be device memory.
+  std::string problem;
+  Buffer uploaded;
+  if (!driver_->reachable(x_map, problem)) {
+    for (std::int64_t c = 0; c < cols; ++c)
+      check(x_map[c] >= 0 && x_map[c] < x_cols, "column_remap: x_map[{}] = {} is outside [0, x_cols = {})", c, x_map[c],
+            x_cols);
+    uploaded = Buffer(driver_, x_map, static_cast<std::size_t>(cols) * 4);
+    x_map = uploaded.as<const std::int32_t>();
+  }
+  for (const void* memory : {x, static_cast<const void*>(x_new)})
+    check(driver_->reachable(memory, problem), "column_remap: {} = {} is {}; it must be memory of {}",
+          memory == x ? "x" : "x_new", memory, problem, info().device.str());
+  const auto function = kernels_.get(jit::remap_source(kThreads));
+  RemapArgs args{static_cast<const u16*>(x), static_cast<u16*>(x_new), x_map, x_stride, x_new_stride, rows,
+                 static_cast<i32>(cols),     static_cast<i32>(x_cols)};
+  void* parameters[] = {&args};
+  LaunchShape shape;
+  shape.blocks = std::min<std::int64_t>(remap_blocks(rows, cols, kThreads), 1 << 16);
+  shape.threads = kThreads;
+  driver_->launch(*function, shape, stream, parameters);
+  if (uploaded.get()) driver_->synchronize();
+}
+
+double GpuDevice::read_floor_us(std::size_t bytes) {
+  constexpr int kRuns = 15;
+  const std::size_t piece = (bytes + 255) / 256 * 256;
+  const std::size_t copies =
+      std::max<std::size_t>(2, 5 * info().l2_bytes / piece + 1);  // each is cold when its turn comes
+  const Buffer data(driver_, copies * piece + 256);
+  driver_->fill(data.get(), 0x5a, copies * piece);
+  double best = 0;
+  for (const int threads : {256, 512, 1024})
+    for (const int loads : {4, 8, 16})
+      for (const int blocks_per_unit : {1, 2, 4}) {
+        if (threads * blocks_per_unit > 2048) continue;
+        const auto function = kernels_.get(jit::read_source(threads, loads));
+        LaunchShape shape;
+        shape.blocks = static_cast<std::int64_t>(info().compute_units) * blocks_per_unit, shape.threads = threads;
+        auto times = driver_->measure(
+            [&](void* stream) {
+              for (std::size_t copy = 0; copy < copies; ++copy) {
+                ReadArgs args{data.as<const u8>() + copy * piece, static_cast<i64>(bytes / 16 * 16),
+                              reinterpret_cast<u32*>(data.as<u8>() + copies * piece)};
+                void* parameters[] = {&args};
+                driver_->launch(*function, shape, stream, parameters);
+              }
+            },
+            kRuns);
+        std::sort(times.begin(), times.end());
+        const double us = times[kRuns / 2] / static_cast<double>(copies);
+        if (best == 0 || us < best) best = us;
+      }
+  return best;
+}
+
+GpuDevice::Dense GpuDevice::dense(std::int64_t k, std::int64_t n, std::int64_t m, DType type) {
+  if (type != DType::kF16 && type != DType::kBF16) return {};
+  std::shared_ptr<const Gemm> gemm;
+  try {
+    gemm = driver_->gemm({n, k, m, type == DType::kBF16, false});
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kUnsupported) return {};
+    throw;
+  }
+  const auto space = std::make_shared<const Buffer>(driver_, gemm->workspace_bytes());
+  return [=](void* stream, const void* x, const void* w, void* out) {
+    gemm->run(stream, m, x, k, w, n, out, n, nullptr, space->get());
+  };
+}
+
+std::string GpuDevice::kernels_digest() const { return jit::headers_digest(); }
+
+}  // namespace q4::gpu

@@ -1,0 +1,42 @@
+// DeviceBackend of a GPU: the vendor's driver with packing, plans and kernels on top.
+#pragma once
+
+#include <memory>
+
+#include "runtime/context.hpp"
+#include "runtime/gpu/kernels.hpp"
+
+namespace q4::gpu {
+
+class GpuDevice : public DeviceBackend {
+ public:
+  GpuDevice(std::shared_ptr<Driver> driver, const BackendContext& context)
+      : driver_(std::move(driver)), kernels_(*driver_, *context.cache) {}
+
+  const DeviceInfo& info() const override { return driver_->info(); }
+  void* allocate(std::size_t bytes) override { return driver_->allocate(bytes); }
+  void release(void* memory) noexcept override { driver_->release(memory); }
+  void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) override {
+    driver_->copy(to, from, bytes, kind);
+  }
+  void fill(void* memory, int byte, std::size_t bytes) override { driver_->fill(memory, byte, bytes); }
+  void synchronize() override { driver_->synchronize(); }
+  std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) override {
+    return driver_->measure(work, runs);
+  }
+  double read_floor_us(std::size_t bytes) override;
+  Dense dense(std::int64_t k, std::int64_t n, std::int64_t m, DType type) override;
+  std::unique_ptr<PackedMatrix> pack(const MatrixSource& source) override;
+  std::unique_ptr<PlanBackend> plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
+                                    const TuningRecord* tuned) override;
+  void column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
+                    std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,
+                    std::int64_t rows) override;
+  std::string kernels_digest() const override;
+
+ private:
+  std::shared_ptr<Driver> driver_;
+  Kernels kernels_;
+};
+
+}  // namespace q4::gpu

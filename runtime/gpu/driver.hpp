@@ -1,0 +1,89 @@
+// What CUDA and HIP must provide; everything above (packing, plans, caching) is written once, in this folder.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <q4/device.hpp>
+#include <string>
+#include <vector>
+
+#include "kernels/problem.h"
+#include "runtime/backends/backend.hpp"
+#include "runtime/jit/source.hpp"
+
+namespace q4::gpu {
+
+/// A loaded kernel. Destroying it unloads its module.
+class Function {
+ public:
+  virtual ~Function() = default;
+};
+
+struct LaunchShape {
+  std::int64_t blocks = 1;
+  int threads = 1;
+  int shared_bytes = 0;
+  int cluster = 1;                ///< blocks of a thread-block cluster
+  bool overlap_previous = false;  ///< programmatic dependent launch
+};
+
+/// A GEMM out[m, n] = x[m, k] w[k, n] (+ bias[n]) of 16-bit types with fp32 sums, all row-major.
+struct GemmShape {
+  std::int64_t n = 0, k = 0;
+  std::int64_t typical_m = 1;  ///< the algorithm is chosen for this m and serves any
+  bool bf16 = false, bias = false;
+};
+class Gemm {
+ public:
+  virtual ~Gemm() = default;
+  virtual void run(void* stream, std::int64_t m, const void* x, std::int64_t x_stride, const void* w,
+                   std::int64_t w_stride, void* out, std::int64_t out_stride, const void* bias,
+                   void* workspace) const = 0;
+  virtual std::size_t workspace_bytes() const = 0;
+};
+
+/// A tensor-copy descriptor (CUtensorMap), encoded for one call.
+struct alignas(64) TensorMapBytes {
+  std::uint64_t words[16];
+};
+/// A row-major 16-bit matrix seen in boxes of `box_rows` x `box_cols`, 128-byte swizzle, zero fill outside.
+struct TensorMapShape {
+  const void* data;
+  std::int64_t rows, cols, row_stride;
+  int box_rows, box_cols;
+  bool bf16;
+};
+
+/// One device of one vendor. Thread-safe; every call makes its context current and leaves the caller's as it was.
+class Driver {
+ public:
+  virtual ~Driver() = default;
+  virtual const DeviceInfo& info() const = 0;
+  virtual Limits limits() const = 0;
+
+  virtual void* allocate(std::size_t bytes) = 0;
+  virtual void release(void* memory) noexcept = 0;
+  virtual void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) = 0;
+  virtual void fill(void* memory, int byte, std::size_t bytes) = 0;
+  virtual void synchronize() = 0;
+  virtual std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) = 0;
+  /// Whether `memory` can be used by kernels on this device: a pointer of this device, managed or registered memory.
+  /// Else `problem` says what it is. Costs well under a microsecond and is allowed during capture.
+  virtual bool reachable(const void* memory, std::string& problem) const = 0;
+
+  /// Identity of the compiler for cache keys: "nvrtc 13.0.88 libnvrtc.so.13". Loads it. Throws kUnsupported if absent.
+  virtual std::string compiler() = 0;
+  /// Canonical options, part of the cache key.
+  virtual std::vector<std::string> options() const = 0;
+  /// Exact code for this device (cubin, code object). Throws kCompile with the log.
+  virtual std::vector<char> compile(const jit::Source& source) = 0;
+  virtual std::unique_ptr<Function> load(const std::vector<char>& code, const std::string& name) = 0;
+  /// `parameters[i]` points to the i-th kernel parameter.
+  virtual void launch(const Function& function, const LaunchShape& shape, void* stream, void** parameters) const = 0;
+  virtual TensorMapBytes encode(const TensorMapShape& shape) const = 0;
+  virtual std::unique_ptr<Gemm> gemm(const GemmShape& shape) = 0;  ///< throws kUnsupported if no BLAS is there
+};
+
+}  // namespace q4::gpu

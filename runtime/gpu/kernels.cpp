@@ -1,0 +1,40 @@
+// Finds, compiles and loads kernels.
+#include "runtime/gpu/kernels.hpp"
+
+#include <algorithm>
+#include <future>
+#include <thread>
+
+#include "runtime/jit/embedded.hpp"
+
+namespace q4::gpu {
+
+std::shared_ptr<const Function> Kernels::get(const jit::Source& source) {
+  {
+    std::lock_guard lock(mutex_);
+    if (auto found = loaded_[source.text].lock()) return found;
+  }
+  cache::KernelKey key{source.name,         source.text,        jit::headers_digest(),
+                       driver_.info().arch, driver_.compiler(), driver_.options()};
+  const auto code = cache_.get(key, [&] { return driver_.compile(source); });
+  std::shared_ptr<const Function> function = driver_.load(code, source.name);
+  std::lock_guard lock(mutex_);
+  auto& slot = loaded_[source.text];
+  if (auto found = slot.lock()) return found;
+  slot = function;
+  return function;
+}
+
+std::vector<std::shared_ptr<const Function>> Kernels::get_all(const std::vector<jit::Source>& sources) {
+  std::vector<std::future<std::shared_ptr<const Function>>> pending;
+  const std::size_t workers = std::max(1u, std::thread::hardware_concurrency());
+  std::vector<std::shared_ptr<const Function>> functions;
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    pending.push_back(std::async(std::launch::async, [this, &source = sources[i]] { return get(source); }));
+    if (pending.size() - functions.size() >= workers) functions.push_back(pending[functions.size()].get());
+  }
+  while (functions.size() < pending.size()) functions.push_back(pending[functions.size()].get());
+  return functions;
+}
+
+}  // namespace q4::gpu

@@ -1,0 +1,31 @@
+// Kernels of one device, ready to launch: source -> cache -> code -> loaded function.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "runtime/cache/kernel_cache.hpp"
+#include "runtime/gpu/driver.hpp"
+
+namespace q4::gpu {
+
+/// Thread-safe. Functions are shared: a plan keeps those it launches.
+class Kernels {
+ public:
+  Kernels(Driver& driver, cache::KernelCache& cache) : driver_(driver), cache_(cache) {}
+
+  /// Compiles or finds, loads, and remembers while somebody uses it.
+  std::shared_ptr<const Function> get(const jit::Source& source);
+  /// The same for several, compiled side by side on the host's cores. Equal sources give one function.
+  std::vector<std::shared_ptr<const Function>> get_all(const std::vector<jit::Source>& sources);
+
+ private:
+  Driver& driver_;
+  cache::KernelCache& cache_;
+  std::mutex mutex_;
+  std::map<std::string, std::weak_ptr<const Function>> loaded_;  ///< by source text
+};
+
+}  // namespace q4::gpu

@@ -1,0 +1,20 @@
+// The kernel headers, as they were when the library was built.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace q4::jit {
+
+struct EmbeddedHeader {
+  const char* name;  ///< "gemv.h": how generated source includes it
+  const char* text;
+};
+
+/// Sorted by name.
+const std::vector<EmbeddedHeader>& embedded_headers();
+
+/// SHA-256 over all of them: what a tuning record was measured with.
+const std::string& headers_digest();
+
+}  // namespace q4::jit

@@ -1,0 +1,39 @@
+// Writes the generated source, and digests the headers that it includes.
+#include "runtime/jit/source.hpp"
+
+#include <fmt/format.h>
+
+#include "runtime/cache/sha256.hpp"
+#include "runtime/jit/embedded.hpp"
+
+namespace q4::jit {
+
+std::string to_text(const Values& values) {
+  std::string text;
+  for (const auto& [name, value] : values) text += fmt::format("{}{}={}", text.empty() ? "" : " ", name, value);
+  return text;
+}
+
+Source generate(const std::string& function, const std::string& header, const std::string& config_type,
+                const std::string& initializer, const std::vector<std::string>& parameters, int threads,
+                int blocks_per_unit) {
+  std::string declared, passed;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    declared += fmt::format("{}Q4_PARAMETER(q4::{}) a{}", i ? ", " : "", parameters[i], i);
+    passed += fmt::format("{}a{}", i ? ", &" : "", i);
+  }
+  return {fmt::format("{} {}", function, initializer),
+          fmt::format("#include \"{}\"\n\nQ4_KERNEL({}, {}) {}({}) {{\n  q4::{}<q4::{}{}>({});\n}}\n", header, threads,
+                      blocks_per_unit, kEntry, declared, function, config_type, initializer, passed)};
+}
+
+const std::string& headers_digest() {
+  static const std::string digest = [] {
+    cache::Sha256 sha;
+    for (const auto& header : embedded_headers()) sha.field(header.name).field(header.text);
+    return sha.hex();
+  }();
+  return digest;
+}
+
+}  // namespace q4::jit

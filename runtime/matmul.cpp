@@ -1,0 +1,163 @@
+// MatmulPlan: checks every argument, then hands the launch to the backend's plan.
+#include <q4/matmul.hpp>
+#include <q4/tuning.hpp>
+
+#include "runtime/check.hpp"
+#include "runtime/matrix.hpp"
+#include "runtime/runtime.hpp"
+
+namespace q4 {
+
+class [[gnu::visibility("hidden")]] MatmulPlan::Impl {
+ public:
+  std::shared_ptr<const QuantizedMatrix::Impl> matrix;
+  std::unique_ptr<PlanBackend> plan;
+  PlanOptions options;
+
+  void run(Stream stream, ConstRows x, Rows out, std::int64_t m, void* workspace) const;
+};
+
+namespace {
+
+/// The range of memory that `m` rows span.
+struct Span {
+  std::uintptr_t begin, end;
+};
+Span span_of(const void* data, std::int64_t stride, std::int64_t cols, std::int64_t m, std::size_t size) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(data);
+  return {begin, begin + static_cast<std::uintptr_t>((m - 1) * stride + cols) * size};
+}
+
+/// Checks one of x and out, `m` rows of `cols` elements; returns the row stride.
+std::int64_t check_rows(const char* call, const char* name, const void* data, std::int64_t stride, std::int64_t cols,
+                        std::int64_t m, std::size_t alignment, std::int64_t stride_multiple) {
+  check(data, "{}: {} is null; pass device memory", call, name);
+  check(reinterpret_cast<std::uintptr_t>(data) % alignment == 0,
+        "{}: {} = {} is not {}-byte aligned: copy it to aligned memory", call, name, data, alignment);
+  if (stride == 0) stride = cols;
+  constexpr std::int64_t kMostElements = std::int64_t{1} << 48;  // more than a process can address
+  check(stride >= cols && stride % stride_multiple == 0,
+        "{}: {} has row stride {} elements; it must be 0 (contiguous) or at least its {} columns and a multiple of {}",
+        call, name, stride, cols, stride_multiple);
+  check(stride <= kMostElements / m, "{}: {} has row stride {} elements and {} rows; together at most {} elements",
+        call, name, stride, m, kMostElements);
+  return stride;
+}
+
+const MatmulPlan::Impl& require(const std::shared_ptr<const MatmulPlan::Impl>& impl, const char* call) {
+  check(impl != nullptr, "{}: the plan is empty (default-constructed or moved from); construct it from a matrix", call);
+  return *impl;
+}
+
+void check_options(const PlanOptions& options) {
+  constexpr const char* kCall = "MatmulPlan";
+  check(options.max_m >= 1 && options.max_m <= INT32_MAX, "{}: max_m = {}; it must be in [1, {}]", kCall, options.max_m,
+        INT32_MAX);
+  check(options.activation == DType::kF16 || options.activation == DType::kBF16 || options.activation == DType::kF32,
+        "{}: activation is {}; it must be fp16, bf16 or (on the CPU) fp32", kCall, to_string(options.activation));
+  check(options.reconstruct_from >= -1,
+        "{}: reconstruct_from = {}; it must be -1 (chosen), 0 (never) or the first m that is reconstructed", kCall,
+        options.reconstruct_from);
+  check(!options.batch_invariant || (options.reconstruct_from <= 0 && options.tactic.empty()),
+        "{}: batch_invariant excludes reconstruct_from = {} and tactic = '{}': one direct kernel serves every m", kCall,
+        options.reconstruct_from, options.tactic);
+}
+
+}  // namespace
+
+MatmulPlan::MatmulPlan(const Runtime& runtime, const QuantizedMatrix& matrix, const PlanOptions& options) {
+  const auto& m = require(matrix, "MatmulPlan");
+  check_options(options);
+  const auto& device = m.device->info();
+  const TuningKey key{
+      device.fingerprint, device.arch, device.compute_units, m.k, m.n, m.group_size, m.act_order, options.activation};
+  const TuningRecord* tuned = runtime.impl().tuning().find(key);
+  if (tuned && tuned->kernels != m.device->kernels_digest()) {
+    runtime.impl().log(
+        LogLevel::kInfo,
+        fmt::format("tuning of {} x {} was measured with other kernels: ignored, run q4-autotune again", m.k, m.n));
+    tuned = nullptr;
+  }
+  auto impl = std::make_shared<Impl>();
+  impl->matrix = matrix.impl();
+  impl->plan = m.device->plan(m.packed, options, tuned);
+  impl->options = options;
+  impl_ = std::move(impl);
+}
+
+void MatmulPlan::Impl::run(Stream stream, ConstRows x, Rows out, std::int64_t m, void* workspace) const {
+  constexpr const char* kCall = "MatmulPlan::run";
+  const auto& w = *matrix;
+  check(m >= 0 && m <= options.max_m,
+        "{}: m = {} is outside [0, max_m = {}] of the plan; prepare a plan with a larger max_m, or run in pieces",
+        kCall, m, options.max_m);
+  if (m == 0) return;
+  const bool cpu = w.device->info().device.kind == BackendKind::kCpu;
+  const auto size = size_of(options.activation);
+  const auto x_stride = check_rows(kCall, "x", x.data, x.row_stride, w.k, m, cpu ? size : 16, cpu ? 1 : 8);
+  const auto out_stride = check_rows(kCall, "out", out.data, out.row_stride, w.n, m, cpu ? size : 16, cpu ? 1 : 8);
+  const Span a = span_of(x.data, x_stride, w.k, m, size), b = span_of(out.data, out_stride, w.n, m, size);
+  check(a.end <= b.begin || b.end <= a.begin,
+        "{}: out = {} overlaps x = {} ({} and {} bytes); give out memory of its own", kCall, out.data, x.data,
+        b.end - b.begin, a.end - a.begin);
+  check(reinterpret_cast<std::uintptr_t>(workspace) % 256 == 0, "{}: workspace = {} is not 256-byte aligned", kCall,
+        workspace);
+  plan->run(stream.native, x.data, x_stride, out.data, out_stride, m, workspace);
+}
+
+void MatmulPlan::run(Stream stream, ConstRows x, Rows out, std::int64_t m) const {
+  const auto& impl = require(impl_, "MatmulPlan::run");
+  check(impl.options.own_workspace || impl.plan->workspace_bytes() == 0,
+        "MatmulPlan::run: the plan was made with own_workspace = false; pass a workspace of {} bytes",
+        impl.plan->workspace_bytes());
+  impl.run(stream, x, out, m, nullptr);
+}
+
+void MatmulPlan::run(Stream stream, ConstRows x, Rows out, std::int64_t m, void* workspace) const {
+  const auto& impl = require(impl_, "MatmulPlan::run");
+  check(workspace || impl.plan->workspace_bytes() == 0, "MatmulPlan::run: workspace is null; this plan needs {} bytes",
+        impl.plan->workspace_bytes());
+  impl.run(stream, x, out, m, workspace);
+}
+
+std::size_t MatmulPlan::workspace_bytes() const {
+  return require(impl_, "MatmulPlan::workspace_bytes").plan->workspace_bytes();
+}
+
+std::int64_t MatmulPlan::max_m() const { return require(impl_, "MatmulPlan::max_m").options.max_m; }
+
+std::string MatmulPlan::tactic(std::int64_t m) const {
+  const auto& impl = require(impl_, "MatmulPlan::tactic");
+  check(m >= 1 && m <= impl.options.max_m, "MatmulPlan::tactic: m = {} is outside [1, max_m = {}]", m,
+        impl.options.max_m);
+  return impl.plan->tactic(m);
+}
+
+std::vector<std::string> MatmulPlan::tactics(std::int64_t m) const {
+  const auto& impl = require(impl_, "MatmulPlan::tactics");
+  check(m >= 1 && m <= impl.options.max_m, "MatmulPlan::tactics: m = {} is outside [1, max_m = {}]", m,
+        impl.options.max_m);
+  return impl.plan->tactics(m);
+}
+
+void column_remap(const Runtime& runtime, Device device, Stream stream, ConstRows x, std::int64_t x_cols, Rows x_new,
+                  const std::int32_t* x_map, std::int64_t cols, std::int64_t rows) {
+  constexpr const char* kCall = "column_remap";
+  const auto backend = runtime.impl().open(device);
+  check(rows >= 0 && cols >= 0 && x_cols >= 0, "{}: rows = {}, cols = {}, x_cols = {}; none may be negative", kCall,
+        rows, cols, x_cols);
+  if (rows == 0 || cols == 0) return;
+  check(x_map, "{}: x_map is null; pass cols = {} int32", kCall, cols);
+  const auto x_stride = check_rows(kCall, "x", x.data, x.row_stride, x_cols, rows, 2, 1);
+  const auto new_stride = check_rows(kCall, "x_new", x_new.data, x_new.row_stride, cols, rows, 2, 1);
+  const Span a = span_of(x.data, x_stride, x_cols, rows, 2), b = span_of(x_new.data, new_stride, cols, rows, 2);
+  check(a.end <= b.begin || b.end <= a.begin, "{}: x_new = {} overlaps x = {}; give it memory of its own", kCall,
+        x_new.data, x.data);
+  if (device.kind == BackendKind::kCpu)
+    for (std::int64_t c = 0; c < cols; ++c)
+      check(x_map[c] >= 0 && x_map[c] < x_cols, "{}: x_map[{}] = {} is outside [0, x_cols = {})", kCall, c, x_map[c],
+            x_cols);
+  backend->column_remap(stream.native, x.data, x_stride, x_cols, x_new.data, new_stride, x_map, cols, rows);
+}
+
+}  // namespace q4

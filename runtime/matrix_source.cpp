@@ -1,0 +1,228 @@
+// Checks tensors and brings the small ones to the host.
+#include "runtime/matrix_source.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "runtime/check.hpp"
+#include "runtime/convert.hpp"
+
+namespace q4 {
+namespace {
+
+constexpr std::int64_t kLargest = INT32_MAX;
+
+/// The checks that every tensor gets. `call` is "QuantizedMatrix::from_gptq".
+class Reader {
+ public:
+  Reader(const char* call, DeviceBackend& device) : call_(call), device_(device) {}
+
+  void check_view(const TensorView& view, const char* name, std::initializer_list<DType> types) const {
+    std::string accepted;
+    bool known = false;
+    for (const auto type : types) {
+      known |= type == view.dtype;
+      accepted += (accepted.empty() ? "" : " or ") + std::string(to_string(type));
+    }
+    check(known, "{}: {} has dtype {}; it must be {}: convert it first", call_, name, to_string(view.dtype), accepted);
+    check(view.rows >= 0 && view.cols >= 0 && view.rows <= kLargest && view.cols <= kLargest,
+          "{}: {} has shape [{}, {}]; extents must be in [0, {}]", call_, name, view.rows, view.cols, kLargest);
+    check(view.data || view.rows * view.cols == 0, "{}: {} has null data and shape [{}, {}]; pass its memory", call_,
+          name, view.rows, view.cols);
+    check(reinterpret_cast<std::uintptr_t>(view.data) % size_of(view.dtype) == 0,
+          "{}: {} = {} is not aligned to its {} bytes an element: copy it", call_, name, view.data,
+          size_of(view.dtype));
+    check(view.row_stride == -1 || (view.row_stride >= view.cols && view.row_stride <= kLargest),
+          "{}: {} has row stride {} elements; it must be -1 (contiguous) or in [its columns = {}, {}]", call_, name,
+          view.row_stride, view.cols, kLargest);
+    check(!on_device(view) || *view.device == device_.info().device,
+          "{}: {} is on {}; it must be on the host or on {}: copy it", call_, name,
+          view.device ? view.device->str() : "cpu", device_.info().device.str());
+  }
+
+  bool on_device(const TensorView& view) const { return view.device && view.device->kind != BackendKind::kCpu; }
+
+  /// Contiguous bytes on the host.
+  std::vector<std::uint8_t> bytes(const TensorView& view) const {
+    const auto size = size_of(view.dtype), row = static_cast<std::size_t>(view.cols) * size;
+    const auto stride = static_cast<std::size_t>(view.row_stride < 0 ? view.cols : view.row_stride) * size;
+    std::vector<std::uint8_t> out(row * static_cast<std::size_t>(view.rows));
+    const auto* from = static_cast<const std::uint8_t*>(view.data);
+    const auto copy = [&](std::size_t to, std::size_t at, std::size_t count) {
+      if (count == 0) return;
+      if (on_device(view))
+        device_.copy(out.data() + to, from + at, count, CopyKind::kToHost);
+      else
+        std::memcpy(out.data() + to, from + at, count);
+    };
+    if (stride == row)
+      copy(0, 0, out.size());
+    else
+      for (std::size_t r = 0; r < static_cast<std::size_t>(view.rows); ++r) copy(r * row, r * stride, row);
+    return out;
+  }
+
+  /// Elements as floats, from fp16, bf16 or fp32.
+  std::vector<float> floats(const TensorView& view) const {
+    const auto raw = bytes(view);
+    std::vector<float> out(raw.size() / size_of(view.dtype));
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      std::uint16_t half = 0;
+      if (view.dtype == DType::kF32)
+        std::memcpy(&out[i], raw.data() + 4 * i, 4);
+      else
+        std::memcpy(&half, raw.data() + 2 * i, 2),
+            out[i] = view.dtype == DType::kF16 ? float_from_half(half) : float_from_bf16(half);
+    }
+    return out;
+  }
+
+  /// qweight, contiguous, where the backend wants it: in its own memory if it is there, else on the host.
+  void place_codes(CheckedSource& to, const TensorView& view) const {
+    const bool contiguous = view.row_stride < 0 || view.row_stride == view.cols;
+    to.source.qweight = static_cast<const std::uint32_t*>(view.data);
+    to.source.qweight_on_device = on_device(view);
+    if (contiguous) return;
+    if (!on_device(view)) {
+      to.host_codes = bytes(view);
+      to.source.qweight = reinterpret_cast<const std::uint32_t*>(to.host_codes.data());
+      return;
+    }
+    const auto row = static_cast<std::size_t>(view.cols) * 4, stride = static_cast<std::size_t>(view.row_stride) * 4;
+    auto* memory = static_cast<std::uint8_t*>(device_.allocate(row * static_cast<std::size_t>(view.rows)));
+    to.device_codes = std::shared_ptr<void>(memory, [device = &device_](void* p) { device->release(p); });
+    for (std::size_t r = 0; r < static_cast<std::size_t>(view.rows); ++r)
+      device_.copy(memory + r * row, static_cast<const std::uint8_t*>(view.data) + r * stride, row,
+                   CopyKind::kOnDevice);
+    to.source.qweight = reinterpret_cast<const std::uint32_t*>(memory);
+  }
+
+  const char* call() const { return call_; }
+
+ private:
+  const char* call_;
+  DeviceBackend& device_;
+};
+
+/// Shapes, groups, scales and bias: what both formats share. k and n are already set.
+void check_common(const Reader& reader, CheckedSource& to, const TensorView& qzeros, const TensorView& scales,
+                  const std::optional<TensorView>& bias, std::int64_t group_size, bool has_g_idx) {
+  auto& s = to.source;
+  const char* call = reader.call();
+  check(s.k >= 8 && s.n >= 8, "{}: W is {} x {} (k x n); both must be at least 8", call, s.k, s.n);
+  check(s.k % 8 == 0 && s.k <= kLargest, "{}: k = {} must be a multiple of 8 of at most {}: pad W and x with zero rows",
+        call, s.k, kLargest);
+  check(s.n % 8 == 0 && s.n <= kLargest, "{}: n = {} must be a multiple of 8 of at most {}: pad W with zero columns",
+        call, s.n, kLargest);
+  s.groups = scales.rows;
+  check(s.groups >= 1 && scales.cols == s.n, "{}: scales has shape [{}, {}]; it must be [groups, n = {}]", call,
+        scales.rows, scales.cols, s.n);
+  check(qzeros.rows == s.groups && qzeros.cols == s.n / 8,
+        "{}: qzeros has shape [{}, {}]; with {} groups of scales and n = {} it must be [{}, {}]", call, qzeros.rows,
+        qzeros.cols, s.groups, s.n, s.groups, s.n / 8);
+  check(group_size >= -1 && group_size <= kLargest,
+        "{}: group_size = {}; it must be -1 (one group), 0 (derive) or a positive multiple of 8", call, group_size);
+  s.group_size = group_size == -1 ? s.k : group_size == 0 ? (s.k + s.groups - 1) / s.groups : group_size;
+  if (!has_g_idx) {
+    check(group_size != -1 || s.groups == 1, "{}: group_size = -1 means one group, but scales has {} rows", call,
+          s.groups);
+    check(s.group_size % 8 == 0,
+          "{}: group size {} (k = {}, {} groups) is no multiple of 8; pass group_size if the last group is shorter",
+          call, s.group_size, s.k, s.groups);
+    check((s.k + s.group_size - 1) / s.group_size == s.groups,
+          "{}: k = {} rows in groups of {} make {} groups, but scales has {} rows", call, s.k, s.group_size,
+          (s.k + s.group_size - 1) / s.group_size, s.groups);
+  }
+  for (const float scale : reader.floats(scales)) s.scales.push_back(half_from_float(scale));
+  if (bias && bias->rows * bias->cols > 0) {
+    reader.check_view(*bias, "bias", {DType::kF16, DType::kBF16, DType::kF32});
+    check(bias->rows * bias->cols == s.n && (bias->rows == 1 || bias->cols == 1),
+          "{}: bias has shape [{}, {}]; it must have n = {} elements", call, bias->rows, bias->cols, s.n);
+    s.bias = reader.floats(*bias);
+  }
+}
+
+/// Each stored zero, a byte each, unpacked per nibble (a word-wise +0x11111111 would carry).
+std::vector<std::uint8_t> unpack_zeros(const Reader& reader, const TensorView& qzeros, bool awq) {
+  const auto raw = reader.bytes(qzeros);
+  std::vector<std::uint8_t> zeros;
+  zeros.reserve(raw.size() * 2);
+  for (std::size_t w = 0; w < raw.size() / 4; ++w) {
+    std::uint32_t word;
+    std::memcpy(&word, raw.data() + 4 * w, 4);
+    for (int c = 0; c < 8; ++c) zeros.push_back(word >> (4 * (awq ? (c & 1) * 4 + c / 2 : c)) & 15u);
+  }
+  return zeros;
+}
+
+std::vector<std::int32_t> read_g_idx(const Reader& reader, const TensorView& view, const MatrixSource& s) {
+  reader.check_view(view, "g_idx", {DType::kI32, DType::kI64});
+  check(view.rows * view.cols == s.k && (view.rows == 1 || view.cols == 1),
+        "{}: g_idx has shape [{}, {}]; it must have k = {} elements", reader.call(), view.rows, view.cols, s.k);
+  const auto raw = reader.bytes(view);
+  std::vector<std::int32_t> g_idx(static_cast<std::size_t>(s.k));
+  for (std::size_t r = 0; r < g_idx.size(); ++r) {
+    std::int64_t g = 0;
+    std::int32_t small = 0;
+    if (view.dtype == DType::kI64)
+      std::memcpy(&g, raw.data() + 8 * r, 8);
+    else
+      std::memcpy(&small, raw.data() + 4 * r, 4), g = small;
+    check(g >= 0 && g < s.groups, "{}: g_idx[{}] = {} is outside [0, groups = {})", reader.call(), r, g, s.groups);
+    g_idx[r] = static_cast<std::int32_t>(g);
+  }
+  return g_idx;
+}
+
+}  // namespace
+
+CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t) {
+  const Reader reader("QuantizedMatrix::from_gptq", device);
+  CheckedSource to;
+  auto& s = to.source;
+  reader.check_view(t.qweight, "qweight", {DType::kI32});
+  reader.check_view(t.qzeros, "qzeros", {DType::kI32});
+  reader.check_view(t.scales, "scales", {DType::kF16, DType::kBF16, DType::kF32});
+  s.k = t.qweight.rows * 8, s.n = t.qweight.cols;
+  const bool has_g_idx = t.g_idx && t.g_idx->rows * t.g_idx->cols > 0;
+  check_common(reader, to, t.qzeros, t.scales, t.bias, t.group_size, has_g_idx);
+  if (has_g_idx) {
+    s.g_idx = read_g_idx(reader, *t.g_idx, s);
+    bool trivial = (s.k + s.group_size - 1) / s.group_size == s.groups && s.group_size % 8 == 0;
+    for (std::size_t r = 0; trivial && r < s.g_idx.size(); ++r)
+      trivial = s.g_idx[r] == static_cast<std::int64_t>(r) / s.group_size;
+    if (trivial) s.g_idx.clear();
+  }
+  to.act_order = !s.g_idx.empty();
+
+  s.zeros = unpack_zeros(reader, t.qzeros, false);
+  to.zeros = t.zeros;
+  if (t.zeros == ZeroFormat::kAuto) {
+    to.zeros_detected = std::all_of(s.zeros.begin(), s.zeros.end(), [](auto z) { return z == 8; });
+    to.zeros = to.zeros_detected ? ZeroFormat::kV2 : ZeroFormat::kV1;
+  }
+  if (to.zeros == ZeroFormat::kV1)
+    for (auto& zero : s.zeros) zero = (zero + 1) & 15;
+  reader.place_codes(to, t.qweight);
+  s.order = make_row_order(s.k, s.group_size, s.groups, s.g_idx);
+  return to;
+}
+
+CheckedSource check_awq(DeviceBackend& device, const AwqTensors& t) {
+  const Reader reader("QuantizedMatrix::from_awq", device);
+  CheckedSource to;
+  auto& s = to.source;
+  reader.check_view(t.qweight, "qweight", {DType::kI32});
+  reader.check_view(t.qzeros, "qzeros", {DType::kI32});
+  reader.check_view(t.scales, "scales", {DType::kF16, DType::kBF16, DType::kF32});
+  s.awq = true;
+  s.k = t.qweight.rows, s.n = t.qweight.cols * 8;
+  check_common(reader, to, t.qzeros, t.scales, t.bias, t.group_size, false);
+  s.zeros = unpack_zeros(reader, t.qzeros, true);
+  to.zeros = ZeroFormat::kV2;
+  reader.place_codes(to, t.qweight);
+  s.order = make_row_order(s.k, s.group_size, s.groups, {});
+  return to;
+}
+
+}  // namespace q4

@@ -1,0 +1,26 @@
+// From borrowed tensors to a validated MatrixSource: nothing unchecked goes further.
+#pragma once
+
+#include <memory>
+#include <q4/matrix.hpp>
+#include <vector>
+
+#include "runtime/backends/backend.hpp"
+
+namespace q4 {
+
+/// Owns what the source had to be copied into.
+struct CheckedSource {
+  MatrixSource source;
+  std::vector<std::uint8_t> host_codes;  ///< qweight, when it was strided or had to leave another memory
+  std::shared_ptr<void> device_codes;    ///< the same on the device
+  bool act_order = false;
+  bool zeros_detected = false;
+  ZeroFormat zeros = ZeroFormat::kV1;
+};
+
+/// `to_device`: whether qweight may stay where it is in the memory of `device`.
+CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& tensors);
+CheckedSource check_awq(DeviceBackend& device, const AwqTensors& tensors);
+
+}  // namespace q4

@@ -1,0 +1,118 @@
+// The Runtime: options resolved, backends listed, devices opened, tuning read.
+#include "runtime/runtime.hpp"
+
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+
+#include "runtime/check.hpp"
+
+namespace q4 {
+namespace {
+
+LogLevel level_of_environment() {
+  const char* text = std::getenv("Q4_LOG");
+  const std::string level = text ? text : "";
+  return level == "debug"   ? LogLevel::kDebug
+         : level == "info"  ? LogLevel::kInfo
+         : level == "error" ? LogLevel::kError
+                            : LogLevel::kWarning;
+}
+
+RuntimeOptions resolve(RuntimeOptions options) {
+  check(options.cpu_threads >= 0, "Runtime: cpu_threads = {} is negative; 0 means what the machine allows",
+        options.cpu_threads);
+  if (!options.log)
+    options.log = [most = level_of_environment()](LogLevel level, const std::string& text) {
+      constexpr const char* kNames[] = {"error", "warning", "info", "debug"};
+      if (level <= most) fmt::print(stderr, "q4: {}: {}\n", kNames[static_cast<int>(level)], text);
+    };
+  return options;
+}
+
+}  // namespace
+
+Runtime::Impl::Impl(RuntimeOptions options) : context_{resolve(std::move(options)), nullptr} {
+  const auto folder = cache::default_folder(context_.options.cache_dir);
+  if (folder.empty() && context_.options.cache_mode != CacheMode::kOff)
+    context_.log(
+        LogLevel::kWarning,
+        "kernel cache: no folder (set cache_dir, Q4_CACHE_DIR or HOME): compiled kernels are kept in memory only");
+  cache_ = std::make_unique<cache::KernelCache>(folder, context_.options.cache_mode, context_.options.log);
+  context_.cache = cache_.get();
+  backends_ = make_backends(context_);
+}
+
+std::shared_ptr<DeviceBackend> Runtime::Impl::open(Device device) {
+  std::lock_guard lock(mutex_);
+  auto& slot = open_[{device.kind, device.ordinal}];
+  if (slot) return slot;
+  for (auto& backend : backends_) {
+    if (backend->kind() != device.kind) continue;
+    const auto count = backend->devices().size();
+    if (device.ordinal >= 0 && static_cast<std::size_t>(device.ordinal) < count)
+      return slot = backend->open(device.ordinal);
+  }
+  std::string known;
+  for (auto& backend : backends_)
+    for (const auto& info : backend->devices()) known += (known.empty() ? "" : ", ") + info.device.str();
+  fail(ErrorCode::kNotFound, "device '{}' does not exist; there are: {} (q4-info says what is missing and why)",
+       device.str(), known);
+}
+
+std::vector<DeviceInfo> Runtime::Impl::devices() {
+  std::vector<DeviceInfo> all;
+  for (auto& backend : backends_)
+    for (auto& info : backend->devices()) all.push_back(std::move(info));
+  return all;
+}
+
+const TuningDb& Runtime::Impl::tuning() {
+  std::call_once(tuning_once_, [this] { load_tuning(); });
+  return tuning_;
+}
+
+void Runtime::Impl::load_tuning() {
+  auto files = context_.options.tuning_files;
+  if (const char* list = std::getenv("Q4_TUNING"); files.empty() && list)
+    for (const char* at = list; *at;) {
+      const auto end = at + std::strcspn(at, ":");
+      if (end != at) files.emplace_back(at, end);
+      at = *end ? end + 1 : end;
+    }
+  for (const auto& file : files) tuning_.load(file);
+  if (!files.empty() || cache_->folder().empty()) return;
+  const auto file = cache_->folder() + "/tuning.jsonl";
+  std::error_code ignored;
+  if (!std::filesystem::exists(file, ignored)) return;
+  try {
+    tuning_.load(file);
+  } catch (const Error& error) {
+    context_.log(LogLevel::kWarning, std::string("tuning: ") + error.what() + "; defaults are used");
+  }
+}
+
+Runtime::Runtime(RuntimeOptions options) : impl_(std::make_shared<Impl>(std::move(options))) {}
+
+std::vector<DeviceInfo> Runtime::devices() const { return impl_->devices(); }
+
+std::vector<BackendStatus> Runtime::backends() const {
+  std::vector<BackendStatus> all;
+  for (auto& backend : impl_->backends()) all.push_back(backend->status());
+  return all;
+}
+
+Device Runtime::best_device() const {
+  const auto all = impl_->devices();
+  if (all.empty())
+    fail(ErrorCode::kNotFound, "Runtime::best_device: there is no usable device, not even the CPU; q4-info says why");
+  return all.front().device;
+}
+
+DeviceInfo Runtime::info(Device device) const { return impl_->open(device)->info(); }
+
+std::string Runtime::cache_dir() const { return impl_->cache().folder(); }
+
+const TuningDb& Runtime::tuning() const { return impl_->tuning(); }
+
+}  // namespace q4

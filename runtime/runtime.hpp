@@ -1,0 +1,41 @@
+// What a Runtime handle points to.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <q4/runtime.hpp>
+#include <q4/tuning.hpp>
+
+#include "runtime/backends/backend.hpp"
+#include "runtime/cache/kernel_cache.hpp"
+#include "runtime/context.hpp"
+
+namespace q4 {
+
+/// Backends are made with the Runtime and open their libraries at first need; devices stay open once used.
+class [[gnu::visibility("hidden")]] Runtime::Impl {
+ public:
+  explicit Impl(RuntimeOptions options);
+
+  std::vector<std::unique_ptr<Backend>>& backends() { return backends_; }
+  /// The device, opened at its first use. Throws kNotFound with those that exist.
+  std::shared_ptr<DeviceBackend> open(Device device);
+  std::vector<DeviceInfo> devices();
+  const TuningDb& tuning();
+  cache::KernelCache& cache() { return *cache_; }
+  void log(LogLevel level, const std::string& text) const { context_.log(level, text); }
+
+ private:
+  void load_tuning();
+
+  BackendContext context_;
+  std::unique_ptr<cache::KernelCache> cache_;
+  std::vector<std::unique_ptr<Backend>> backends_;
+  std::mutex mutex_;
+  std::map<std::pair<BackendKind, int>, std::shared_ptr<DeviceBackend>> open_;
+  std::once_flag tuning_once_;
+  TuningDb tuning_;
+};
+
+}  // namespace q4

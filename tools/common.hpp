@@ -1,0 +1,98 @@
+// What the q4 tools share: one way to parse, fail, print tables and show progress.
+#pragma once
+
+#include <chrono>
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <q4/runtime.hpp>
+#include <string>
+#include <vector>
+
+namespace q4::tools {
+
+using Json = nlohmann::ordered_json;
+
+/// One tool: its options, --help with examples, --version, and how it ends. Exit 0: done, 1: q4-x: error: ... on
+/// stderr, 2: wrong usage.
+class Tool {
+ public:
+  Tool(const std::string& name, const std::string& purpose, const std::string& examples);
+
+  /// Its options may throw q4::Error from their own parsers (add_option_function): wrong usage.
+  CLI::App app;
+  std::string device_name;  ///< of --device, empty: the best device
+  bool json = false;        ///< of --json
+
+  void add_device();
+  void add_json(const std::string& what);
+  /// Parses, then runs `body`, whose result is the exit status.
+  int run(int argc, char** argv, const std::function<int()>& body);
+  /// --device, else the best device of this runtime. Throws kNotFound with the list of devices that exist.
+  Device device(const Runtime& runtime) const;
+
+ private:
+  std::string name_;
+};
+
+/// A table with a header line, columns as wide as their longest cell; numbers to the right, text to the left.
+class Table {
+ public:
+  explicit Table(std::vector<std::string> header) : header_(std::move(header)) {}
+  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  bool empty() const { return rows_.empty(); }
+  std::string str() const;
+
+ private:
+  std::vector<std::string> header_;
+  std::vector<std::vector<std::string>> rows_;
+};
+
+/// Four significant digits, never an exponent: "4.213", "1060", "-" for 0 or less (not measured).
+std::string number(double value);
+std::string percent(double share);  ///< 0.034 is "+3.4%"
+std::string megabytes(std::size_t bytes);
+
+/// A bar with the time left on a terminal; elsewhere one line an event. Writes to stderr alone.
+class Progress {
+ public:
+  explicit Progress(bool quiet = false);
+  ~Progress();  ///< ends the bar's line
+  Progress(const Progress&) = delete;
+  /// `fraction` in [0, 1]; `limit_s` bounds the time left (a budget), 0: unbounded.
+  void update(double fraction, const std::string& text, double limit_s = 0);
+  /// A line that stays, above the bar.
+  void line(const std::string& text);
+
+ private:
+  void clear();
+  bool terminal_, quiet_, drawn_ = false;
+  std::chrono::steady_clock::time_point start_, last_;
+};
+
+/// The text of a bar, apart from the terminal: "[####......]  40%  text  12 s left".
+std::string progress_bar(double fraction, double elapsed_s, double limit_s, const std::string& text, int columns);
+
+/// "1,8,64" or "1 8 64", and ranges of powers of two: "1-16" is 1, 2, 4, 8, 16. Ascending, unique, at least 1. Throws
+/// kInvalidArgument.
+std::vector<std::int64_t> parse_m_list(const std::string& text);
+/// 1, 2, 4, ... up to `largest`, which is always a member.
+std::vector<std::int64_t> powers_of_two(std::int64_t largest);
+
+/// For CLI11's check(): a number of at least 0, or above 0. Its own validators print the whole range of a double.
+CLI::Validator seconds_check(bool zero_too);
+
+DType parse_activation(const std::string& text);  ///< fp16, bf16, fp32; throws kInvalidArgument
+
+/// The tuning files that a Runtime with default options reads: $Q4_TUNING, else <cache folder>/tuning.jsonl if it
+/// exists.
+std::vector<std::string> tuning_files(const Runtime& runtime);
+/// Where q4-autotune writes unless told: <cache folder>/tuning.jsonl; empty when there is no cache folder.
+std::string default_tuning_file(const Runtime& runtime);
+
+/// After this, Ctrl-C sets a flag instead of ending the process; a second Ctrl-C ends it.
+void catch_interrupt();
+bool interrupted();
+
+}  // namespace q4::tools

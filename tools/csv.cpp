@@ -1,0 +1,76 @@
+// Splits lines and finds columns.
+#include "tools/csv.hpp"
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+
+#include "runtime/check.hpp"
+
+namespace q4::tools {
+namespace {
+
+std::vector<std::string> split(const std::string& line) {
+  std::vector<std::string> cells;
+  std::stringstream in(line);
+  for (std::string cell; std::getline(in, cell, ',');) cells.push_back(CLI::detail::trim_copy(cell));
+  return cells;
+}
+
+}  // namespace
+
+Csv::Csv(const std::string& text, const std::string& name, const std::vector<std::string>& required) : name_(name) {
+  std::stringstream in(text);
+  std::string line;
+  std::getline(in, line);
+  for (const std::string& title : split(line)) columns_.emplace(title, columns_.size());
+  for (const std::string& column : required)
+    if (!columns_.count(column))
+      fail(ErrorCode::kCorrupt, "{} line 1: \"{}\" does not name the column {}; needed are {}", name, line, column,
+           fmt::join(required, ","));
+  for (int number = 2; std::getline(in, line); ++number)
+    if (!CLI::detail::trim_copy(line).empty()) rows_.push_back({number, split(line)});
+}
+
+Csv Csv::read(const std::string& path, const std::vector<std::string>& required) {
+  std::ifstream in(path);
+  if (!in || std::filesystem::is_directory(path))
+    fail(ErrorCode::kIo, "{}: no file that can be read; name a CSV file with a header line: {}", path,
+         fmt::join(required, ","));
+  return {{std::istreambuf_iterator<char>(in), {}}, path, required};
+}
+
+std::string Csv::where(std::size_t row) const { return fmt::format("{} line {}", name_, rows_[row].line); }
+
+std::string Csv::text(std::size_t row, const std::string& column) const {
+  const auto at = columns_.find(column);
+  const auto& cells = rows_[row].cells;
+  return at != columns_.end() && at->second < cells.size() ? cells[at->second] : std::string();
+}
+
+std::int64_t Csv::whole(std::size_t row, const std::string& column) const {
+  return parse_whole(text(row, column), where(row) + ", column " + column);
+}
+
+double Csv::real(std::size_t row, const std::string& column) const {
+  const std::string cell = text(row, column);
+  std::size_t used = 0;
+  double value = 0;
+  try {
+    value = std::stod(cell, &used);
+  } catch (const std::exception&) {}
+  if (cell.empty() || used != cell.size())
+    fail(ErrorCode::kCorrupt, "{}, column {}: \"{}\" is no number", where(row), column, cell);
+  return value;
+}
+
+std::int64_t parse_whole(const std::string& text, const std::string& where) {
+  const std::size_t digits = text.starts_with('-') ? 1 : 0;
+  if (text.size() == digits || text.size() > 11 || text.find_first_not_of("0123456789", digits) != std::string::npos)
+    fail(ErrorCode::kCorrupt, "{}: \"{}\" is no whole number", where, text);
+  return std::stoll(text);
+}
+
+}  // namespace q4::tools

@@ -1,0 +1,157 @@
+// q4-info: what there is to compute on, what is missing and why, and which files are in use.
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <q4/q4.hpp>
+
+#include "runtime/runtime.hpp"
+#include "tools/common.hpp"
+
+namespace {
+
+using namespace q4;
+using namespace q4::tools;
+
+constexpr const char* kExamples =
+    "  q4-info                     what is here, what is missing and the remedy\n"
+    "  q4-info --json | jq .devices[0].arch\n"
+    "  Q4_LOG=debug q4-info        with the library's own messages\n";
+
+/// What one tuning file holds for the devices here.
+struct TuningFile {
+  std::string path, problem;
+  std::size_t records = 0, exact = 0, nearest = 0, stale = 0;
+};
+
+TuningFile examine(const std::string& path, const Runtime& runtime, const std::vector<DeviceInfo>& devices) {
+  TuningFile file{path, "", 0, 0, 0, 0};
+  TuningDb db;
+  try {
+    db.load(path);
+  } catch (const Error& e) {
+    file.problem = e.what();
+    return file;
+  }
+  for (const TuningRecord& record : db.records()) {
+    ++file.records;
+    for (const DeviceInfo& info : devices) {
+      const bool exact = record.key.fingerprint == info.fingerprint;
+      if (!exact && record.key.arch != info.arch) continue;
+      const bool stale = record.kernels != runtime.impl().open(info.device)->kernels_digest();
+      ++(stale ? file.stale : exact ? file.exact : file.nearest);
+      break;
+    }
+  }
+  return file;
+}
+
+/// Bytes of the compiled kernels in a folder; unreadable ones count as nothing.
+std::uintmax_t kernel_bytes(const std::string& folder, std::size_t& files) {
+  std::uintmax_t bytes = 0;
+  std::error_code error;
+  for (auto it = std::filesystem::recursive_directory_iterator(folder, error);
+       !error && it != std::filesystem::recursive_directory_iterator(); it.increment(error)) {
+    std::error_code ignored;
+    if (!it->is_regular_file(ignored) || it->path().extension() != ".q4k") continue;
+    ++files;
+    bytes += it->file_size(ignored);
+  }
+  return bytes;
+}
+
+Json as_json(const DeviceInfo& d) {
+  return {{"device", d.device.str()},
+          {"name", d.name},
+          {"arch", d.arch},
+          {"units", d.compute_units},
+          {"memory_bytes", d.memory_bytes},
+          {"l2_bytes", d.l2_bytes},
+          {"shared_bytes", d.shared_bytes},
+          {"warp_size", d.warp_size},
+          {"driver", d.driver},
+          {"fingerprint", d.fingerprint}};
+}
+
+void print_json(const Runtime& runtime, const std::vector<DeviceInfo>& devices, const std::vector<TuningFile>& files) {
+  Json out{{"version", Q4_VERSION}, {"backends", Json::array()}, {"devices", Json::array()}};
+  for (const BackendStatus& b : runtime.backends()) {
+    Json components = Json::object();
+    for (const auto& [name, value] : b.components) components[name] = value;
+    out["backends"].push_back(
+        {{"backend", to_string(b.kind)}, {"available", b.available}, {"reason", b.reason}, {"components", components}});
+  }
+  for (const DeviceInfo& d : devices) out["devices"].push_back(as_json(d));
+  out["best_device"] = devices.empty() ? "" : devices.front().device.str();
+  out["cache_dir"] = runtime.cache_dir();
+  out["tuning_files"] = Json::array();
+  for (const TuningFile& f : files)
+    out["tuning_files"].push_back({{"path", f.path},
+                                   {"problem", f.problem},
+                                   {"records", f.records},
+                                   {"exact", f.exact},
+                                   {"nearest", f.nearest},
+                                   {"stale", f.stale}});
+  fmt::print("{}\n", out.dump(2));
+}
+
+void print_backends(const Runtime& runtime) {
+  fmt::print("Backends\n");
+  for (const BackendStatus& b : runtime.backends()) {
+    fmt::print("  {:<5} {}\n", to_string(b.kind), b.available ? "ready" : "not available: " + b.reason);
+    for (const auto& [name, value] : b.components)
+      fmt::print("          {:<16} {}\n", name, value == b.reason ? "missing" : value);
+  }
+}
+
+void print_files(const Runtime& runtime, const std::vector<TuningFile>& files) {
+  const std::string folder = runtime.cache_dir();
+  if (folder.empty()) {
+    fmt::print("\nKernel cache   in memory only: set Q4_CACHE_DIR or HOME\n");
+  } else {
+    std::size_t count = 0;
+    const auto bytes = kernel_bytes(folder, count);
+    fmt::print("\nKernel cache   {} (kernels: {}, {})\n", folder, count, bytes == 0 ? "0 MB" : megabytes(bytes));
+  }
+  if (files.empty())
+    fmt::print("Tuning files   none: defaults are used; q4-autotune {}\n",
+               folder.empty() ? "--out FILE writes one" : "writes " + default_tuning_file(runtime));
+  for (const TuningFile& f : files) {
+    if (!f.problem.empty()) {
+      fmt::print("Tuning file    {}: {}\n", f.path, f.problem);
+      continue;
+    }
+    fmt::print(
+        "Tuning file    {}: records: {}, {} for a device here, {} for a similar one (same arch), {} stale (other "
+        "kernels)\n",
+        f.path, f.records, f.exact, f.nearest, f.stale);
+  }
+}
+
+int info(const Tool& tool) {
+  const Runtime runtime;
+  const auto devices = runtime.devices();
+  std::vector<TuningFile> files;
+  for (const std::string& path : tuning_files(runtime)) files.push_back(examine(path, runtime, devices));
+  if (tool.json) {
+    print_json(runtime, devices, files);
+    return 0;
+  }
+  fmt::print("q4 {}\n\n", Q4_VERSION);
+  print_backends(runtime);
+  Table table({"device", "name", "arch", "units", "memory", "last cache", "driver"});
+  for (const DeviceInfo& d : devices)
+    table.add({d.device.str(), d.name, d.arch, std::to_string(d.compute_units), megabytes(d.memory_bytes),
+               megabytes(d.l2_bytes), d.driver.empty() ? "-" : d.driver});
+  fmt::print("\nDevices (best first)\n{}", table.str());
+  print_files(runtime, files);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Tool tool("q4-info", "Lists the devices that q4 can use, what is missing for the others, and the files in use.",
+            kExamples);
+  tool.add_json("print one JSON object");
+  return tool.run(argc, argv, [&] { return info(tool); });
+}
