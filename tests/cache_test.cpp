@@ -1,0 +1,191 @@
+// The kernel cache: keys that see every part, entries that are checked, compiles that happen once.
+#include "runtime/cache/kernel_cache.hpp"
+
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <latch>
+#include <thread>
+
+#include "runtime/cache/entry.hpp"
+#include "runtime/cache/sha256.hpp"
+
+using namespace q4;
+using namespace q4::cache;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Folder {
+  fs::path path;
+  Folder() {
+    std::string name = (fs::temp_directory_path() / "q4-cache-XXXXXX").string();
+    path = ::mkdtemp(name.data());
+  }
+  ~Folder() { fs::remove_all(path); }
+};
+
+KernelKey key() { return {"gemv", "source", "headers", "sm_90a", "nvrtc 13.0 CL-1", {"-std=c++20"}}; }
+
+struct Fixture {
+  Folder folder;
+  std::vector<std::string> warnings;
+  std::atomic<int> compiles = 0;
+  std::vector<char> get(CacheMode mode, const KernelKey& k = key()) {
+    KernelCache cache(folder.path / "kernels", mode, [this](LogLevel level, const std::string& text) {
+      if (level == LogLevel::kWarning) warnings.push_back(text);
+    });
+    return cache.get(k, [this] {
+      ++compiles;
+      return std::vector<char>{'c', 'o', 'd', 'e'};
+    });
+  }
+  fs::path entry() {
+    for (const auto& file : fs::directory_iterator(folder.path / "kernels"))
+      if (file.path().extension() == ".q4k") return file.path();
+    return {};
+  }
+};
+
+}  // namespace
+
+TEST_CASE("sha256: the standard's examples") {
+  CHECK(Sha256().update("abc", 3).hex() == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  CHECK(Sha256().hex() == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  const std::string a(1000000, 'a');
+  CHECK(Sha256().update(a.data(), a.size()).hex() ==
+        "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+  CHECK(Sha256().field("ab").field("c").hex() != Sha256().field("a").field("bc").hex());
+}
+
+TEST_CASE("cache: every part of a key counts, its name does not") {
+  const auto digest = key().digest();
+  auto k = key();
+  k.name = "other";
+  CHECK(k.digest() == digest);
+  const std::vector<std::function<void(KernelKey&)>> changes = {
+      [](KernelKey& c) { c.source += " "; },           [](KernelKey& c) { c.headers = "h2"; },
+      [](KernelKey& c) { c.target = "sm_90"; },        [](KernelKey& c) { c.compiler = "CL-2"; },
+      [](KernelKey& c) { c.options.push_back("-G"); }, [](KernelKey& c) { c.options.clear(); }};
+  for (const auto& change : changes) {
+    auto changed = key();
+    change(changed);
+    CHECK(changed.digest() != digest);
+  }
+}
+
+TEST_CASE("cache: a second process finds what the first compiled") {
+  Fixture f;
+  CHECK(f.get(CacheMode::kReadWrite) == std::vector<char>{'c', 'o', 'd', 'e'});
+  CHECK(f.get(CacheMode::kReadWrite) == std::vector<char>{'c', 'o', 'd', 'e'});
+  CHECK(f.get(CacheMode::kRequirePrebuilt).size() == 4);
+  CHECK(f.compiles == 1);
+  CHECK(f.warnings.empty());
+  struct stat status;
+  REQUIRE(::stat(f.entry().c_str(), &status) == 0);
+  CHECK((status.st_mode & 0777) == 0600);
+  for (const auto& file : fs::directory_iterator(f.folder.path / "kernels")) CHECK(file.path().extension() == ".q4k");
+}
+
+TEST_CASE("cache: a damaged entry is reported, compiled again and replaced") {
+  const std::vector<std::function<void(const fs::path&)>> damages = {
+      [](const fs::path& p) { fs::resize_file(p, fs::file_size(p) / 2); },
+      [](const fs::path& p) { fs::resize_file(p, 0); },
+      [](const fs::path& p) {
+        std::fstream file(p, std::ios::in | std::ios::out | std::ios::binary);
+        file.seekp(static_cast<std::streamoff>(fs::file_size(p)) - 34);
+        file.put('X');
+      },
+      [](const fs::path& p) {
+        std::ofstream(p) << "something else entirely, but long enough to be read as an entry file";
+      },
+      [](const fs::path& p) {
+        fs::rename(p, p.string() + ".real");
+        fs::create_symlink(p.string() + ".real", p);
+      },
+      [](const fs::path& p) { ::chmod(p.c_str(), 0666); },
+  };
+  for (const auto& damage : damages) {
+    Fixture f;
+    f.get(CacheMode::kReadWrite);
+    damage(f.entry());
+    CHECK(f.get(CacheMode::kReadWrite) == std::vector<char>{'c', 'o', 'd', 'e'});
+    CHECK(f.compiles == 2);
+    CHECK(f.warnings.size() == 1);
+    CHECK(f.get(CacheMode::kReadWrite).size() == 4);
+    CHECK(f.compiles == 2);  // replaced by a sound one
+  }
+}
+
+TEST_CASE("cache: an entry under another key's name is refused") {
+  Fixture f;
+  f.get(CacheMode::kReadWrite);
+  const auto first = f.entry();
+  auto other = key();
+  other.source = "other";
+  fs::rename(first, f.folder.path / "kernels" / (other.digest() + ".q4k"));
+  f.get(CacheMode::kReadWrite, other);
+  CHECK(f.compiles == 2);
+  CHECK(f.warnings.size() == 1);
+}
+
+TEST_CASE("cache: trouble with the folder is one warning and never an error") {
+  Fixture f;
+  std::ofstream(f.folder.path / "kernels") << "a file where the folder should be";
+  CHECK(f.get(CacheMode::kReadWrite).size() == 4);
+  CHECK(f.warnings.size() == 1);
+  fs::remove(f.folder.path / "kernels");
+  fs::create_directory(f.folder.path / "real");
+  fs::create_directory_symlink(f.folder.path / "real", f.folder.path / "kernels");
+  CHECK(f.get(CacheMode::kReadWrite).size() == 4);
+  CHECK(f.warnings.size() == 2);
+  CHECK(fs::is_empty(f.folder.path / "real"));
+}
+
+TEST_CASE("cache: modes") {
+  Fixture f;
+  f.get(CacheMode::kOff);
+  f.get(CacheMode::kReadOnly);
+  CHECK_FALSE(fs::exists(f.folder.path / "kernels"));
+  std::string text;
+  try {
+    f.get(CacheMode::kRequirePrebuilt);
+  } catch (const Error& error) {
+    text = error.what();
+    CHECK(error.code() == ErrorCode::kNotFound);
+  }
+  CHECK(text.find(key().digest()) != text.npos);
+  CHECK(text.find((f.folder.path / "kernels").string()) != text.npos);
+  CHECK(f.compiles == 2);
+}
+
+TEST_CASE("cache: many threads, one compile; a failure reaches all and is forgotten") {
+  Folder folder;
+  KernelCache cache(folder.path / "kernels", CacheMode::kReadWrite, nullptr);
+  std::atomic<int> compiles = 0, failures = 0;
+  bool fail = true;
+  const auto ask = [&](std::latch& start) {
+    start.arrive_and_wait();
+    try {
+      cache.get(key(), [&]() -> std::vector<char> {
+        ++compiles;
+        std::this_thread::sleep_for(std::chrono::milliseconds(300));
+        if (fail) throw Error(ErrorCode::kCompile, "no");
+        return {'x'};
+      });
+    } catch (const Error&) { ++failures; }
+  };
+  for (const int round : {0, 1}) {
+    std::latch start(8);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 8; ++i) threads.emplace_back([&] { ask(start); });
+    for (auto& thread : threads) thread.join();
+    CHECK(failures == 8);
+    CHECK(compiles == (round == 0 ? 1 : 2));
+    fail = false;
+  }
+}

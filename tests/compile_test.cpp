@@ -1,0 +1,176 @@
+// Every kernel of the kernel table through the real NVRTC, no GPU needed: it compiles, warns of nothing, keeps
+// everything in registers (configs that are only searched may spill: they lose by their times), and a block fits its
+// SM. $Q4_COMPILE_ALL=1 compiles the whole search spaces instead of a sample.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <q4/error.hpp>
+#include <regex>
+#include <set>
+
+#include "report.hpp"
+#include "runtime/backends/cuda/nvrtc.hpp"
+#include "runtime/jit/cubin_info.hpp"
+#include "runtime/jit/kernel_table.hpp"
+
+namespace q4::test {
+namespace {
+
+const std::vector<std::string> kOptions = {"-std=c++20", "--ptxas-options=-v"};
+
+/// Null, and the test shown as skipped, where there is no NVRTC or it does not know `arch`.
+const cuda::Nvrtc* compiler(const std::string& arch) {
+  static const cuda::Nvrtc nvrtc;
+  if (!nvrtc.available()) skip("no NVRTC: " + nvrtc.problem());
+  if (arch == "sm_100" && nvrtc.available() && nvrtc.version() < "12.8") {
+    skip("NVRTC " + nvrtc.version() + " does not know " + arch);
+    return nullptr;
+  }
+  return nvrtc.available() ? &nvrtc : nullptr;
+}
+
+struct Compiled {
+  jit::CubinInfo info;
+  std::string log;
+};
+Compiled compile(const cuda::Nvrtc& nvrtc, const jit::Source& source, const std::string& arch) {
+  Compiled result;
+  const auto cubin = nvrtc.compile(source, arch, kOptions, &result.log);
+  result.info = jit::cubin_info(cubin, jit::kEntry);
+  return result;
+}
+
+/// A default that spills this little was measured on an H200 to lose nothing (kernels/README.md).
+constexpr int kHarmlessStack = 32;
+
+void check(const cuda::Nvrtc& nvrtc, const jit::Source& source, const std::string& arch, int threads,
+           bool is_default = true) {
+  CAPTURE(source.name);
+  CAPTURE(arch);
+  const Compiled compiled = compile(nvrtc, source, arch);
+  CAPTURE(compiled.log);
+  CHECK(compiled.log.find("warning") == std::string::npos);
+  if (is_default) CHECK(compiled.info.stack_bytes <= kHarmlessStack);
+  const int granted = (compiled.info.registers + 7) / 8 * 8;  // the hardware hands them out by 8 a thread
+  CHECK(granted * threads <= 65536);
+  CHECK(compiled.info.shared_bytes <= 1024);  // all of ours is dynamic
+}
+
+Limits limits_of(const std::string& arch) {
+  Limits limits;
+  limits.arch = std::atoi(arch.c_str() + 3);
+  limits.units = limits.arch >= 90 ? 132 : 80;
+  limits.shared_bytes = limits.arch >= 90 ? 232448 : limits.arch == 80 ? 166912 : limits.arch > 80 ? 101376 : 65536;
+  return limits;
+}
+
+/// The i-th variant of a problem: configs take them in turn, so that all kinds meet all kernels.
+Problem problem(std::size_t i) {
+  static const Problem problems[] = {
+      {.k = 4096, .n = 4096, .unit = 128, .x_k = 4096},
+      {.k = 4096, .n = 4096, .unit = 128, .x_k = 4096, .bias = 1},
+      {.k = 4096, .n = 4096, .unit = 128, .x_k = 4096, .bf16 = 1},
+      {.k = 4224, .n = 4096, .unit = 64, .x_k = 4096, .gather = 1},
+      {.k = 1152, .n = 5000, .unit = 32, .x_k = 1088},
+      {.k = 29568, .n = 8192, .unit = 16, .x_k = 29568},
+      {.k = 4096, .n = 1024, .unit = 4096, .x_k = 4096, .bf16 = 1, .bias = 1},
+      {.k = 4096, .n = 4096, .unit = 256, .x_k = 4096, .gather = 1, .bf16 = 1},
+  };
+  return problems[i % std::size(problems)];
+}
+
+constexpr std::int64_t kRows[] = {1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096};
+
+/// Defaults for every bucket of m, and `most` of the search space, evenly spread.
+std::vector<jit::Values> configs(const jit::MatmulKernel& kernel, const Problem& p, const Limits& limits,
+                                 std::size_t most) {
+  std::set<jit::Values> chosen;
+  for (const auto m : kRows) {
+    if (const auto values = kernel.defaults(p, m, limits)) chosen.insert(*values);
+    const auto space = kernel.space(p, m, limits);
+    const std::size_t step = std::max<std::size_t>(1, space.size() / std::max<std::size_t>(1, most));
+    for (std::size_t i = step / 2; i < space.size() && most > 0; i += step) chosen.insert(space[i]);
+  }
+  return {chosen.begin(), chosen.end()};
+}
+
+void check_table(const std::string& arch, std::size_t sample) {
+  const cuda::Nvrtc* nvrtc = compiler(arch);
+  if (nvrtc == nullptr) return;
+  const char* all = std::getenv("Q4_COMPILE_ALL");
+  if (all != nullptr && *all == '1') sample = 1u << 30;
+  const Limits limits = limits_of(arch);
+  std::size_t variant = 0;
+  for (const auto& kernel : jit::matmul_kernels())
+    for (std::size_t v = 0; v < 8; ++v) {
+      const Problem p = problem(v);
+      for (const auto& values : configs(kernel, p, limits, v == 0 ? sample : 0)) {
+        // Each default once a problem would be too many compilations: every third, all kinds of problem in turn.
+        if (v > 0 && variant++ % 3 != 0 && sample < (1u << 30)) continue;
+        const bool is_default = std::any_of(std::begin(kRows), std::end(kRows),
+                                            [&](std::int64_t m) { return kernel.defaults(p, m, limits) == values; });
+        check(*nvrtc, kernel.source(p, values), arch, kernel.shape(p, values, 1, limits).threads, is_default);
+      }
+    }
+  for (const bool awq : {false, true}) check(*nvrtc, jit::pack_source(awq), arch, 256);
+  check(*nvrtc, jit::remap_source(256), arch, 256);
+  for (const std::size_t v : {0, 3, 7}) check(*nvrtc, jit::reconstruct_source(problem(v)), arch, 256);
+}
+
+TEST_CASE("sm_75: every kernel compiles, no default spills") { check_table("sm_75", 0); }
+TEST_CASE("sm_80: every kernel compiles, no default spills") { check_table("sm_80", 4); }
+TEST_CASE("sm_86: every kernel compiles, no default spills") { check_table("sm_86", 0); }
+TEST_CASE("sm_89: every kernel compiles, no default spills") { check_table("sm_89", 0); }
+TEST_CASE("sm_90a: every kernel compiles, no default spills") { check_table("sm_90a", 4); }
+TEST_CASE("sm_100: every kernel compiles, no default spills") { check_table("sm_100", 0); }
+
+TEST_CASE("cubin_info agrees with ptxas, and sees a stack") {
+  const cuda::Nvrtc* nvrtc = compiler("sm_90");
+  if (nvrtc == nullptr) return;
+  // 256 sums live at once in at most 64 registers (1024 threads): they must spill.
+  const jit::Source spilling{
+      "spilling",
+      "extern \"C\" __global__ void __launch_bounds__(1024) q4_kernel(float* x) {\n"
+      "  __shared__ float fixed[40];\n  float v[256];\n"
+      "#pragma unroll\n  for (int i = 0; i < 256; ++i) v[i] = x[i * 1024 + threadIdx.x];\n"
+      "  fixed[threadIdx.x % 40] = v[threadIdx.x & 255];\n  __syncthreads();\n"
+      "#pragma unroll\n  for (int i = 0; i < 256; ++i) x[i + threadIdx.x * 256] = v[i] * fixed[i % 40];\n}\n"};
+  for (const std::string arch : {"sm_75", "sm_90a"}) {
+    const Compiled a = compile(*nvrtc, jit::remap_source(256), arch), b = compile(*nvrtc, spilling, arch);
+    for (const auto& compiled : {a, b}) {
+      std::smatch used;
+      REQUIRE(std::regex_search(compiled.log, used, std::regex("Used ([0-9]+) registers")));
+      CHECK(compiled.info.registers == std::stoi(used[1]));
+      std::smatch stack;
+      REQUIRE(std::regex_search(compiled.log, stack, std::regex("([0-9]+) bytes stack frame")));
+      CHECK(compiled.info.stack_bytes == std::stoi(stack[1]));
+    }
+    CHECK(a.info.stack_bytes == 0);
+    CHECK(b.info.stack_bytes >= 256);
+    CHECK(b.info.shared_bytes >= 160);
+    CHECK(a.info.code_bytes > 0);
+  }
+}
+
+TEST_CASE("cubin_info: what is no cubin is an error, at any length") {
+  const cuda::Nvrtc* nvrtc = compiler("sm_90");
+  if (nvrtc == nullptr) return;
+  const auto cubin = nvrtc->compile(jit::remap_source(256), "sm_80", kOptions, nullptr);
+  CHECK_THROWS_AS(jit::cubin_info(cubin, "another"), Error);
+  CHECK_THROWS_AS(jit::cubin_info(std::string("PTX text"), jit::kEntry), Error);
+  // (The program headers, which nobody here reads, may stand last.)
+  for (std::size_t size = 0; size + 512 < cubin.size(); size += 97)
+    CHECK_THROWS_AS(jit::cubin_info({cubin.data(), size}, jit::kEntry), Error);
+  auto broken = cubin;
+  for (std::size_t i = 16; i < broken.size(); i += 5) {  // any damage: an error or a number, never a crash
+    broken[i] = static_cast<char>(broken[i] ^ 0x5a);
+    try {
+      jit::cubin_info(broken, jit::kEntry);
+    } catch (const Error& error) { CHECK(error.code() == ErrorCode::kCorrupt); }
+    broken[i] = cubin[i];
+  }
+}
+
+}  // namespace
+}  // namespace q4::test

@@ -1,0 +1,122 @@
+// Runs a matmul kernel in emulation on one generated matrix, for every m of a list, against the fp64 reference.
+#pragma once
+
+#include <doctest/doctest.h>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kernels/problem.h"
+#include "kernels/remap.h"
+#include "packed.hpp"
+#include "reference.hpp"
+#include "tests/emulation/emulation.hpp"
+
+namespace q4::test {
+
+/// One matrix and the Problem a kernel is compiled for; a structural type, so that tests name it as a template
+/// argument.
+struct EmulatedCase {
+  int k = 256, n = 64, group = 128;  ///< of W; group -1: one
+  int unit = 128;
+  ActOrder act_order = ActOrder::kNone;
+  bool fused = true;  ///< act-order by the kernel's own gather, else by the remap kernel
+  bool bf16 = false, bias = false;
+  ZeroFormat zeros = ZeroFormat::kV1;
+  int spare_rows = 0;       ///< packed rows beyond what a permuted g_idx needs: room for uneven groups
+  int scale_divisor = 100;  ///< scales are up to 1 over it
+  int x_size = 1;           ///< deviation of x
+
+  constexpr int group_rows() const { return group < 0 ? k : group; }
+  constexpr bool gather() const {
+    return act_order != ActOrder::kNone || (group_rows() < k && group_rows() % unit != 0);
+  }
+  constexpr int packed_k() const {
+    int rows = k;
+    if (gather())
+      rows = k / group_rows() * round_up(group_rows(), unit) + round_up(k % group_rows(), unit) + spare_rows;
+    return round_up(rows, kSlabRows);
+  }
+  constexpr Problem problem() const {
+    const bool fused_gather = gather() && fused;
+    return {.k = packed_k(),
+            .n = n,
+            .unit = unit,
+            .x_k = gather() && !fused ? packed_k() : k,
+            .gather = fused_gather,
+            .bf16 = bf16,
+            .bias = bias};
+  }
+};
+
+/// Bytes at a 16-byte boundary, exactly as many as asked for, so that AddressSanitizer sees an overrun of one.
+class DeviceBytes {
+ public:
+  explicit DeviceBytes(std::size_t size) : data_(static_cast<u8*>(::operator new (size, std::align_val_t{256}))) {}
+  explicit DeviceBytes(const std::vector<std::uint8_t>& from) : DeviceBytes(from.size()) {
+    std::memcpy(data_, from.data(), from.size());
+  }
+  ~DeviceBytes() { ::operator delete (data_, std::align_val_t{256}); }
+  DeviceBytes(const DeviceBytes&) = delete;
+  u8* data() const { return data_; }
+
+ private:
+  u8* data_;
+};
+
+/// The largest relative error over `rows`; out starts as NaN and the padding between its rows must stay so.
+/// `launch(args)` runs the kernel with the given arguments. `workspace` bytes are zeroed once, then reused.
+template <class LaunchKernel>
+double largest_error(const EmulatedCase& test, const std::vector<int>& rows, std::size_t workspace,
+                     const LaunchKernel& launch) {
+  const GptqMatrix gptq = make_gptq({.k = test.k,
+                                     .n = test.n,
+                                     .group_size = test.group,
+                                     .act_order = test.act_order,
+                                     .zeros = test.zeros,
+                                     .bias = test.bias,
+                                     .scale = 1.0 / test.scale_divisor});
+  const PlainMatrix plain = unpack(gptq.tensors());
+  const PackedMatrix packed = pack_reference(plain, test.unit, test.packed_k());
+  REQUIRE(packed.k == test.packed_k());
+  REQUIRE(packed.identity == !test.gather());
+  const DType dtype = test.bf16 ? DType::kBF16 : DType::kF16;
+  const DeviceBytes codes(packed.codes), meta(packed.meta), scratch(workspace);
+  std::memset(scratch.data(), 0, workspace);
+  std::vector<u16> bias;
+  PlainMatrix exact = plain;  // with the bias as the kernel gets it
+  for (auto& b : exact.bias) {
+    bias.push_back(test.bf16 ? bf16_bits(b) : half_bits(b));
+    b = test.bf16 ? bf16_value(bias.back()) : half_value(bias.back());
+  }
+
+  double worst = 0;
+  for (const int m : rows) {
+    const int x_stride = test.k + 8, out_stride = test.n + 16;
+    HostRows x(dtype, m, test.k, x_stride), remapped(dtype, m, packed.k), out(dtype, m, test.n, out_stride);
+    Random random(static_cast<std::uint64_t>(m) + 5);
+    for (int r = 0; r < m; ++r)
+      for (int c = 0; c < test.k; ++c) x.set(r, c, test.x_size * random.normal());
+    MatmulArgs args{};
+    args.codes = codes.data(), args.meta = meta.data(), args.bias = bias.data(), args.m = m;
+    args.x = static_cast<const u16*>(x.data()), args.x_stride = x_stride;
+    args.out = static_cast<u16*>(out.data()), args.out_stride = out_stride;
+    args.workspace = scratch.data();
+    if (test.gather()) args.x_map = packed.x_map.data();
+    if (test.gather() && !test.fused) {
+      constexpr RemapConfig kRemap{.threads = 64};
+      const RemapArgs remap_args{
+          args.x, static_cast<u16*>(remapped.data()), args.x_map, x_stride, packed.k, m, packed.k, test.k};
+      emulation::emulate({.grid = 3, .threads = kRemap.threads}, [&] { remap<kRemap>(remap_args); });
+      args.x = remap_args.x_new, args.x_stride = packed.k, args.x_map = nullptr;
+    }
+    launch(args);
+    CAPTURE(m);
+    CHECK(out.padding_intact());
+    const double error = relative_error(out, product(x, exact));
+    if (!(error <= worst)) worst = error;  // a NaN stays
+  }
+  return worst;
+}
+
+}  // namespace q4::test

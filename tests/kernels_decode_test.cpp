@@ -1,0 +1,86 @@
+// The decode kernel, run on the host with modelled mma, cp.async, named barriers and clusters.
+#include "kernels/decode.h"
+
+#include "kernel_runner.hpp"
+
+namespace q4::test {
+namespace {
+
+const bool kThreads = emulation::default_engine() == emulation::Engine::kThreads;
+
+/// A kernel's tunables beside the case, as one template argument.
+struct DecodeTest {
+  EmulatedCase matrix;
+  int batch = 1, tiles = 2, side = 1, brick = 1, teams = 2, depth = 2, x_slots = 3, cluster = 1;
+  constexpr DecodeConfig config() const {
+    return {.p = matrix.problem(),
+            .batch = batch,
+            .tiles = tiles,
+            .side = side,
+            .brick = brick,
+            .teams = teams,
+            .depth = depth,
+            .x_slots = x_slots,
+            .cluster = cluster};
+  }
+};
+
+template <DecodeTest T>
+void check_decode(const std::string& name) {
+  constexpr DecodeConfig C = T.config();
+  static_assert(valid(C, Limits{.arch = 90, .shared_bytes = 232448}));
+  CAPTURE(name);
+  const int most = rows(C);
+  const std::vector<int> m = kThreads ? std::vector<int>{most} : std::vector<int>{1, 2, most - 1, most};
+  const double error = largest_error(T.matrix, m, 0, [](const MatmulArgs& args) {
+    emulation::emulate({.grid = grid(T.config(), args.m),
+                        .threads = threads(T.config()),
+                        .shared_bytes = shared_bytes(T.config()),
+                        .cluster = cluster(T.config())},
+                       [&] { decode<T.config()>(args); });
+  });
+  CHECK(error <= tolerance(T.matrix.bf16 ? DType::kBF16 : DType::kF16));
+}
+#define CHECK_DECODE(...) check_decode<DecodeTest{__VA_ARGS__}>(#__VA_ARGS__)
+
+TEST_CASE("decode: teams, sides, bricks, depths") {
+  CHECK_DECODE(.matrix = {.k = 512, .n = 64}, .tiles = 2, .teams = 2);
+  if (kThreads) return;
+  CHECK_DECODE(.matrix = {.k = 1024, .n = 64}, .tiles = 4, .side = 2, .brick = 2, .teams = 2, .depth = 1);
+  CHECK_DECODE(.matrix = {.k = 1024, .n = 128}, .batch = 2, .tiles = 4, .side = 4, .teams = 4);
+  CHECK_DECODE(.matrix = {.k = 640, .n = 48}, .tiles = 3, .teams = 4, .depth = 3);  // slabs that do not divide by teams
+  CHECK_DECODE(.matrix = {.k = 128, .n = 64}, .tiles = 1, .teams = 2);              // a team with nothing to do
+}
+
+TEST_CASE("decode: tails, units, zeros, bias, types") {
+  CHECK_DECODE(.matrix = {.k = 248, .n = 72, .group = 16, .unit = 16, .bias = true});
+  if (kThreads) return;
+  CHECK_DECODE(.matrix = {.k = 8, .n = 8, .group = 8, .unit = 16});
+  CHECK_DECODE(.matrix = {.k = 512, .n = 40, .group = 32, .unit = 32, .bf16 = true, .bias = true}, .batch = 2);
+  CHECK_DECODE(.matrix = {.k = 512, .n = 64, .group = 64, .unit = 64, .zeros = ZeroFormat::kV2});
+  CHECK_DECODE(.matrix = {.k = 1000, .n = 200, .group = -1, .unit = 1024, .bf16 = true}, .tiles = 4, .brick = 2);
+  CHECK_DECODE(.matrix = {.k = 768, .n = 64, .group = 256, .unit = 256});
+}
+
+TEST_CASE("decode: act-order, gathered inside and before") {
+  CHECK_DECODE(.matrix = {.k = 512, .n = 64, .group = 128, .act_order = ActOrder::kPermuted});
+  if (kThreads) return;
+  CHECK_DECODE(.matrix = {.k = 264, .n = 64, .group = 64, .unit = 64, .act_order = ActOrder::kPermuted, .bf16 = true},
+               .batch = 2);
+  CHECK_DECODE(.matrix = {
+                   .k = 256, .n = 64, .group = 32, .unit = 32, .act_order = ActOrder::kUneven, .spare_rows = 256});
+  CHECK_DECODE(.matrix = {.k = 240, .n = 64, .group = 24, .unit = 32, .fused = false});
+}
+
+TEST_CASE("decode: clusters split k") {
+  CHECK_DECODE(.matrix = {.k = 1024, .n = 64}, .tiles = 2, .teams = 2, .cluster = 2);
+  if (kThreads) return;
+  CHECK_DECODE(.matrix = {.k = 1152, .n = 72, .bias = true}, .batch = 2, .tiles = 4, .teams = 2, .cluster = 4);
+}
+
+TEST_CASE("decode: large values do not overflow inside") {
+  CHECK_DECODE(.matrix = {.k = 256, .n = 64, .scale_divisor = 1000, .x_size = 15000});
+}
+
+}  // namespace
+}  // namespace q4::test

@@ -1,0 +1,93 @@
+// The prefill kernel, run on the host with modelled wgmma, tensor copies,
+// mbarriers and clusters.
+#include "kernels/prefill.h"
+
+#include "kernel_runner.hpp"
+#include "tests/emulation/tensor_map.hpp"
+
+namespace q4::test {
+namespace {
+
+const bool kThreads = emulation::default_engine() == emulation::Engine::kThreads;
+constexpr Limits kHopper{.arch = 90, .units = 6, .shared_bytes = 232448};
+
+/// A kernel's tunables beside the case, as one template argument.
+struct PrefillTest {
+  EmulatedCase matrix;
+  int rows = 64, strips = 1, teams = 1, split = 1, share = 1, cut = 0, fold = 0;
+  constexpr PrefillConfig config() const {
+    return {.p = matrix.problem(),
+            .rows = rows,
+            .strips = strips,
+            .teams = teams,
+            .split = split,
+            .share = share,
+            .cut = cut,
+            .fold = fold};
+  }
+};
+
+template <PrefillTest T>
+void check_prefill(const std::string& name, std::vector<int> m) {
+  constexpr PrefillConfig C = T.config();
+  static_assert(valid(C, kHopper));
+  CAPTURE(name);
+  std::size_t workspace = 0;
+  for (const int rows : m) workspace = std::max(workspace, static_cast<std::size_t>(workspace_bytes(C, rows, kHopper)));
+  const double error = largest_error(T.matrix, m, workspace, [](const MatmulArgs& args) {
+    constexpr PrefillConfig C = T.config();
+    const auto map = [&](const u16* data, i64 cols, i64 stride, int box) {
+      return emulation::map_of({const_cast<u16*>(data), args.m, cols, stride, box});
+    };
+    const TensorMap x_map = map(args.x, C.p.x_k, args.x_stride, x_box_rows(C, args.m));
+    const TensorMap out_map = map(args.out, C.p.n, args.out_stride, C.rows);
+    emulation::emulate({.grid = grid(C, args.m, kHopper),
+                        .threads = threads(C),
+                        .shared_bytes = shared_bytes(C),
+                        .cluster = cluster(C)},
+                       [&] { prefill<C>(args, &x_map, &out_map); });
+  });
+  CHECK(error <= tolerance(T.matrix.bf16 ? DType::kBF16 : DType::kF16));
+}
+#define CHECK_PREFILL(m, ...) check_prefill<PrefillTest{__VA_ARGS__}>(#__VA_ARGS__, m)
+using M = std::vector<int>;
+
+TEST_CASE("prefill: rows and strips") {
+  CHECK_PREFILL(M({1, 16, 17}), .matrix = {.k = 256, .n = 64}, .rows = 16);
+  if (kThreads) return;
+  CHECK_PREFILL(M({33}), .matrix = {.k = 256, .n = 192}, .rows = 32, .strips = 2);
+  CHECK_PREFILL(M({63, 65}), .matrix = {.k = 384, .n = 128}, .rows = 64, .strips = 2);
+  CHECK_PREFILL(M({130}), .matrix = {.k = 256, .n = 128}, .rows = 128, .strips = 2);
+  CHECK_PREFILL(M({200}), .matrix = {.k = 128, .n = 128}, .rows = 256, .strips = 2);
+}
+
+TEST_CASE("prefill: tails, units, bias, types") {
+  CHECK_PREFILL(M({20}), .matrix = {.k = 248, .n = 72, .group = 16, .unit = 16, .bias = true}, .rows = 32);
+  if (kThreads) return;
+  CHECK_PREFILL(M({20}), .matrix = {.k = 256, .n = 40, .group = 32, .unit = 32, .bf16 = true, .bias = true},
+                .rows = 32);
+  CHECK_PREFILL(M({20}), .matrix = {.k = 1000, .n = 64, .group = -1, .unit = 1024, .bf16 = true}, .rows = 16);
+  CHECK_PREFILL(M({70}), .matrix = {.k = 256, .n = 64, .group = 64, .unit = 64, .zeros = ZeroFormat::kV2}, .rows = 64);
+  CHECK_PREFILL(M({20}), .matrix = {.k = 256, .n = 64, .act_order = ActOrder::kPermuted, .fused = false}, .rows = 32);
+}
+
+TEST_CASE("prefill: parts of k are summed") {
+  CHECK_PREFILL(M({9, 16}), .matrix = {.k = 512, .n = 64}, .rows = 16, .teams = 2);
+  if (kThreads) return;
+  CHECK_PREFILL(M({9, 16}), .matrix = {.k = 768, .n = 72, .bias = true}, .rows = 16, .split = 2);
+  CHECK_PREFILL(M({64}), .matrix = {.k = 1024, .n = 64}, .rows = 64, .teams = 2, .split = 2);
+  CHECK_PREFILL(M({128}), .matrix = {.k = 512, .n = 64, .bf16 = true}, .rows = 128, .split = 2);
+  CHECK_PREFILL(M({150}), .matrix = {.k = 512, .n = 192}, .rows = 64, .cut = 1);
+  CHECK_PREFILL(M({150}), .matrix = {.k = 512, .n = 192}, .rows = 64, .cut = 2);
+}
+
+TEST_CASE("prefill: x shared by multicast, scales folded into the sums") {
+  CHECK_PREFILL(M({40}), .matrix = {.k = 256, .n = 128}, .rows = 64, .share = 2);
+  if (kThreads) return;
+  CHECK_PREFILL(M({16, 20}), .matrix = {.k = 512, .n = 64}, .rows = 16, .fold = 1);
+  CHECK_PREFILL(M({20}), .matrix = {.k = 512, .n = 64, .group = 256, .unit = 256, .bf16 = true}, .rows = 32, .teams = 2,
+                .fold = 1);
+}
+
+}  // namespace
+}  // namespace q4::test

@@ -1,0 +1,100 @@
+// kernels/layout.h: the drawing's own example, every place used once, and the pack kernel against a second packing.
+#include "kernels/layout.h"
+
+#include <doctest/doctest.h>
+#include <cstring>
+
+#include "kernels/pack.h"
+#include "packed.hpp"
+#include "tests/emulation/emulation.hpp"
+
+namespace q4::test {
+namespace {
+
+TEST_CASE("the drawing's word") {
+  // Lane 4 g + t = 4 * 3 + 1 of word 0: c = 2; bits 3..0 are row c, column g; 7..4 row c, column g + 8; 11..8 row c +
+  // 8; ...
+  const int rows[8] = {2, 2, 10, 10, 3, 3, 11, 11}, columns[8] = {3, 11, 3, 11, 3, 11, 3, 11};
+  for (int i = 0; i < 8; ++i) {
+    CHECK(nibble_row(i, 1) == rows[i]);
+    CHECK(nibble_column(i, 3) == columns[i]);
+  }
+  CHECK(codes_offset(256, 0, 0, 0, 1, 0) == 512);
+  CHECK(codes_offset(256, 0, 0, 3, 1, 31) == 4096 - 16);
+  CHECK(codes_offset(256, 1, 1, 0, 0, 0) == 3 * 4096);
+  CHECK(meta_offset(256, 64, 1, 2) == 6 * 160);
+  CHECK(scale_offset(0, 0) == 0);
+  CHECK(scale_offset(3, 7) == 124);
+  CHECK(zero_offset(0, 0) == 128);
+  CHECK(zero_offset(3, 7) == 159);
+}
+
+TEST_CASE("index functions are bijections") {
+  constexpr int k = 384, n = 136;
+  std::vector<int> nibbles(static_cast<std::size_t>(codes_bytes(k, n)) * 2), elements(k * 192);
+  for (int strip = 0; strip < strips(n); ++strip)
+    for (int slab = 0; slab < slabs(k); ++slab)
+      for (int tile = 0; tile < 4; ++tile)
+        for (int half = 0; half < 2; ++half)
+          for (int lane = 0; lane < 32; ++lane)
+            for (int word = 0; word < 4; ++word)
+              for (int i = 0; i < 8; ++i) {
+                ++nibbles[(codes_offset(k, strip, slab, tile, half, lane) + 4 * word) * 2 + i];
+                const int row = slab * 128 + half * 64 + word * 16 + nibble_row(i, lane & 3);
+                ++elements[row * 192 + strip * 64 + tile * 16 + nibble_column(i, lane >> 2)];
+              }
+  for (const int count : nibbles) REQUIRE(count == 1);
+  for (const int count : elements) REQUIRE(count == 1);
+
+  for (const int unit : {16, 32, 64, 128, 256, 512}) {
+    std::vector<int> bytes(static_cast<std::size_t>(meta_bytes(k, n, unit)));
+    for (int strip = 0; strip < strips(n); ++strip)
+      for (int set = 0; set < sets(k, unit); ++set)
+        for (int tile = 0; tile < 4; ++tile)
+          for (int g = 0; g < 8; ++g) {
+            const auto at = meta_offset(k, unit, strip, set);
+            for (int i = 0; i < 4; ++i) ++bytes[at + scale_offset(tile, g) + i];
+            ++bytes[at + zero_offset(tile, g)];
+          }
+    for (const int count : bytes) REQUIRE(count == 1);
+  }
+}
+
+/// Runs the pack kernel and compares with the second packing, byte for byte.
+template <PackConfig C>
+void check_pack(const PlainMatrix& plain, const std::uint32_t* qweight, int unit) {
+  const PackedMatrix expected = pack_reference(plain, unit);
+  CAPTURE(unit);
+  CAPTURE(plain.k);
+  CAPTURE(plain.n);
+  CHECK(expected.codes.size() == static_cast<std::size_t>(codes_bytes(expected.k, expected.n)));
+  CHECK(expected.meta.size() == static_cast<std::size_t>(meta_bytes(expected.k, expected.n, unit)));
+  std::vector<std::uint32_t> codes(expected.codes.size() / 4, 0xffffffffu);
+  PackArgs args{};
+  args.qweight = qweight, args.codes = codes.data();
+  args.source = expected.identity ? nullptr : expected.x_map.data();
+  args.source_k = expected.x_k, args.k = expected.k, args.n = expected.n;
+  emulation::emulate({.grid = pack_blocks(expected.k, expected.n), .threads = pack_threads()}, [&] { pack<C>(args); });
+  CHECK(std::memcmp(codes.data(), expected.codes.data(), expected.codes.size()) == 0);
+}
+
+TEST_CASE("the pack kernel follows the drawing") {
+  const bool threads = emulation::default_engine() == emulation::Engine::kThreads;  // slow: one case is enough
+  const MatrixSpec specs[] = {{.k = 256, .n = 64, .group_size = 64, .act_order = ActOrder::kUneven},
+                              {.k = 264, .n = 72, .group_size = 128},
+                              {.k = 128, .n = 8, .group_size = 24, .zeros = ZeroFormat::kV2},
+                              {.k = 200, .n = 136, .group_size = 40, .act_order = ActOrder::kPermuted}};
+  for (const auto& spec : specs) {
+    const GptqMatrix gptq = make_gptq(spec);
+    for (const int unit : {16, 32, 64, 128}) {
+      check_pack<PackConfig{}>(unpack(gptq.tensors()), gptq.qweight.data(), unit);
+      if (threads) return;
+    }
+    if (spec.act_order != ActOrder::kNone) continue;
+    const AwqMatrix awq = to_awq(gptq);
+    check_pack<PackConfig{.awq = 1}>(unpack(awq.tensors()), awq.qweight.data(), 32);
+  }
+}
+
+}  // namespace
+}  // namespace q4::test

@@ -1,0 +1,164 @@
+// The house's rules (which folder may include which, who may ask for the compiler, sizes, first lines), read from the
+// sources.
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <regex>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace q4::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct SourceFile {
+  std::string path;  ///< from the root of the repository
+  std::vector<std::string> lines;
+  std::string text() const {
+    std::string all;
+    for (const auto& line : lines) all += line + "\n";
+    return all;
+  }
+};
+
+/// Every text file of ours under `folders`, whose path matches `pattern`.
+std::vector<SourceFile> sources(const std::vector<std::string>& folders, const std::string& pattern) {
+  const fs::path root = Q4_SOURCE_DIR;
+  const std::regex wanted(pattern);
+  std::vector<SourceFile> found;
+  for (const auto& folder : folders) {
+    if (!fs::exists(root / folder)) continue;
+    for (const auto& entry : fs::recursive_directory_iterator(root / folder)) {
+      const std::string path = fs::relative(entry.path(), root).generic_string();
+      if (!entry.is_regular_file() || !std::regex_search(path, wanted)) continue;
+      SourceFile file{path, {}};
+      std::ifstream stream(entry.path());
+      for (std::string line; std::getline(stream, line);) file.lines.push_back(line);
+      found.push_back(std::move(file));
+    }
+  }
+  return found;
+}
+
+const std::vector<std::string> kFolders = {"include", "kernels",  "runtime",  "autotune", "tools",
+                                           "tests",   "bindings", "examples", "cmake"};
+const std::string kCode = R"(\.(h|hpp|c|cpp)$)";
+
+/// Checks every #include of a folder: `allowed(file, name, quoted)`.
+void check_includes(const std::string& folder,
+                    const std::function<bool(const SourceFile&, const std::string& name, bool quoted)>& allowed) {
+  static const std::regex include(R"(^\s*#\s*include\s*([<"])([^>"]+)[>"])");
+  const auto files = sources({folder}, kCode);
+  REQUIRE(!files.empty());
+  for (const auto& file : files)
+    for (const auto& line : file.lines) {
+      std::smatch match;
+      if (!std::regex_search(line, match, include)) continue;
+      CHECK_MESSAGE(allowed(file, match[2], match[1] == "\""), file.path << " must not say: " << line);
+    }
+}
+
+bool begins(const std::string& text, const std::string& prefix) { return text.rfind(prefix, 0) == 0; }
+
+TEST_CASE("kernels/ includes kernels/ alone: run-time compilers get it from memory") {
+  const fs::path folder = fs::path(Q4_SOURCE_DIR) / "kernels";
+  check_includes("kernels", [&](const SourceFile&, const std::string& name, bool quoted) {
+    return quoted && name.find('/') == std::string::npos && fs::exists(folder / name);
+  });
+}
+
+TEST_CASE("include/q4 includes the standard library and q4/ alone") {
+  check_includes("include", [](const SourceFile&, const std::string& name, bool quoted) {
+    const bool standard = name.find('/') == std::string::npos &&
+                          (name.find('.') == std::string::npos || name == "stddef.h" || name == "stdint.h");
+    return !quoted && (standard || begins(name, "q4/"));
+  });
+}
+
+TEST_CASE("dependencies point one way: kernels, include, runtime, autotune, tools") {
+  const auto none_of = [](const std::vector<std::string>& forbidden) {
+    return [forbidden](const SourceFile&, const std::string& name, bool) {
+      for (const auto& folder : forbidden)
+        if (begins(name, folder) || name.find("../") != std::string::npos) return false;
+      return true;
+    };
+  };
+  check_includes("runtime", none_of({"autotune/", "tools/", "tests/", "bindings/", "examples/"}));
+  check_includes("autotune", none_of({"tools/", "tests/", "bindings/", "examples/"}));
+  check_includes("tools", none_of({"tests/", "bindings/", "examples/"}));
+  check_includes("examples", none_of({"runtime/", "kernels/", "autotune/", "tools/", "tests/"}));
+}
+
+TEST_CASE("kernels/device.h alone asks which compiler this is") {
+  const std::regex asks(R"(__CUDACC|__HIPCC|__HIP__|__HIP_|__NVCC|__clang__|__GNUC__|_MSC_VER)");
+  const std::regex answer(R"(\bQ4_CUDA\b|\bQ4_HIP\b)");  // in q4.h these are names of backends
+  bool device_asks = false;
+  for (const auto& file : sources({"kernels", "runtime", "autotune", "include"}, kCode)) {
+    const std::string text = file.text();
+    const bool match =
+        std::regex_search(text, asks) || (begins(file.path, "kernels/") && std::regex_search(text, answer));
+    if (file.path == "kernels/device.h")
+      device_asks = match;
+    else
+      CHECK_MESSAGE(!match, file.path << " asks which compiler this is");
+  }
+  CHECK(device_asks);
+}
+
+TEST_CASE("macros Q4_* are under ten") {
+  const std::regex define(R"(#\s*define\s+(Q4_\w+))"), undefine(R"(#\s*undef\s+(Q4_\w+))");
+  std::set<std::string> macros;
+  for (const auto& file : sources({"include", "kernels", "runtime", "autotune"}, kCode)) {
+    std::set<std::string> mine;
+    std::smatch match;
+    for (const auto& line : file.lines) {
+      if (std::regex_search(line, match, define)) mine.insert(match[1]);
+      if (std::regex_search(line, match, undefine)) mine.erase(match[1]);
+    }
+    macros.insert(mine.begin(), mine.end());
+  }
+  macros.erase("Q4_Q4_H");  // an include guard
+  std::string names;
+  for (const auto& name : macros) names += name + " ";
+  CHECK_MESSAGE(macros.size() < 10, macros.size() << ": " << names);
+}
+
+TEST_CASE("no file over 400 lines, and each opens with its purpose") {
+  const auto files = sources(kFolders, R"(\.(h|hpp|c|cpp|cmake|py|sh)$|CMakeLists\.txt$)");
+  REQUIRE(files.size() > 50);
+  for (const auto& file : files) {
+    CHECK_MESSAGE(file.lines.size() <= 400, file.path << " has " << file.lines.size() << " lines");
+    REQUIRE_MESSAGE(!file.lines.empty(), file.path);
+    const std::string& first = file.lines[0];
+    const bool comment = begins(first, "//") || begins(first, "/*") || begins(first, "# ") || begins(first, "#!") ||
+                         begins(first, "\"\"\"");
+    CHECK_MESSAGE(comment, file.path << " does not open with a comment: " << first);
+  }
+}
+
+TEST_CASE("no paths of one machine") {
+  // In pieces, so that this file is not its own offender.
+  const std::regex paths(std::string("[^A-Za-z0-9_.$}]/") + "(home|root|work|mnt|Users|scratch)/[A-Za-z0-9_.-]+");
+  for (const auto& file : sources(kFolders, R"(\.(h|hpp|c|cpp|cmake|py|sh|md|txt|json|in)$)")) {
+    std::smatch match;
+    const std::string text = file.text();
+    CHECK_MESSAGE(!std::regex_search(text, match, paths), file.path << " names " << match.str());
+  }
+}
+
+TEST_CASE("no backend's header leaks into the public API") {
+  const std::regex leak(R"(\b(CUstream|CUdevice|cudaStream|hipStream|nvrtc|fmt::|nlohmann)\w*)");
+  const std::regex comment(R"(//[^\n]*|/\*([^*]|\*[^/])*\*/)");
+  for (const auto& file : sources({"include"}, kCode)) {
+    std::smatch match;
+    const std::string code = std::regex_replace(file.text(), comment, "");
+    CHECK_MESSAGE(!std::regex_search(code, match, leak), file.path << " names " << match.str());
+  }
+}
+
+}  // namespace
+}  // namespace q4::test

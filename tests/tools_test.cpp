@@ -1,0 +1,265 @@
+// What the tools share, and the tools themselves as processes on the CPU.
+#include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <q4/q4.hpp>
+
+#include "tools/baseline.hpp"
+#include "tools/common.hpp"
+#include "tools/shapes.hpp"
+
+namespace q4::tools {
+namespace {
+
+using List = std::vector<std::int64_t>;
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+template <class F>
+std::string error_of(const F& f) {
+  try {
+    f();
+  } catch (const Error& e) { return e.what(); }
+  return "no error";
+}
+
+TEST_CASE("lists of m") {
+  CHECK(parse_m_list("8,1, 64") == List{1, 8, 64});
+  CHECK(parse_m_list("1-16") == List{1, 2, 4, 8, 16});
+  CHECK(parse_m_list("3-20 5,5") == List{3, 5, 6, 12, 20});
+  CHECK(powers_of_two(6) == List{1, 2, 4, 6});
+  CHECK(powers_of_two(1) == List{1});
+  for (const char* bad : {"", ",", "0", "-4", "1-", "x", "16-1", "1.5", "9999999999"}) {
+    CAPTURE(bad);
+    CHECK(contains(error_of([&] { parse_m_list(bad); }), "--m"));
+  }
+}
+
+TEST_CASE("numbers and tables keep their columns") {
+  CHECK(number(4.2129) == "4.213");
+  CHECK(number(12345.6) == "12346");
+  CHECK(number(0.001234) == "0.001234");
+  CHECK(number(0) == "-");
+  CHECK(percent(0.034) == "+3.4%");
+  Table table({"name", "us"});
+  table.add({"a", "9.5"});
+  table.add({"longer", "1000"});
+  CHECK(table.str() == "name      us\na        9.5\nlonger  1000\n");
+}
+
+TEST_CASE("the bar fits its line, and never promises more than the budget") {
+  CHECK(progress_bar(0.5, 10, 0, "text", 80) == "[##########..........]  50%  text  10 s left");
+  CHECK(contains(progress_bar(0.1, 10, 60, "text", 80), "50 s left"));  // the pace says 90
+  CHECK(contains(progress_bar(0, 0, 60, "text", 80), "60 s left"));
+  CHECK(progress_bar(0.5, 10, 0, std::string(500, 'x'), 80).size() <= 80);
+  CHECK(contains(progress_bar(1.5, 10, 0, "text", 80), "100%"));
+}
+
+TEST_CASE("shapes: models, files, and what is wrong with them") {
+  const auto llama = model_shapes("llama-3-8b");
+  REQUIRE(llama.size() == 4);
+  CHECK(llama[2].label == "gate_up");
+  CHECK(llama[2].k == 4096);
+  CHECK(llama[2].n == 28672);
+  CHECK(model_shapes("sweep").size() == 7);
+  CHECK(contains(error_of([] { model_shapes("gpt-9"); }), "llama-3-8b"));
+
+  const auto shapes = csv_shapes("n,k,group,act_order,layer\n64, 128,32,1,up\n\n8,16,,,\n", "f", 128, false);
+  REQUIRE(shapes.size() == 2);
+  CHECK(shapes[0].k == 128);
+  CHECK(shapes[0].group == 32);
+  CHECK(shapes[0].act_order);
+  CHECK(shapes[1].group == 16);  // 128 asked for, one group of k rows
+  CHECK_FALSE(shapes[1].act_order);
+  CHECK(contains(error_of([] { csv_shapes("k,m\n8,8\n", "f", 128, false); }), "line 1"));
+  CHECK(contains(error_of([] { csv_shapes("k,n\n8,8\n8,x\n", "f", 128, false); }), "f line 3"));
+  CHECK(contains(error_of([] { csv_shapes("k,n\n8,12\n", "f", 128, false); }), "multiples of 8"));
+  CHECK(contains(error_of([] { csv_shapes("k,n\n8\n", "f", 128, false); }), "line 2"));
+
+  CHECK(parse_shape("4096x22016").n == 22016);
+  for (const char* bad : {"4096", "x", "4096x", "4096x-8", "12x8", "0x8"}) CHECK_THROWS_AS(parse_shape(bad), Error);
+
+  ShapeOptions options;
+  options.model = "llama-3-8b", options.group = -1, options.act_order = true;
+  CHECK(options.resolve("sweep")[0].group == 4096);
+  CHECK(options.resolve("sweep")[0].act_order);
+  options.group = 12;
+  CHECK_THROWS_AS(options.resolve("sweep"), Error);
+}
+
+TEST_CASE("baseline: the best 4-bit peer, with dense and floor apart") {
+  const auto baseline = Baseline::parse(
+      "peer,k,n,group,act_order,m,us,tflops\ncublas_fp16,8,16,128,0,1,1.0,2\nslow,8,16,128,0,1,9.5,2\n"
+      "fast,8,16,128,0,1,7.25,2\nread_floor,8,16,128,0,1,0.5,2\nother,8,16,128,1,1,3,2\n",
+      "peers");
+  const autotune::Problem p{"", 8, 16, 128, false};
+  CHECK(baseline.at(p, 1).best == "fast");
+  CHECK(baseline.at(p, 1).best_us == 7.25);
+  CHECK(baseline.at(p, 1).dense_us == 1.0);
+  CHECK(baseline.at(p, 1).floor_us == 0.5);
+  CHECK(baseline.at(p, 2).best == "-");
+  CHECK(contains(error_of([] { Baseline::parse("peer,k,n\n", "p"); }), "line 1"));
+  CHECK(contains(error_of([] { Baseline::parse("peer,k,n,group,act_order,m,us\na,1,1,1,0,1,x\n", "p"); }), "p line 2"));
+}
+
+// ---- processes -----------------------------------------------------------------------------------------------------
+struct Ended {
+  int status = -1;
+  std::string out;  ///< stdout, and stderr where asked for
+};
+
+class Sandbox {
+ public:
+  Sandbox() {
+    std::string name = std::filesystem::temp_directory_path() / "q4-tools-XXXXXX";
+    REQUIRE(::mkdtemp(name.data()) != nullptr);
+    folder_ = name;
+  }
+  ~Sandbox() { std::filesystem::remove_all(folder_); }
+  std::string file(const std::string& name) const { return folder_ / name; }
+
+  /// `command` starts with a tool's name. Its cache is in this folder.
+  Ended run(const std::string& command, bool with_stderr = false, const std::string& wrapper = "") const {
+    const std::string line = wrapper + "env -u Q4_TUNING Q4_CACHE_DIR=" + file("cache") + " " Q4_BINARY_DIR "/bin/" +
+                             command + (with_stderr ? " 2>&1" : " 2>/dev/null") + " </dev/null";
+    Ended ended;
+    FILE* pipe = ::popen(line.c_str(), "r");
+    REQUIRE(pipe != nullptr);
+    std::array<char, 4096> buffer;
+    for (std::size_t n; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;)
+      ended.out.append(buffer.data(), n);
+    const int status = ::pclose(pipe);
+    ended.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return ended;
+  }
+
+ private:
+  std::filesystem::path folder_;
+};
+
+TEST_CASE("every tool teaches, has a version, and tells usage from failure") {
+  const Sandbox box;
+  for (const std::string tool : {"q4-info", "q4-autotune", "q4-bench"}) {
+    CAPTURE(tool);
+    const Ended help = box.run(tool + " --help");
+    CHECK(help.status == 0);
+    CHECK(contains(help.out, "Examples:"));
+    CHECK(contains(help.out, "--json"));
+    CHECK(box.run(tool + " --version").out == tool + " " Q4_VERSION "\n");
+    CHECK(box.run(tool + " --no-such-option").status == 2);
+    CHECK(box.run(tool + " surplus").status == 2);
+  }
+  for (const std::string tool : {"q4-autotune", "q4-bench"}) {
+    CAPTURE(tool);
+    CHECK(box.run(tool + " --m zero").status == 2);
+    CHECK(box.run(tool + " --activation int8").status == 2);
+    CHECK(box.run(tool + " --model llama-3-8b --shape 8x8").status == 2);
+    const Ended device = box.run(tool + " --device cuda:77", true);
+    CHECK(device.status == 1);
+    CHECK(contains(device.out, tool + ": error: "));
+    CHECK(contains(box.run(tool + " --device cpu --model gpt-9", true).out, "qwen2.5-7b"));
+    CHECK(box.run(tool + " --device cpu --shapes " + box.file("none.csv")).status == 1);
+    CHECK(contains(box.run(tool + " --device cpu --shapes " + box.file(""), true).out, "no file that can be read"));
+    const Ended groups = box.run(tool + " --device cpu --checkpoint none --group 64", true);
+    CHECK(groups.status == 2);
+    CHECK(contains(groups.out, "--group"));
+    const std::string seconds = tool == "q4-bench" ? " --seconds " : " --budget ";
+    for (const char* value : {"-1", "soon", "nan"}) {
+      const Ended wrong = box.run(tool + seconds + value, true);
+      CHECK(wrong.status == 2);
+      CHECK(contains(wrong.out, std::string("\"") + value + "\" is no number of seconds"));
+    }
+  }
+}
+
+TEST_CASE("q4-info names the CPU, the folder and a damaged tuning file") {
+  const Sandbox box;
+  const Ended info = box.run("q4-info --json");
+  REQUIRE(info.status == 0);
+  const Json json = Json::parse(info.out);
+  CHECK(json["devices"].size() >= 1);
+  CHECK(json["devices"].back()["device"] == "cpu");
+  CHECK(json["cache_dir"] == box.file("cache"));
+  CHECK(json["tuning_files"].empty());
+  std::filesystem::create_directories(box.file("cache"));
+  std::filesystem::permissions(box.file("cache"), std::filesystem::perms::owner_all);
+  std::ofstream(box.file("cache/tuning.jsonl")) << "{\n";
+  const Ended damaged = box.run("q4-info");
+  CHECK(damaged.status == 0);
+  CHECK(contains(damaged.out, "line 1"));
+  CHECK(contains(damaged.out, "kernels: 0,"));  // the tuning file is none
+}
+
+TEST_CASE("q4-autotune writes a file that q4-info and q4-bench use and a second run keeps") {
+  const Sandbox box;
+  const std::string tune = "q4-autotune --device cpu --shape 256x128 --group 32 --m 1,16 --budget 20 --json";
+  const Ended first = box.run(tune);
+  REQUIRE(first.status == 0);
+  const Json shape = Json::parse(first.out)["shapes"].at(0);
+  CHECK(shape["complete"] == true);
+  CHECK(shape["kept"] == false);
+  CHECK(shape["buckets"].size() >= 2);
+
+  TuningDb db;
+  db.load(box.file("cache/tuning.jsonl"));
+  CHECK(db.size() == 1);
+  CHECK(Json::parse(box.run("q4-info --json").out)["tuning_files"].at(0)["exact"] == 1);
+  CHECK(Json::parse(box.run(tune).out)["shapes"].at(0)["kept"] == true);
+  CHECK(Json::parse(box.run(tune + " --again").out)["shapes"].at(0)["kept"] == false);
+
+  const std::string bench = "q4-bench --device cpu --shape 256x128 --group 32 --m 1,16 --seconds 0.1 ";
+  const Json tuned = Json::parse(box.run(bench + "--json").out);
+  CHECK(tuned["tuning_records"] == 1);
+  for (int i = 0; i < 2; ++i) CHECK(tuned["points"].at(i)["kernel"] == db.records()[0].bucket(i == 0 ? 1 : 16)->tactic);
+  CHECK(Json::parse(box.run(bench + "--json --untuned").out)["tuning_records"] == 0);
+
+  std::ofstream(box.file("cache/tuning.jsonl"), std::ios::app) << "{\n";
+  CHECK(box.run(tune).status == 1);  // a damaged file is not overwritten
+}
+
+TEST_CASE("q4-bench: columns of the CSV, one tactic, a wrong tactic") {
+  const Sandbox box;
+  const std::string bench =
+      "q4-bench --device cpu --shape 256x128 --group 64 --act-order --m 3 --seconds 0.1 --untuned ";
+  REQUIRE(box.run(bench + "--csv " + box.file("out.csv")).status == 0);
+  std::ifstream in(box.file("out.csv"));
+  std::string header, row;
+  std::getline(in, header), std::getline(in, row);
+  CHECK(header == "kernel,k,n,group,act_order,m,us,tflops,gbps,rel_err");
+  CHECK(contains(row, ",256,128,64,1,3,"));
+  CHECK(std::stod(row.substr(row.rfind(',') + 1)) <= 5e-4);
+
+  const Json chain = Json::parse(box.run(bench + "--chain 2 --json").out);
+  CHECK(chain.at(0)["layers"] == 2);
+  CHECK(chain.at(0)["us"] > 0);
+  CHECK(chain.at(0)["overlapped_us"] > 0);
+  CHECK(box.run(bench + "--chain 0").status == 2);
+
+  const auto kernel = Json::parse(box.run(bench + "--json").out)["points"].at(0)["kernel"].get<std::string>();
+  CHECK(box.run(bench + "--tactic '" + kernel + "'").status == 0);
+  CHECK(box.run(bench + "--tactic 'no such tactic'").status == 1);
+}
+
+TEST_CASE("q4-autotune: Ctrl-C ends cleanly, and what is done is kept") {
+  const Sandbox box;
+  const Ended ended = box.run("q4-autotune --device cpu --model llama-2-70b --m 1,64,512 --budget 300 --json", false,
+                              "timeout --preserve-status -s INT 4 ");
+  CHECK(ended.status == 130);
+  const Json json = Json::parse(ended.out);
+  CHECK(json["interrupted"] == true);
+  std::size_t complete = 0, begun = 0;
+  for (const Json& shape : json["shapes"]) complete += shape["complete"] == true, begun += !shape["buckets"].empty();
+  CHECK(complete < 4);
+  TuningDb db;
+  if (std::filesystem::exists(box.file("cache/tuning.jsonl"))) db.load(box.file("cache/tuning.jsonl"));
+  CHECK(db.size() == begun);
+}
+
+}  // namespace
+}  // namespace q4::tools

@@ -1,0 +1,226 @@
+// TuningDb: the file format to the byte, look-up with the nearest device, and what damaged files say.
+#include <doctest/doctest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <q4/tuning.hpp>
+
+namespace q4 {
+namespace {
+
+struct Folder {
+  std::filesystem::path path;
+  Folder() {
+    std::string name = std::filesystem::temp_directory_path() / "q4-tuning-XXXXXX";
+    REQUIRE(::mkdtemp(name.data()) != nullptr);
+    path = name;
+  }
+  ~Folder() { std::filesystem::remove_all(path); }
+  std::string file(const char* name) const { return path / name; }
+};
+
+std::string read(const std::string& path) {
+  std::ifstream in(path);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+void write(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
+
+TuningRecord record(const std::string& fingerprint = "H200/sm_90a", int units = 132) {
+  TuningRecord r;
+  r.key = {fingerprint, "sm_90a", units, 4096, 28672, 128, true, DType::kBF16};
+  r.reconstruct_from = 513;
+  r.math = Math::kHalf2;
+  r.buckets = {{1, "decode tiles=2 \"quoted\"", 4.25, 4.125, 4.5, 5.0}, {512, "reconstruct+blas", 100, 99, 101.5, 100}};
+  r.kernels = "abc123";
+  r.policy = "cold";
+  r.provenance = {{"driver", "13.0"}, {"date", "2026-01-01"}};
+  return r;
+}
+
+constexpr const char* kLine =
+    R"({"q4_tuning":1,"op":"matmul","device":"H200/sm_90a","arch":"sm_90a","units":132,"k":4096,"n":28672,"group":128,)"
+    R"("act_order":true,"activation":"bf16","kernels":"abc123","policy":"cold","reconstruct_from":513,"math":"half2",)"
+    R"("buckets":[{"m":1,"tactic":"decode tiles=2 \"quoted\"","us":4.25,"low":4.125,"high":4.5,"default_us":5.0},)"
+    R"({"m":512,"tactic":"reconstruct+blas","us":100.0,"low":99.0,"high":101.5,"default_us":100.0}],)"
+    R"("provenance":{"date":"2026-01-01","driver":"13.0"}})"
+    "\n";
+
+std::string error_of(const std::string& path, ErrorCode expected) {
+  TuningDb db;
+  try {
+    db.load(path);
+  } catch (const Error& e) {
+    CHECK(e.code() == expected);
+    CHECK(db.size() == 0);
+    return e.what();
+  }
+  FAIL("no error");
+  return {};
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+/// kLine with one replacement.
+std::string edited(const std::string& from, const std::string& to) {
+  std::string line = kLine;
+  const auto at = line.find(from);
+  REQUIRE(at != std::string::npos);
+  return line.replace(at, from.size(), to);
+}
+
+TEST_CASE("the file format is fixed and round-trips") {
+  const Folder folder;
+  TuningDb db;
+  db.add(record());
+  db.save(folder.file("a.jsonl"));
+  CHECK(read(folder.file("a.jsonl")) == kLine);
+
+  TuningDb again;
+  again.load(folder.file("a.jsonl"));
+  REQUIRE(again.size() == 1);
+  CHECK(again.records()[0] == record());
+}
+
+TEST_CASE("the order of adding does not change the file, and a later record replaces") {
+  const Folder folder;
+  TuningDb one, two;
+  one.add(record("a", 1)), one.add(record("b", 2));
+  auto stale = record("a", 1);
+  stale.reconstruct_from = 7;
+  two.add(stale), two.add(record("b", 2)), two.add(record("a", 1));
+  one.save(folder.file("1")), two.save(folder.file("2"));
+  CHECK(two.size() == 2);
+  CHECK(read(folder.file("1")) == read(folder.file("2")));
+
+  auto smaller = record("b", 2);
+  smaller.key.k = 8;
+  two.add(smaller);
+  const auto sorted = two.records();
+  CHECK(std::is_sorted(sorted.begin(), sorted.end(), [](const auto& x, const auto& y) { return x.key < y.key; }));
+  CHECK(sorted[1].key.k == 8);
+
+  two = TuningDb();
+  two.load(folder.file("1")), two.load(folder.file("1"));  // the same keys again
+  CHECK(two.size() == 2);
+}
+
+TEST_CASE("save replaces the whole file and leaves nothing else behind") {
+  const Folder folder;
+  write(folder.file("a"), "old and longer than anything new " + std::string(10000, 'x'));
+  TuningDb db;
+  db.save(folder.file("a"));
+  CHECK(read(folder.file("a")).empty());
+  CHECK(std::distance(std::filesystem::directory_iterator(folder.path), {}) == 1);
+  try {
+    db.save(folder.file("missing/a"));
+    FAIL("no error");
+  } catch (const Error& e) {
+    CHECK(e.code() == ErrorCode::kIo);
+    CHECK(contains(e.what(), "missing/a"));
+  }
+}
+
+TEST_CASE("exact device, else nearest units of the same arch, else none") {
+  TuningDb db;
+  db.add(record("small", 66)), db.add(record("large", 132));
+  auto other = record("other", 100);
+  other.key.arch = "sm_100";
+  db.add(other);
+
+  auto key = record("large", 132).key;
+  TuningMatch match = TuningMatch::kNone;
+  REQUIRE(db.find(key, &match));
+  CHECK(match == TuningMatch::kExact);
+  CHECK(db.find(key)->key.fingerprint == "large");
+
+  key.fingerprint = "unknown", key.units = 100;  // 32 from large, 34 from small, 0 from the wrong arch
+  REQUIRE(db.find(key, &match));
+  CHECK(match == TuningMatch::kNearest);
+  CHECK(db.find(key)->key.fingerprint == "large");
+
+  key.units = 70;
+  CHECK(db.find(key)->key.fingerprint == "small");
+
+  key.arch = "sm_75";
+  CHECK(db.find(key, &match) == nullptr);
+  CHECK(match == TuningMatch::kNone);
+
+  key = record("large", 132).key;
+  for (const auto change : {0, 1, 2, 3, 4}) {
+    auto different = key;
+    if (change == 0) different.k += 8;
+    if (change == 1) different.n += 8;
+    if (change == 2) different.group = 64;
+    if (change == 3) different.act_order = false;
+    if (change == 4) different.activation = DType::kF16;
+    CHECK(db.find(different) == nullptr);
+  }
+}
+
+TEST_CASE("the bucket that serves m") {
+  const auto r = record();
+  CHECK(r.bucket(1)->m == 1);
+  CHECK(r.bucket(2)->m == 512);
+  CHECK(r.bucket(512)->m == 512);
+  CHECK(r.bucket(100000)->m == 512);
+  CHECK(TuningRecord{}.bucket(1) == nullptr);
+}
+
+TEST_CASE("files that are missing, empty or damaged") {
+  const Folder folder;
+  CHECK(contains(error_of(folder.file("none"), ErrorCode::kIo), folder.file("none")));
+  error_of(folder.path.string(), ErrorCode::kIo);  // a folder
+
+  TuningDb empty;
+  empty.load("/dev/null");
+  CHECK(empty.size() == 0);
+  write(folder.file("blank"), "\n  \n" + std::string(kLine) + "\r\n");
+  empty.load(folder.file("blank"));
+  CHECK(empty.size() == 1);
+
+  const struct {
+    std::string line, says;
+  } damaged[] = {
+      {"{", "parse error"},
+      {"[]", "object"},
+      {std::string(kLine).substr(0, 300), "parse error"},
+      {edited(R"("k":4096,)", ""), "\"k\""},
+      {edited(R"("k":4096)", R"("k":4096.5)"), "\"k\""},
+      {edited(R"("k":4096)", R"("k":-8)"), "positive"},
+      {edited(R"("q4_tuning":1)", R"("q4_tuning":2)"), "this version reads 1"},
+      {edited(R"("bf16")", R"("bf17")"), "bf17"},
+      {edited(R"("half2")", R"("quarter")"), "quarter"},
+      {edited(R"("m":512)", R"("m":1)"), "ascend"},
+      {edited(R"("us":4.25)", R"("us":"fast")"), "\"us\""},
+      {edited(R"("us":4.25)", R"("us":-1)"), "times"},
+      {edited(R"("us":4.25)", R"("us":1e999)"), "range"},
+      {edited(R"("tactic":"reconstruct+blas")", R"("tactic":"")"), "tactic"},
+      {edited(R"("reconstruct_from":513)", R"("reconstruct_from":-1)"), "reconstruct_from"},
+  };
+  for (const auto& d : damaged) {
+    CAPTURE(d.line);
+    write(folder.file("bad"), std::string(kLine) + d.line + "\n");
+    const std::string text = error_of(folder.file("bad"), ErrorCode::kCorrupt);
+    CHECK(contains(text, "line 2"));
+    CHECK(contains(text, folder.file("bad")));
+    CHECK_MESSAGE(contains(text, d.says), text);
+  }
+}
+
+TEST_CASE("add refuses what a file could not hold") {
+  TuningDb db;
+  auto r = record();
+  r.buckets[0].us = std::numeric_limits<double>::quiet_NaN();
+  CHECK_THROWS_AS(db.add(r), Error);
+  r = record();
+  r.key.fingerprint.clear();
+  CHECK_THROWS_AS(db.add(r), Error);
+  CHECK(db.size() == 0);
+}
+
+}  // namespace
+}  // namespace q4
