@@ -55,6 +55,9 @@ void check_options(const PlanOptions& options) {
         INT32_MAX);
   check(options.activation == DType::kF16 || options.activation == DType::kBF16 || options.activation == DType::kF32,
         "{}: activation is {}; it must be fp16, bf16 or (on the CPU) fp32", kCall, to_string(options.activation));
+  check(options.math <= Math::kFp32 && options.gather <= Gather::kSeparate,
+        "{}: math = {} or gather = {} is no value of its enumeration", kCall, static_cast<int>(options.math),
+        static_cast<int>(options.gather));
   check(options.reconstruct_from >= -1,
         "{}: reconstruct_from = {}; it must be -1 (chosen), 0 (never) or the first m that is reconstructed", kCall,
         options.reconstruct_from);
@@ -69,8 +72,8 @@ MatmulPlan::MatmulPlan(const Runtime& runtime, const QuantizedMatrix& matrix, co
   const auto& m = require(matrix, "MatmulPlan");
   check_options(options);
   const auto& device = m.device->info();
-  const TuningKey key{
-      device.fingerprint, device.arch, device.compute_units, m.k, m.n, m.group_size, m.act_order, options.activation};
+  const TuningKey key{device.fingerprint, device.arch, device.compute_units, m.k, m.n,
+                      m.group_size,       m.act_order, options.activation};
   const TuningRecord* tuned = runtime.impl().tuning().find(key);
   if (tuned && tuned->kernels != m.device->kernels_digest()) {
     runtime.impl().log(

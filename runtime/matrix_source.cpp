@@ -38,6 +38,10 @@ class Reader {
     check(!on_device(view) || *view.device == device_.info().device,
           "{}: {} is on {}; it must be on the host or on {}: copy it", call_, name,
           view.device ? view.device->str() : "cpu", device_.info().device.str());
+    std::string problem;
+    check(!on_device(view) || !view.data || device_.reachable(view.data, problem),
+          "{}: {} = {} is said to be on {} and is {}", call_, name, view.data, view.device ? view.device->str() : "",
+          problem);
   }
 
   bool on_device(const TensorView& view) const { return view.device && view.device->kind != BackendKind::kCpu; }
@@ -196,6 +200,8 @@ CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t) {
   to.act_order = !s.g_idx.empty();
 
   s.zeros = unpack_zeros(reader, t.qzeros, false);
+  check(t.zeros <= ZeroFormat::kV2, "{}: zeros = {} is no value of ZeroFormat", reader.call(),
+        static_cast<int>(t.zeros));
   to.zeros = t.zeros;
   if (t.zeros == ZeroFormat::kAuto) {
     to.zeros_detected = std::all_of(s.zeros.begin(), s.zeros.end(), [](auto z) { return z == 8; });

@@ -20,8 +20,10 @@ LogLevel level_of_environment() {
 }
 
 RuntimeOptions resolve(RuntimeOptions options) {
-  check(options.cpu_threads >= 0, "Runtime: cpu_threads = {} is negative; 0 means what the machine allows",
-        options.cpu_threads);
+  constexpr int kMostThreads = 4096;
+  check(options.cpu_threads >= 0 && options.cpu_threads <= kMostThreads,
+        "Runtime: cpu_threads = {} is outside [0, {}]; 0 means what the machine allows", options.cpu_threads,
+        kMostThreads);
   if (!options.log)
     options.log = [most = level_of_environment()](LogLevel level, const std::string& text) {
       constexpr const char* kNames[] = {"error", "warning", "info", "debug"};
@@ -33,12 +35,12 @@ RuntimeOptions resolve(RuntimeOptions options) {
 }  // namespace
 
 Runtime::Impl::Impl(RuntimeOptions options) : context_{resolve(std::move(options)), nullptr} {
-  const auto folder = cache::default_folder(context_.options.cache_dir);
-  if (folder.empty() && context_.options.cache_mode != CacheMode::kOff)
+  auto cache = cache::cache_options(context_.options);
+  if (cache.folder.empty() && context_.options.cache_mode != CacheMode::kOff)
     context_.log(
         LogLevel::kWarning,
         "kernel cache: no folder (set cache_dir, Q4_CACHE_DIR or HOME): compiled kernels are kept in memory only");
-  cache_ = std::make_unique<cache::KernelCache>(folder, context_.options.cache_mode, context_.options.log);
+  cache_ = std::make_unique<cache::KernelCache>(std::move(cache), context_.options.log);
   context_.cache = cache_.get();
   backends_ = make_backends(context_);
 }
@@ -65,6 +67,12 @@ std::vector<DeviceInfo> Runtime::Impl::devices() {
   for (auto& backend : backends_)
     for (auto& info : backend->devices()) all.push_back(std::move(info));
   return all;
+}
+
+bool Runtime::Impl::may_be_prebuilt() const {
+  const auto& options = context_.options;
+  return options.cache_mode == CacheMode::kRequirePrebuilt || !options.packs.empty() ||
+         !options.cache_folders.empty() || std::getenv("Q4_CACHE_PATH");
 }
 
 const TuningDb& Runtime::Impl::tuning() {
@@ -106,6 +114,13 @@ Device Runtime::best_device() const {
   const auto all = impl_->devices();
   if (all.empty())
     fail(ErrorCode::kNotFound, "Runtime::best_device: there is no usable device, not even the CPU; q4-info says why");
+  // A GPU that nothing can be compiled for serves nobody by default; with prebuilt kernels no compiler is asked for.
+  for (const auto& info : all) {
+    if (impl_->may_be_prebuilt()) break;
+    std::string problem;
+    if (impl_->open(info.device)->ready(problem)) return info.device;
+    impl_->log(LogLevel::kWarning, fmt::format("{} ({}) is passed over: {}", info.device.str(), info.name, problem));
+  }
   return all.front().device;
 }
 

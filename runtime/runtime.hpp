@@ -23,6 +23,8 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   std::shared_ptr<DeviceBackend> open(Device device);
   std::vector<DeviceInfo> devices();
   const TuningDb& tuning();
+  /// Kernels come from packs or folders that somebody prepared, so a missing compiler is no problem yet.
+  bool may_be_prebuilt() const;
   cache::KernelCache& cache() { return *cache_; }
   void log(LogLevel level, const std::string& text) const { context_.log(level, text); }
 

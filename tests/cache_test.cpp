@@ -20,25 +20,29 @@ namespace fs = std::filesystem;
 
 namespace {
 
-struct Folder {
+struct Scratch {
   fs::path path;
-  Folder() {
+  Scratch() {
     std::string name = (fs::temp_directory_path() / "q4-cache-XXXXXX").string();
     path = ::mkdtemp(name.data());
   }
-  ~Folder() { fs::remove_all(path); }
+  ~Scratch() { fs::remove_all(path); }
 };
 
-KernelKey key() { return {"gemv", "source", "headers", "sm_90a", "nvrtc 13.0 CL-1", {"-std=c++20"}}; }
+const std::string kCompiler = "nvrtc 13.0 CL-1";
+KernelKey key(const std::string& compiler = kCompiler) {
+  return {"gemv", "source", "headers", "sm_90a", {"-std=c++20"}, [=] { return compiler; }};
+}
 
 struct Fixture {
-  Folder folder;
+  Scratch folder;
   std::vector<std::string> warnings;
   std::atomic<int> compiles = 0;
   std::vector<char> get(CacheMode mode, const KernelKey& k = key()) {
-    KernelCache cache(folder.path / "kernels", mode, [this](LogLevel level, const std::string& text) {
-      if (level == LogLevel::kWarning) warnings.push_back(text);
-    });
+    KernelCache cache({.folder = folder.path / "kernels", .mode = mode},
+                      [this](LogLevel level, const std::string& text) {
+                        if (level == LogLevel::kWarning) warnings.push_back(text);
+                      });
     return cache.get(k, [this] {
       ++compiles;
       return std::vector<char>{'c', 'o', 'd', 'e'};
@@ -67,15 +71,45 @@ TEST_CASE("cache: every part of a key counts, its name does not") {
   auto k = key();
   k.name = "other";
   CHECK(k.digest() == digest);
-  const std::vector<std::function<void(KernelKey&)>> changes = {
-      [](KernelKey& c) { c.source += " "; },           [](KernelKey& c) { c.headers = "h2"; },
-      [](KernelKey& c) { c.target = "sm_90"; },        [](KernelKey& c) { c.compiler = "CL-2"; },
-      [](KernelKey& c) { c.options.push_back("-G"); }, [](KernelKey& c) { c.options.clear(); }};
+  const std::vector<std::function<void(KernelKey&)>> changes = {[](KernelKey& c) { c.source += " "; },
+                                                                [](KernelKey& c) { c.headers = "h2"; },
+                                                                [](KernelKey& c) { c.target = "sm_90"; },
+                                                                [](KernelKey& c) { c.options.push_back("-G"); },
+                                                                [](KernelKey& c) { c.options[0] = "-std=c++23"; },
+                                                                [](KernelKey& c) { c.options.clear(); }};
   for (const auto& change : changes) {
     auto changed = key();
     change(changed);
     CHECK(changed.digest() != digest);
   }
+}
+
+TEST_CASE("cache: a hit asks no compiler, and what compilers made lies side by side with their builds") {
+  Fixture f;
+  f.get(CacheMode::kReadWrite);
+  auto silent = key();
+  silent.compiler = []() -> std::string { throw Error(ErrorCode::kInternal, "the compiler was loaded"); };
+  CHECK(f.get(CacheMode::kReadWrite, silent).size() == 4);
+
+  std::string problem;
+  const auto first = read_entry(f.entry(), problem);
+  REQUIRE(first);
+  CHECK(first->compiler == kCompiler);
+  CHECK(first->headers == "headers");
+  CHECK(first->name == "gemv");
+  auto newer = *first;
+  newer.compiler = "nvrtc 13.0 CL-2", newer.created += 10, newer.code = {'n', 'e', 'w'};
+  CHECK(file_name(newer) != file_name(*first));
+  Folder both(f.folder.path / "kernels", true);
+  CHECK(both.store(newer, 0) == "");
+  CHECK(f.get(CacheMode::kReadWrite, silent) == newer.code);  // made last
+  fs::resize_file(f.folder.path / "kernels" / file_name(newer), 50);
+  CHECK(f.get(CacheMode::kReadWrite, silent) == first->code);  // the sound one
+  CHECK(f.compiles == 1);
+
+  newer.compiler = "";
+  CHECK_FALSE(decode(encode(newer), problem));  // a kernel whose compiler nobody knows is no entry
+  CHECK(problem.find("compiler") != problem.npos);
 }
 
 TEST_CASE("cache: a second process finds what the first compiled") {
@@ -88,7 +122,10 @@ TEST_CASE("cache: a second process finds what the first compiled") {
   struct stat status;
   REQUIRE(::stat(f.entry().c_str(), &status) == 0);
   CHECK((status.st_mode & 0777) == 0600);
-  for (const auto& file : fs::directory_iterator(f.folder.path / "kernels")) CHECK(file.path().extension() == ".q4k");
+  for (const auto& file : fs::directory_iterator(f.folder.path / "kernels")) {
+    const auto name = file.path().filename();
+    CHECK((name.extension() == ".q4k" || name == ".lock"));  // no temporary file
+  }
 }
 
 TEST_CASE("cache: a damaged entry is reported, compiled again and replaced") {
@@ -127,7 +164,8 @@ TEST_CASE("cache: an entry under another key's name is refused") {
   const auto first = f.entry();
   auto other = key();
   other.source = "other";
-  fs::rename(first, f.folder.path / "kernels" / (other.digest() + ".q4k"));
+  const auto tail = first.filename().string().substr(64);
+  fs::rename(first, f.folder.path / "kernels" / (other.digest() + tail));
   f.get(CacheMode::kReadWrite, other);
   CHECK(f.compiles == 2);
   CHECK(f.warnings.size() == 1);
@@ -164,8 +202,8 @@ TEST_CASE("cache: modes") {
 }
 
 TEST_CASE("cache: many threads, one compile; a failure reaches all and is forgotten") {
-  Folder folder;
-  KernelCache cache(folder.path / "kernels", CacheMode::kReadWrite, nullptr);
+  Scratch folder;
+  KernelCache cache({.folder = folder.path / "kernels"}, nullptr);
   std::atomic<int> compiles = 0, failures = 0;
   bool fail = true;
   const auto ask = [&](std::latch& start) {

@@ -104,10 +104,11 @@ double largest_error(const EmulatedCase& test, const std::vector<int>& rows, std
     args.workspace = scratch.data();
     if (test.gather()) args.x_map = packed.x_map.data();
     if (test.gather() && !test.fused) {
-      constexpr RemapConfig kRemap{.threads = 64};
+      constexpr RemapConfig kRemap{.threads = 64, .staged = 1};
       const RemapArgs remap_args{
-          args.x, static_cast<u16*>(remapped.data()), args.x_map, x_stride, packed.k, m, packed.k, test.k};
-      emulation::emulate({.grid = 3, .threads = kRemap.threads}, [&] { remap<kRemap>(remap_args); });
+          args.x, static_cast<u16*>(remapped.data()), args.x_map, x_stride, packed.k, m, packed.k, test.k, 2};
+      emulation::emulate({.grid = 3, .threads = kRemap.threads, .shared_bytes = test.k * 2},
+                         [&] { remap<kRemap>(remap_args); });
       args.x = remap_args.x_new, args.x_stride = packed.k, args.x_map = nullptr;
     }
     launch(args);

@@ -129,13 +129,40 @@ TEST_CASE("remap: any columns, strides, and places outside x") {
     const HostRows x = random_rows(DType::kF16, 5, 100, 1, 103);
     HostRows x_new(DType::kF16, 5, cols, cols + 3);
     const RemapArgs args{
-        static_cast<const u16*>(x.data()), static_cast<u16*>(x_new.data()), map.data(), 103, cols + 3, 5, cols, 100};
+        static_cast<const u16*>(x.data()), static_cast<u16*>(x_new.data()), map.data(), 103, cols + 3, 5, cols, 100, 1};
     emulate({.grid = 7, .threads = C.threads}, [&] { remap<C>(args); });
     for (int r = 0; r < 5; ++r)
       for (int c = 0; c < cols; ++c) {
         const double expected = map[c] >= 0 && map[c] < 100 ? x.at(r, map[c]) : 0;
         REQUIRE(x_new.at(r, c) == expected);
       }
+    CHECK(x_new.padding_intact());
+  }
+}
+
+TEST_CASE("remap staged in shared memory: pieces of rows, and places outside x") {
+  constexpr RemapConfig C{.threads = 64, .staged = 1};
+  CHECK(remap_pieces(1, 4096, 132) == 8);
+  CHECK(remap_pieces(132, 4096, 132) == 1);
+  for (const int pieces : {1, 3, 8}) {
+    constexpr int cols = 1208, x_cols = 1000;
+    std::vector<i32> map;
+    Random random(5);
+    for (int c = 0; c < cols; ++c) map.push_back(static_cast<i32>(random.below(x_cols + 2)) - 1);
+    const HostRows x = random_rows(DType::kF16, 3, x_cols, 2, x_cols + 8);
+    HostRows x_new(DType::kF16, 3, cols, cols + 16);
+    const RemapArgs args{static_cast<const u16*>(x.data()),
+                         static_cast<u16*>(x_new.data()),
+                         map.data(),
+                         x_cols + 8,
+                         cols + 16,
+                         3,
+                         cols,
+                         x_cols,
+                         pieces};
+    emulate({.grid = 2, .threads = C.threads, .shared_bytes = x_cols * 2}, [&] { remap<C>(args); });
+    for (int r = 0; r < 3; ++r)
+      for (int c = 0; c < cols; ++c) REQUIRE(x_new.at(r, c) == (map[c] >= 0 && map[c] < x_cols ? x.at(r, map[c]) : 0));
     CHECK(x_new.padding_intact());
   }
 }

@@ -72,7 +72,7 @@ void check_product(Device device, const QuantizedMatrix& matrix, const PlainMatr
 }  // namespace
 
 TEST_CASE("matmul: every device agrees with fp64 over the table of shapes") {
-  for (const auto& info : shared_runtime().devices())
+  for (const auto& info : ready_devices())
     for (const auto& [s, ms] : table()) {
       INFO(info.device.str(), " ", text(s));
       const GptqMatrix source = make_gptq(s);
@@ -92,7 +92,7 @@ TEST_CASE("matmul: every device agrees with fp64 over the table of shapes") {
 }
 
 TEST_CASE("matmul: AWQ tensors give the same bits as the GPTQ tensors they were re-packed from") {
-  for (const auto& info : shared_runtime().devices()) {
+  for (const auto& info : ready_devices()) {
     const GptqMatrix source = make_gptq(spec(384, 136, 64, ActOrder::kNone, ZeroFormat::kV1, true));
     const AwqMatrix awq = to_awq(source);
     const auto a = QuantizedMatrix::from_gptq(shared_runtime(), info.device, source.tensors());
@@ -109,7 +109,7 @@ TEST_CASE("matmul: AWQ tensors give the same bits as the GPTQ tensors they were 
 }
 
 TEST_CASE("matmul: every tactic of the search space is right") {
-  for (const auto& info : shared_runtime().devices())
+  for (const auto& info : ready_devices())
     for (const auto order : {ActOrder::kNone, ActOrder::kPermuted})
       for (const auto type : {DType::kF16, DType::kBF16}) {
         const MatrixSpec s = spec(512, 192, 64, order, ZeroFormat::kV1, true);
@@ -135,7 +135,7 @@ TEST_CASE("matmul: every tactic of the search space is right") {
 }
 
 TEST_CASE("matmul: the same bits on every run, and for every m in batch-invariant plans") {
-  for (const auto& info : shared_runtime().devices()) {
+  for (const auto& info : ready_devices()) {
     const GptqMatrix source = make_gptq(spec(1024, 264, 128, ActOrder::kPermuted));
     const auto matrix = QuantizedMatrix::from_gptq(shared_runtime(), info.device, source.tensors());
     PlanOptions options;
@@ -164,7 +164,7 @@ TEST_CASE("matmul: the same bits on every run, and for every m in batch-invarian
 }
 
 TEST_CASE("matmul: large values stay finite inside, and NaN scales reach only their column") {
-  for (const auto& info : shared_runtime().devices()) {
+  for (const auto& info : ready_devices()) {
     MatrixSpec s = spec(512, 64, 128);
     s.scale = 0.002;
     GptqMatrix source = make_gptq(s);
@@ -194,7 +194,7 @@ TEST_CASE("matmul: large values stay finite inside, and NaN scales reach only th
 
 TEST_CASE(
     "matmul: the sources are untouched and may be freed; plans outlive matrix handles and run from many threads") {
-  for (const auto& info : shared_runtime().devices()) {
+  for (const auto& info : ready_devices()) {
     PlainMatrix plain;
     std::vector<MatmulPlan> plans;
     {
@@ -225,7 +225,7 @@ TEST_CASE(
 }
 
 TEST_CASE("matmul: a workspace of the caller serves as well, and graphs replay") {
-  for (const auto& info : shared_runtime().devices()) {
+  for (const auto& info : ready_devices()) {
     auto backend = shared_runtime().impl().open(info.device);
     const GptqMatrix source = make_gptq(spec(512, 128, 128, ActOrder::kPermuted));
     const PlainMatrix plain = unpack(source.tensors());
@@ -250,7 +250,7 @@ TEST_CASE("matmul: a workspace of the caller serves as well, and graphs replay")
 }
 
 TEST_CASE("matmul: tensors in the device's memory, with strides, untouched and freed before a thread of its own runs") {
-  for (const auto& info : shared_runtime().devices()) {
+  for (const auto& info : ready_devices()) {
     INFO(info.device.str());
     auto backend = shared_runtime().impl().open(info.device);
     const GptqMatrix source = make_gptq(spec(512, 128, 128, ActOrder::kPermuted));
@@ -296,7 +296,7 @@ TEST_CASE("matmul: tensors in the device's memory, with strides, untouched and f
 }
 
 TEST_CASE("column_remap: gathers columns, any number of them") {
-  for (const auto& info : shared_runtime().devices()) {
+  for (const auto& info : ready_devices()) {
     auto backend = shared_runtime().impl().open(info.device);
     const std::int64_t rows = 5, x_cols = 1000, cols = 777;
     const HostRows x = random_rows(DType::kF16, rows, x_cols);

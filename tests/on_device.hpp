@@ -5,6 +5,7 @@
 #include <q4/q4.hpp>
 
 #include "reference.hpp"
+#include "report.hpp"
 #include "runtime/backends/backend.hpp"
 #include "runtime/runtime.hpp"
 
@@ -32,6 +33,19 @@ inline const Runtime& shared_runtime() {
     return Runtime(options);
   }();
   return runtime;
+}
+
+/// The devices that can multiply here; the others are shown as skipped.
+inline std::vector<DeviceInfo> ready_devices() {
+  std::vector<DeviceInfo> ready;
+  for (const auto& info : shared_runtime().devices()) {
+    std::string problem;
+    if (shared_runtime().impl().open(info.device)->ready(problem))
+      ready.push_back(info);
+    else
+      skip(info.device.str() + ": " + problem);
+  }
+  return ready;
 }
 
 /// out = x @ W on the plan's device, through copies; `out` keeps its host poison where nothing is written.

@@ -143,7 +143,11 @@ class Bench {
     const double floor_us = rig.backend().read_floor_us(static_cast<std::size_t>(problem.bytes(0)));
     for (std::size_t i = 0; i < options_.m.size() && !interrupted(); ++i) {
       show(i, fmt::format("m = {}", options_.m[i]));
-      points_.push_back(measure_point(rig, problem, options_.m[i]));
+      try {
+        points_.push_back(measure_point(rig, problem, options_.m[i]));
+      } catch (const Error& error) {  // the other points are worth having
+        points_.push_back({problem, options_.m[i], std::string("error: ") + error.what(), {}, 0, 0, 0, false});
+      }
       points_.back().floor_us = floor_us;
     }
     progress.line(fmt::format("[{}/{}] {} {}x{}: {} copies of the weights, {}", index + 1, problems_.size(),

@@ -1,6 +1,7 @@
 // Runtime: the devices, caches and options that matrices and plans share. There is no other state.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <q4/device.hpp>
@@ -25,6 +26,13 @@ struct RuntimeOptions {
   /// Folder of compiled kernels; empty: $Q4_CACHE_DIR, else $XDG_CACHE_HOME/q4, else $HOME/.cache/q4, else memory only.
   std::string cache_dir = {};
   CacheMode cache_mode = CacheMode::kReadWrite;
+  /// Further folders of compiled kernels, only read, searched in this order after cache_dir and before those of
+  /// $Q4_CACHE_PATH (colon-separated). A *.q4pack in one of them is a pack.
+  std::vector<std::string> cache_folders = {};
+  /// Pack files (q4-cache pack), searched after all folders.
+  std::vector<std::string> packs = {};
+  /// Bound of cache_dir: beyond it, the kernels that were used least recently go. 0: unbounded.
+  std::uint64_t cache_max_bytes = std::uint64_t{1} << 30;
   /// Tuning files to read, later ones win. Empty: $Q4_TUNING (colon-separated), else <cache folder>/tuning.jsonl if it
   /// exists. A file that is named but missing or corrupt is an error; the default one only warns.
   std::vector<std::string> tuning_files = {};

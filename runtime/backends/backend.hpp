@@ -60,6 +60,11 @@ class DeviceBackend {
   virtual void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) = 0;  ///< synchronous
   virtual void fill(void* memory, int byte, std::size_t bytes) = 0;                     ///< synchronous
   virtual void synchronize() = 0;
+  /// Whether matrices can be packed and plans made here: a GPU needs a compiler that knows it. Else `problem` says why
+  /// not.
+  virtual bool ready(std::string& problem) = 0;
+  /// Whether kernels of this device can use `memory`; else `problem` says what it is.
+  virtual bool reachable(const void* memory, std::string& problem) const = 0;
   /// Times `work` (which launches on the stream it is given): each element is one run's microseconds. On a GPU the work
   /// is captured once into a graph and replayed between events; on the CPU it is called.
   virtual std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) = 0;

@@ -1,4 +1,4 @@
-// Reads and writes entry files.
+// Encodes, checks, reads and writes entry files.
 #include "runtime/cache/entry.hpp"
 
 #include <fcntl.h>
@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <string_view>
 #include <system_error>
 
 #include "runtime/cache/sha256.hpp"
@@ -18,7 +19,7 @@ namespace q4::cache {
 namespace {
 
 constexpr char kMagic[] = "q4kernel";
-constexpr std::uint32_t kSchema = 1;
+constexpr std::uint32_t kSchema = 2;
 constexpr std::size_t kMostBytes = 256u << 20;  // no kernel is that large: a bound on what a broken length can ask for
 
 std::string error_text() { return std::generic_category().message(errno); }
@@ -60,7 +61,7 @@ bool read_all(int fd, std::string& out, std::size_t size) {
   return true;
 }
 
-bool write_all(int fd, const std::string& data) {
+bool write_all(int fd, std::string_view data) {
   for (std::size_t at = 0; at < data.size();) {
     const ssize_t put = ::write(fd, data.data() + at, data.size() - at);
     if (put < 0 && errno == EINTR) continue;
@@ -72,27 +73,22 @@ bool write_all(int fd, const std::string& data) {
 
 }  // namespace
 
-std::optional<Entry> read_entry(const std::string& path, const std::string& digest, const std::string& target,
-                                std::string& problem) {
-  problem.clear();
-  const File file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW)};
-  if (file.fd < 0) {
-    if (errno != ENOENT) problem = error_text();
-    return std::nullopt;
-  }
-  struct stat status;
-  if (::fstat(file.fd, &status) != 0 || !S_ISREG(status.st_mode))
-    problem = "not a regular file";
-  else if (status.st_uid != ::geteuid() && status.st_uid != 0)
-    problem = "belongs to another user";
-  else if (status.st_mode & (S_IWGRP | S_IWOTH))
-    problem = "others may write it";
-  else if (static_cast<std::size_t>(status.st_size) > kMostBytes)
-    problem = "too large";
-  std::string data;
-  if (problem.empty() && !read_all(file.fd, data, static_cast<std::size_t>(status.st_size))) problem = "cannot be read";
-  if (!problem.empty()) return std::nullopt;
+std::string file_name(const Entry& entry) {
+  return entry.digest + "-" + Sha256().field(entry.compiler).hex().substr(0, 16) + kExtension;
+}
 
+std::string encode(const Entry& entry) {
+  std::string data(kMagic, sizeof kMagic - 1);
+  data.append(reinterpret_cast<const char*>(&kSchema), sizeof kSchema);
+  for (const auto* field : {&entry.digest, &entry.target, &entry.name, &entry.compiler, &entry.headers})
+    append(data, field->data(), field->size());
+  append(data, &entry.created, sizeof entry.created);
+  append(data, entry.code.data(), entry.code.size());
+  const auto sum = Sha256().update(data.data(), data.size()).digest();
+  return data.append(reinterpret_cast<const char*>(sum.data()), sum.size());
+}
+
+std::optional<Entry> decode(std::string_view data, std::string& problem) {
   constexpr std::size_t kHead = sizeof kMagic - 1 + sizeof kSchema, kTail = 32;
   std::uint32_t schema;
   if (data.size() < kHead + kTail || data.compare(0, sizeof kMagic - 1, kMagic) != 0) {
@@ -109,34 +105,61 @@ std::optional<Entry> read_entry(const std::string& path, const std::string& dige
     problem = "checksum does not match";
     return std::nullopt;
   }
-  std::string_view rest = std::string_view(data).substr(kHead, data.size() - kHead - kTail), fields[4];
-  for (auto& field : fields)
-    if (!take(rest, field)) {
-      problem = "fields overrun the file";
-      return std::nullopt;
-    }
-  if (fields[0] != digest || fields[1] != target) {
+  std::string_view rest = data.substr(kHead, data.size() - kHead - kTail), fields[7];
+  bool whole = true;
+  for (auto& field : fields) whole = whole && take(rest, field);
+  Entry entry;
+  if (!whole || !rest.empty() || fields[5].size() != sizeof entry.created) {
+    problem = "fields do not fit the file";
+    return std::nullopt;
+  }
+  entry.digest = fields[0], entry.target = fields[1], entry.name = fields[2];
+  entry.compiler = fields[3], entry.headers = fields[4];
+  std::memcpy(&entry.created, fields[5].data(), sizeof entry.created);
+  entry.code.assign(fields[6].begin(), fields[6].end());
+  if (entry.compiler.empty()) {
+    problem = "does not say which compiler made it";
+    return std::nullopt;
+  }
+  return entry;
+}
+
+std::string trusted_file(int fd, std::size_t& size) {
+  struct stat status;
+  if (::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) return "not a regular file";
+  if (status.st_uid != ::geteuid() && status.st_uid != 0) return "belongs to another user";
+  if (status.st_mode & (S_IWGRP | S_IWOTH)) return "others may write it";
+  size = static_cast<std::size_t>(status.st_size);
+  return {};
+}
+
+std::optional<Entry> read_entry(const std::string& path, std::string& problem) {
+  problem.clear();
+  const File file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
+  if (file.fd < 0) {
+    if (errno != ENOENT) problem = error_text();
+    return std::nullopt;
+  }
+  std::size_t size = 0;
+  std::string data;
+  problem = trusted_file(file.fd, size);
+  if (problem.empty() && size > kMostBytes) problem = "too large";
+  if (problem.empty() && !read_all(file.fd, data, size)) problem = "cannot be read";
+  if (!problem.empty()) return std::nullopt;
+  auto entry = decode(data, problem);
+  if (entry && std::filesystem::path(path).filename() != file_name(*entry)) {
     problem = "holds another kernel than its name says";
     return std::nullopt;
   }
-  return Entry{digest, target, std::string(fields[2]), {fields[3].begin(), fields[3].end()}};
+  return entry;
 }
 
-std::string write_entry(const std::string& folder, const std::string& file, const Entry& entry) {
-  std::string data(kMagic, sizeof kMagic - 1);
-  data.append(reinterpret_cast<const char*>(&kSchema), sizeof kSchema);
-  append(data, entry.digest.data(), entry.digest.size());
-  append(data, entry.target.data(), entry.target.size());
-  append(data, entry.name.data(), entry.name.size());
-  append(data, entry.code.data(), entry.code.size());
-  const auto sum = Sha256().update(data.data(), data.size()).digest();
-  data.append(reinterpret_cast<const char*>(sum.data()), sum.size());
-
-  std::string temporary = folder + "/.tmp-XXXXXX";
+std::string write_file(const std::string& folder, const std::string& file, std::string_view data, unsigned mode) {
+  std::string temporary = folder + "/" + kTemporary + "XXXXXX";
   const File out{::mkostemp(temporary.data(), O_CLOEXEC)};  // 0600, a name of its own
   if (out.fd < 0) return fmt::format("cannot create a file in {}: {}", folder, error_text());
   std::string problem;
-  if (!write_all(out.fd, data) || ::fsync(out.fd) != 0)
+  if (!write_all(out.fd, data) || ::fchmod(out.fd, static_cast<mode_t>(mode)) != 0 || ::fsync(out.fd) != 0)
     problem = error_text();
   else if (::rename(temporary.c_str(), (folder + "/" + file).c_str()) != 0)
     problem = error_text();

@@ -1,28 +1,45 @@
 // One cached kernel as a file: checked when read, written so that no reader ever sees half of it.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace q4::cache {
 
-/// File: magic "q4kernel", u32 schema, then length-prefixed key digest, target, entry name, payload, and the SHA-256 of
-/// all before it. Little-endian.
+inline constexpr const char* kExtension = ".q4k";
+inline constexpr const char* kTemporary = ".tmp-";  ///< what the name of a file begins with until it is whole
+
+/// Bytes: magic "q4kernel", u32 schema, then each field with its u64 length, and the SHA-256 of all before it.
+/// Little-endian.
 struct Entry {
-  std::string digest;  ///< KernelKey::digest
-  std::string target;
-  std::string name;  ///< entry point
+  std::string digest;         ///< KernelKey::digest: what it is found by
+  std::string target;         ///< "sm_90a"
+  std::string name;           ///< of the kernel, for people
+  std::string compiler;       ///< that made it, with its build; never empty
+  std::string headers;        ///< digest of the kernel headers that it was made from
+  std::uint64_t created = 0;  ///< seconds since 1970
   std::vector<char> code;
 };
 
-/// Empty if there is no such file. `problem` is set, and the result empty, if the file is not a sound entry of that
-/// digest and target: foreign, truncated, altered, a symbolic link, or of another owner.
-std::optional<Entry> read_entry(const std::string& path, const std::string& digest, const std::string& target,
-                                std::string& problem);
+/// "<digest>-<16 digits of the compiler>.q4k": what different compilers made lies side by side.
+std::string file_name(const Entry& entry);
+
+std::string encode(const Entry& entry);
+/// Empty, and `problem` set, unless `data` is a sound entry. Any bytes are safe.
+std::optional<Entry> decode(std::string_view data, std::string& problem);
+
+/// Empty without a problem if there is no such file. `problem` is set, and the result empty, if the file is not a sound
+/// entry of that name: foreign, truncated, altered, a symbolic link, or of another owner.
+std::optional<Entry> read_entry(const std::string& path, std::string& problem);
+
+/// Empty text if the open file is regular, ours or root's, and for nobody else to write; else what is wrong with it.
+std::string trusted_file(int fd, std::size_t& size);
 
 /// Temporary file in the same folder, fsync, rename, fsync of the folder. Empty text, or what went wrong.
-std::string write_entry(const std::string& folder, const std::string& file, const Entry& entry);
+std::string write_file(const std::string& folder, const std::string& file, std::string_view data, unsigned mode = 0600);
 
 /// Creates the folder (0700) if needed and checks that it is ours alone to write. Empty text, or what is wrong with it.
 std::string prepare_folder(const std::string& folder);

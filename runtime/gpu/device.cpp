@@ -41,9 +41,9 @@ void GpuDevice::column_remap(void* stream, const void* x, std::int64_t x_stride,
   for (const void* memory : {x, static_cast<const void*>(x_new)})
     check(driver_->reachable(memory, problem), "column_remap: {} = {} is {}; it must be memory of {}",
           memory == x ? "x" : "x_new", memory, problem, info().device.str());
-  const auto function = kernels_.get(jit::remap_source(kThreads));
+  const auto function = kernels_.keep(jit::remap_source(kThreads, false));
   RemapArgs args{static_cast<const u16*>(x), static_cast<u16*>(x_new), x_map, x_stride, x_new_stride, rows,
-                 static_cast<i32>(cols),     static_cast<i32>(x_cols)};
+                 static_cast<i32>(cols),     static_cast<i32>(x_cols), 1};
   void* parameters[] = {&args};
   LaunchShape shape;
   shape.blocks = std::min<std::int64_t>(remap_blocks(rows, cols, kThreads), 1 << 16);
@@ -93,9 +93,14 @@ GpuDevice::Dense GpuDevice::dense(std::int64_t k, std::int64_t n, std::int64_t m
     if (error.code() == ErrorCode::kUnsupported) return {};
     throw;
   }
-  const auto space = std::make_shared<const Buffer>(driver_, gemm->workspace_bytes());
+  struct State {  // destroyed from the last to the first
+    std::shared_ptr<Driver> driver;
+    Buffer space;
+    std::shared_ptr<const Gemm> gemm;
+  };
+  auto state = std::make_shared<const State>(State{driver_, Buffer(driver_, gemm->workspace_bytes()), std::move(gemm)});
   return [=](void* stream, const void* x, const void* w, void* out) {
-    gemm->run(stream, m, x, k, w, n, out, n, nullptr, space->get());
+    state->gemm->run(stream, m, x, k, w, n, out, n, nullptr, state->space.get());
   };
 }
 

@@ -21,6 +21,10 @@ class GpuDevice : public DeviceBackend {
   }
   void fill(void* memory, int byte, std::size_t bytes) override { driver_->fill(memory, byte, bytes); }
   void synchronize() override { driver_->synchronize(); }
+  bool ready(std::string& problem) override { return driver_->can_compile(problem); }
+  bool reachable(const void* memory, std::string& problem) const override {
+    return driver_->reachable(memory, problem);
+  }
   std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) override {
     return driver_->measure(work, runs);
   }

@@ -73,6 +73,8 @@ class Driver {
   /// Else `problem` says what it is. Costs well under a microsecond and is allowed during capture.
   virtual bool reachable(const void* memory, std::string& problem) const = 0;
 
+  /// Whether the run-time compiler is there and knows this device; else `problem` says what to do.
+  virtual bool can_compile(std::string& problem) = 0;
   /// Identity of the compiler for cache keys: "nvrtc 13.0.88 libnvrtc.so.13". Loads it. Throws kUnsupported if absent.
   virtual std::string compiler() = 0;
   /// Canonical options, part of the cache key.

@@ -12,17 +12,26 @@ namespace q4::gpu {
 std::shared_ptr<const Function> Kernels::get(const jit::Source& source) {
   {
     std::lock_guard lock(mutex_);
-    if (auto found = loaded_[source.text].lock()) return found;
+    const auto at = loaded_.find(source.text);
+    if (at != loaded_.end())
+      if (auto found = at->second.lock()) return found;
   }
-  cache::KernelKey key{source.name,         source.text,        jit::headers_digest(),
-                       driver_.info().arch, driver_.compiler(), driver_.options()};
+  const cache::KernelKey key{source.name,         source.text,       jit::headers_digest(),
+                             driver_.info().arch, driver_.options(), [this] { return driver_.compiler(); }};
   const auto code = cache_.get(key, [&] { return driver_.compile(source); });
   std::shared_ptr<const Function> function = driver_.load(code, source.name);
   std::lock_guard lock(mutex_);
+  std::erase_if(loaded_, [](const auto& entry) { return entry.second.expired(); });
   auto& slot = loaded_[source.text];
   if (auto found = slot.lock()) return found;
   slot = function;
   return function;
+}
+
+std::shared_ptr<const Function> Kernels::keep(const jit::Source& source) {
+  auto function = get(source);
+  std::lock_guard lock(mutex_);
+  return kept_.emplace(source.text, std::move(function)).first->second;
 }
 
 std::vector<std::shared_ptr<const Function>> Kernels::get_all(const std::vector<jit::Source>& sources) {

@@ -18,6 +18,9 @@ class Kernels {
 
   /// Compiles or finds, loads, and remembers while somebody uses it.
   std::shared_ptr<const Function> get(const jit::Source& source);
+  /// The same for a kernel that serves every shape: it stays loaded, so that launches and captured graphs outlive
+  /// callers.
+  std::shared_ptr<const Function> keep(const jit::Source& source);
   /// The same for several, compiled side by side on the host's cores. Equal sources give one function.
   std::vector<std::shared_ptr<const Function>> get_all(const std::vector<jit::Source>& sources);
 
@@ -26,6 +29,7 @@ class Kernels {
   cache::KernelCache& cache_;
   std::mutex mutex_;
   std::map<std::string, std::weak_ptr<const Function>> loaded_;  ///< by source text
+  std::map<std::string, std::shared_ptr<const Function>> kept_;
 };
 
 }  // namespace q4::gpu

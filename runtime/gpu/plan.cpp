@@ -118,7 +118,7 @@ Plan::Path Plan::prepare(std::int64_t m, const Tactic& tactic, Kernels& kernels)
   Path path;
   path.up_to = m, path.tactic = tactic;
   const Problem problem = make_problem(*matrix_, bf16_, tactic);
-  if (tactic.remap) path.remap = kernels.get(jit::remap_source(kRemapThreads));
+  if (tactic.remap) path.remap = kernels.keep(jit::remap_source(kRemapThreads, stages_rows()));
   if (!tactic.kernel) {
     const ReconstructConfig config{problem};
     path.kernel = kernels.get(jit::reconstruct_source(problem));
@@ -131,7 +131,8 @@ Plan::Path Plan::prepare(std::int64_t m, const Tactic& tactic, Kernels& kernels)
   path.kernel = kernels.get(tactic.kernel->source(problem, tactic.values));
   path.shape.threads = shape.threads, path.shape.shared_bytes = shape.shared_bytes, path.shape.cluster = shape.cluster;
   // After our own remap it always pays: that kernel began when the stream's earlier work had ended.
-  path.shape.overlap_previous = tactic.kernel->overlaps && (options_.overlap_previous || tactic.remap);
+  path.shape.overlap_previous =
+      tactic.kernel->overlaps && limits.arch >= 90 && (options_.overlap_previous || tactic.remap);
   path.grid = tactic.kernel->grid(problem, tactic.values, limits);
   path.boxes = tactic.kernel->boxes(problem, tactic.values);
   return path;
@@ -183,6 +184,8 @@ void Plan::run(void* stream, const void* x, std::int64_t x_stride, void* out, st
     run_kernel(path, call);
 }
 
+bool Plan::stages_rows() const { return matrix_->k * 2 <= static_cast<std::int64_t>(driver_->info().shared_bytes); }
+
 void Plan::run_remap(const Path& path, Call& call) const {
   auto* x_new = reinterpret_cast<std::uint16_t*>(call.workspace + places_.x);
   RemapArgs args{call.x,
@@ -192,11 +195,17 @@ void Plan::run_remap(const Path& path, Call& call) const {
                  matrix_->packed_k,
                  call.m,
                  static_cast<i32>(matrix_->packed_k),
-                 static_cast<i32>(matrix_->k)};
-  void* parameters[] = {&args};
+                 static_cast<i32>(matrix_->k),
+                 1};
   LaunchShape shape;
-  shape.blocks = std::min<std::int64_t>(remap_blocks(call.m, matrix_->packed_k, kRemapThreads), kRemapBlocks);
   shape.threads = kRemapThreads;
+  shape.blocks = std::min<std::int64_t>(remap_blocks(call.m, matrix_->packed_k, kRemapThreads), kRemapBlocks);
+  if (stages_rows()) {
+    args.pieces = remap_pieces(call.m, matrix_->packed_k, driver_->info().compute_units);
+    shape.blocks = std::min<std::int64_t>(call.m * args.pieces, kRemapBlocks);
+    shape.shared_bytes = static_cast<int>(matrix_->k * 2);
+  }
+  void* parameters[] = {&args};
   driver_->launch(*path.remap, shape, call.stream, parameters);
   call.x = x_new, call.x_stride = matrix_->packed_k;
 }

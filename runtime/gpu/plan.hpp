@@ -41,6 +41,7 @@ class Plan : public PlanBackend {
   Tactic choose(std::int64_t m, const TuningRecord* tuned) const;
   Path prepare(std::int64_t m, const Tactic& tactic, Kernels& kernels) const;
   void place(std::size_t kernel_bytes, bool remaps, const std::vector<Path>& paths);
+  bool stages_rows() const;  ///< a row of x fits in shared memory, so remap gathers from there
   void run_remap(const Path& path, Call& call) const;
   void run_kernel(const Path& path, const Call& call) const;
   void run_blas(const Path& path, const Call& call) const;

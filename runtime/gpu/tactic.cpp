@@ -20,10 +20,13 @@ void force_math(Tactic& tactic, Math math) {
     if (name == "half2" && math != Math::kAuto) value = math == Math::kHalf2;
 }
 
+/// Rows of W up to which one row of x is gathered in the kernel: every block does it anew (8192 lost on an H200).
+constexpr std::int64_t kFusedGatherMost = 6144;
+
 /// Gathering inside the kernel repeats it in every block: worth it for one row.
 bool remap_first(const Matrix& matrix, const PlanOptions& options, std::int64_t m, bool invariant) {
   if (!mapped(matrix) || options.gather == Gather::kFused) return false;
-  return options.gather == Gather::kSeparate || invariant || m > 1;
+  return options.gather == Gather::kSeparate || invariant || m > 1 || matrix.packed_k > kFusedGatherMost;
 }
 
 }  // namespace

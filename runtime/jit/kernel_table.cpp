@@ -241,8 +241,9 @@ Source pack_source(bool awq) {
 Source read_source(int threads, int loads) {
   return generate("read", "read.h", "ReadConfig", initializer(ReadConfig{threads, loads}), {"ReadArgs"}, threads, 1);
 }
-Source remap_source(int threads) {
-  return generate("remap", "remap.h", "RemapConfig", initializer(RemapConfig{threads}), {"RemapArgs"}, threads, 1);
+Source remap_source(int threads, bool staged) {
+  return generate("remap", "remap.h", "RemapConfig", initializer(RemapConfig{threads, staged}), {"RemapArgs"}, threads,
+                  1);
 }
 Source reconstruct_source(const Problem& problem) {
   const ReconstructConfig config{problem};

@@ -59,7 +59,7 @@ Values parse_values(const MatmulKernel& kernel, std::string_view text);
 
 Source pack_source(bool awq);
 Source read_source(int threads, int loads);
-Source remap_source(int threads);
+Source remap_source(int threads, bool staged);
 Source reconstruct_source(const Problem& problem);
 
 }  // namespace q4::jit

@@ -67,6 +67,8 @@ class CpuDevice final : public DeviceBackend {
     if (bytes > 0) std::memset(memory, byte, bytes);
   }
   void synchronize() override {}
+  bool ready(std::string&) override { return true; }
+  bool reachable(const void*, std::string&) const override { return true; }
 
   std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) override {
     std::vector<double> times;

@@ -21,7 +21,7 @@ class CudaBackend : public Backend {
 
  private:
   const Api* api() {
-    std::call_once(once_, [&] { api_ = Api::open(problem_); });
+    std::call_once(once_, [&] { api_ = Api::open(no_driver_); });
     return api_.get();
   }
   int attribute(DeviceHandle device, int id) {
@@ -30,10 +30,11 @@ class CudaBackend : public Backend {
     return value;
   }
   DeviceInfo describe(int ordinal);
+  std::vector<DeviceInfo> enumerate(std::string& problem);
 
   const BackendContext& context_;
   std::once_flag once_;
-  std::string problem_;
+  std::string no_driver_;  ///< written once, before api_ is asked
   std::shared_ptr<const Api> api_;
   std::shared_ptr<SharedNvrtc> nvrtc_ = std::make_shared<SharedNvrtc>();
 };
@@ -66,25 +67,30 @@ DeviceInfo CudaBackend::describe(int ordinal) {
 }
 
 std::vector<DeviceInfo> CudaBackend::devices() {
+  std::string ignored;
+  return enumerate(ignored);
+}
+
+std::vector<DeviceInfo> CudaBackend::enumerate(std::string& problem) {
   std::vector<DeviceInfo> found;
-  if (!api()) return found;
+  problem = api() ? "" : no_driver_;
+  if (!api_) return found;
   try {
     int count = 0;
     api_->check(api_->device_count(&count), "cuDeviceGetCount");
     for (int i = 0; i < count; ++i) found.push_back(describe(i));
-    if (found.empty()) problem_ = "the driver lists no GPU; see CUDA_VISIBLE_DEVICES";
-  } catch (const Error& error) { problem_ = error.what(); }
+    if (found.empty()) problem = "the driver lists no GPU; see CUDA_VISIBLE_DEVICES";
+  } catch (const Error& error) { problem = error.what(); }
   return found;
 }
 
 BackendStatus CudaBackend::status() {
   BackendStatus status;
   status.kind = BackendKind::kCuda;
-  status.available = !devices().empty();
-  status.reason = status.available ? "" : problem_;
+  status.available = !enumerate(status.reason).empty();
   int version = 0;
   if (api_) api_->driver_version(&version);
-  status.components.emplace_back("driver", api_ ? version_text(version) : problem_);
+  status.components.emplace_back("driver", api_ ? version_text(version) : no_driver_);
   const auto& nvrtc = nvrtc_->get();
   status.components.emplace_back(
       "nvrtc", nvrtc.available() ? fmt::format("{} ({})", nvrtc.identity(), nvrtc.path()) : nvrtc.problem());

@@ -15,6 +15,7 @@ constexpr int kPointerMemoryType = 2, kPointerManaged = 8, kPointerOrdinal = 9;
 constexpr unsigned kNonBlocking = 1, kMemoryHost = 1;
 constexpr int kCaptureThreadLocal = 1;
 
+// measure() rests after work longer than this: see there.
 constexpr float kRestAfterMs = 0.5f;
 constexpr std::chrono::milliseconds kRest{60};
 
@@ -33,6 +34,30 @@ struct CudaFunction : gpu::Function {
     Context ignored;
     api->context_pop(&ignored);
   }
+};
+
+/// cuBLASLt works in whatever context is current: this makes it the device's.
+class GemmInContext : public gpu::Gemm {
+ public:
+  GemmInContext(std::shared_ptr<const Api> api, Context context, std::unique_ptr<gpu::Gemm> gemm)
+      : api_(std::move(api)), context_(context), gemm_(std::move(gemm)) {}
+  ~GemmInContext() override {
+    Context ignored;
+    const bool pushed = api_->context_push(context_) == 0;
+    gemm_.reset();
+    if (pushed) api_->context_pop(&ignored);
+  }
+  void run(void* stream, std::int64_t m, const void* x, std::int64_t x_stride, const void* w, std::int64_t w_stride,
+           void* out, std::int64_t out_stride, const void* bias, void* workspace) const override {
+    const Current current(*api_, context_);
+    gemm_->run(stream, m, x, x_stride, w, w_stride, out, out_stride, bias, workspace);
+  }
+  std::size_t workspace_bytes() const override { return gemm_->workspace_bytes(); }
+
+ private:
+  std::shared_ptr<const Api> api_;
+  Context context_;
+  std::unique_ptr<gpu::Gemm> gemm_;
 };
 
 }  // namespace
@@ -86,7 +111,10 @@ void CudaDriver::copy(void* to, const void* from, std::size_t bytes, CopyKind ki
   const Current current(*api_, context_);
   switch (kind) {
     case CopyKind::kToDevice:
-      return api_->check(api_->copy_to_device(address(to), from, bytes), "cuMemcpyHtoD");
+      // It may return before pageable memory has arrived; streams that do not wait for the default one would not see
+      // it.
+      api_->check(api_->copy_to_device(address(to), from, bytes), "cuMemcpyHtoD");
+      return api_->check(api_->stream_synchronize(nullptr), "cuStreamSynchronize");
     case CopyKind::kToHost:
       return api_->check(api_->copy_to_host(to, address(from), bytes), "cuMemcpyDtoH");
     case CopyKind::kOnDevice:
@@ -159,6 +187,8 @@ bool CudaDriver::reachable(const void* memory, std::string& problem) const {
   return problem = fmt::format("memory of cuda:{}", ordinal), false;
 }
 
+bool CudaDriver::can_compile(std::string& problem) { return nvrtc_->get().knows(info_.arch, problem); }
+
 std::string CudaDriver::compiler() {
   auto& nvrtc = nvrtc_->get();
   return nvrtc.available() ? nvrtc.identity() : "no nvrtc";
@@ -227,7 +257,7 @@ std::unique_ptr<gpu::Gemm> CudaDriver::gemm(const gpu::GemmShape& shape) {
   const Current current(*api_, context_);
   std::lock_guard lock(blas_mutex_);
   if (!blas_) blas_ = std::make_shared<const CublasLt>();
-  return CublasLt::gemm(blas_, shape);
+  return std::make_unique<GemmInContext>(api_, context_, CublasLt::gemm(blas_, shape));
 }
 
 }  // namespace q4::cuda

@@ -43,6 +43,7 @@ class CudaDriver : public gpu::Driver {
   void synchronize() override;
   std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) override;
   bool reachable(const void* memory, std::string& problem) const override;
+  bool can_compile(std::string& problem) override;
   std::string compiler() override;
   std::vector<std::string> options() const override { return compile_options(); }
   std::vector<char> compile(const jit::Source& source) override;

@@ -73,6 +73,16 @@ std::string Nvrtc::architecture(const std::string& arch, bool& exact) const {
   return fmt::format("compute_{}", best);
 }
 
+bool Nvrtc::knows(const std::string& arch, std::string& problem) const {
+  bool exact;
+  problem = available() ? "" : problem_ + "; install NVRTC, or ship prebuilt kernels";
+  if (!problem.empty()) return false;
+  try {
+    architecture(arch, exact);
+  } catch (const Error& error) { problem = error.what(); }
+  return problem.empty();
+}
+
 std::vector<char> Nvrtc::compile(const jit::Source& source, const std::string& arch,
                                  const std::vector<std::string>& options, std::string* log) const {
   if (!available())

@@ -21,6 +21,9 @@ class Nvrtc {
   /// "13.0"
   std::string version() const;
 
+  /// Whether compile() can serve `arch`, exactly or through PTX; else `problem` says what to do.
+  bool knows(const std::string& arch, std::string& problem) const;
+
   /// A cubin for exactly `arch` ("sm_90a"), or PTX for the newest architecture below it that this compiler knows. `log`
   /// receives the compiler's messages, warnings included. Throws kCompile with the log and the source.
   std::vector<char> compile(const jit::Source& source, const std::string& arch, const std::vector<std::string>& options,

@@ -1,0 +1,280 @@
+// Folders and packs as layers of the cache: who wins, what damage does, what a miss says.
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "runtime/cache/kernel_cache.hpp"
+#include "runtime/check.hpp"
+
+namespace q4::cache {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Scratch {
+  fs::path path;
+  Scratch() {
+    std::string name = (fs::temp_directory_path() / "q4-layers-XXXXXX").string();
+    path = ::mkdtemp(name.data());
+  }
+  ~Scratch() { fs::remove_all(path); }
+  std::string operator/(const std::string& name) const { return path / name; }
+};
+
+KernelKey key(int i = 0) {
+  return {fmt::format("kernel {}", i), fmt::format("source {}", i), "headers", "sm_90a", {}, [] { return "nvrtc 1"; }};
+}
+Entry entry(int i, const std::string& code, std::uint64_t created = 1) {
+  const auto k = key(i);
+  return {k.digest(), k.target, k.name, "nvrtc 1", k.headers, created, {code.begin(), code.end()}};
+}
+void store(const std::string& folder, const Entry& e) { REQUIRE(Folder(folder, true).store(e, 0) == ""); }
+
+struct Asked {
+  std::string code, error;
+  std::vector<std::string> warnings;
+};
+Asked ask(const CacheOptions& options, int i = 0) {
+  Asked asked;
+  KernelCache cache(options, [&](LogLevel level, const std::string& text) {
+    if (level <= LogLevel::kWarning) asked.warnings.push_back(text);
+  });
+  try {
+    const auto code = cache.get(key(i), [] { return std::vector<char>{'j', 'i', 't'}; });
+    asked.code.assign(code.begin(), code.end());
+  } catch (const Error& error) { asked.error = error.what(); }
+  return asked;
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+void write(const std::string& path, const std::string& data) { std::ofstream(path, std::ios::binary) << data; }
+
+}  // namespace
+
+TEST_CASE("cache layers: user folder, folders in order, packs, compiler; the first sound entry wins") {
+  Scratch s;
+  CacheOptions options{
+      .folder = s / "user", .mode = CacheMode::kReadOnly, .folders = {s / "a", s / "b"}, .packs = {s / "named.q4pack"}};
+  fs::create_directories(s / "a"), fs::create_directories(s / "b");
+  CHECK(write_pack(s / "named.q4pack", {}) == "");
+  CHECK(ask(options).code == "jit");
+  CHECK(write_pack(s / "b/found.q4pack", {entry(0, "found")}) == "");
+  CHECK(ask(options).code == "found");
+  CHECK(write_pack(s / "named.q4pack", {entry(0, "named")}) == "");
+  CHECK(ask(options).code == "named");
+  store(s / "b", entry(0, "b"));
+  CHECK(ask(options).code == "b");
+  store(s / "a", entry(0, "a"));
+  CHECK(ask(options).code == "a");
+  store(s / "user", entry(0, "user"));
+  CHECK(ask(options).code == "user");
+  fs::resize_file(s / "user/" + file_name(entry(0, "")), 40);
+  const auto damaged = ask(options);
+  CHECK(damaged.code == "a");
+  CHECK(damaged.warnings.size() == 1);
+  options.mode = CacheMode::kOff;
+  CHECK(ask(options).code == "jit");
+}
+
+TEST_CASE("cache layers: nothing but the user folder is written") {
+  Scratch s;
+  fs::create_directories(s / "a");
+  CHECK(write_pack(s / "p.q4pack", {entry(1, "x")}) == "");
+  const auto before = read_file(s / "p.q4pack");
+  CHECK(ask({.folder = s / "user", .folders = {s / "a"}, .packs = {s / "p.q4pack"}}).code == "jit");
+  CHECK(fs::is_empty(s / "a"));
+  CHECK(read_file(s / "p.q4pack") == before);
+  CHECK(fs::exists(s / "user/" + file_name(entry(0, ""))));
+}
+
+TEST_CASE("cache layers: the environment adds folders and packs after those of the options") {
+  Scratch s;
+  fs::create_directories(s / "env");
+  CHECK(write_pack(s / "direct.q4pack", {entry(1, "direct")}) == "");
+  store(s / "env", entry(0, "env"));
+  ::setenv("Q4_CACHE_PATH", (":" + (s / "env") + "::" + (s / "direct.q4pack")).c_str(), 1);
+  RuntimeOptions runtime;
+  runtime.cache_dir = s / "user", runtime.cache_folders = {s / "own"}, runtime.packs = {"p"};
+  runtime.cache_mode = CacheMode::kReadOnly;
+  auto options = cache_options(runtime);
+  ::unsetenv("Q4_CACHE_PATH");
+  CHECK(options.folders == std::vector<std::string>{s / "own", s / "env", s / "direct.q4pack"});
+  CHECK(options.packs == std::vector<std::string>{"p"});
+  CHECK(options.max_bytes == runtime.cache_max_bytes);
+  CHECK(ask(options, 0).code == "env");
+  CHECK(ask(options, 1).code == "direct");
+  CHECK(ask(options, 1).warnings.size() == 1);  // "own" and "p" are not there: said once
+}
+
+TEST_CASE("cache layers: a miss in require-prebuilt names key, kernel, target, every layer and what is wrong with it") {
+  Scratch s;
+  fs::create_directories(s / "a");
+  write(s / "bad.q4pack", std::string(100, 'x'));
+  CHECK(write_pack(s / "good.q4pack", {entry(1, "x")}) == "");
+  const CacheOptions options{.folder = s / "user",
+                             .mode = CacheMode::kRequirePrebuilt,
+                             .folders = {s / "a", s / "missing"},
+                             .packs = {s / "bad.q4pack", s / "good.q4pack"}};
+  CHECK(ask(options, 1).code == "x");
+  const std::string error = ask(options, 0).error;
+  for (const auto& part :
+       {key().digest(), std::string("kernel 0"), std::string("sm_90a"), s / "user", s / "a", (s / "missing") + " (",
+        (s / "bad.q4pack") + " (not a q4 pack", (s / "good.q4pack") + " (does not"}) {
+    CAPTURE(part);
+    CHECK(contains(error, part));
+  }
+  CHECK_FALSE(fs::exists(s / "user"));
+  CHECK(contains(ask({.mode = CacheMode::kRequirePrebuilt}).error, "there is none"));
+}
+
+TEST_CASE("pack: holds what was put in, by key; of one key what was made last") {
+  Scratch s;
+  std::vector<Entry> entries;
+  for (int i = 0; i < 40; ++i) entries.push_back(entry(i, "code " + std::to_string(i), 5));
+  entries.push_back(entry(7, "older", 4)), entries.push_back(entry(8, "newer", 6));
+  REQUIRE(write_pack(s / "p.q4pack", entries) == "");
+  std::string problem;
+  const auto pack = Pack::open(s / "p.q4pack", problem);
+  REQUIRE_MESSAGE(pack, problem);
+  CHECK(pack->size() == 40);
+  CHECK(pack->verify().empty());
+  for (int i = 0; i < 40; ++i) {
+    const auto found = pack->find(key(i).digest(), "sm_90a", problem);
+    REQUIRE_MESSAGE(found, problem);
+    CHECK(std::string(found->code.begin(), found->code.end()) == (i == 8 ? "newer" : "code " + std::to_string(i)));
+    CHECK(found->compiler == "nvrtc 1");
+  }
+  CHECK_FALSE(pack->find(key(41).digest(), "sm_90a", problem));
+  CHECK(problem.empty());
+  CHECK_FALSE(pack->find(key(1).digest(), "sm_80", problem));
+  CHECK(contains(problem, "sm_90a"));
+  const auto manifest = nlohmann::json::parse(pack->manifest());
+  CHECK(manifest["kernels"] == 40);
+  CHECK(manifest["targets"]["sm_90a"] == 40);
+  CHECK(manifest["compilers"]["nvrtc 1"] == 40);
+  const double overhead =
+      (static_cast<double>(fs::file_size(s / "p.q4pack")) - manifest["code_bytes"].get<double>()) / 40;
+  CHECK(overhead < 1024);
+}
+
+TEST_CASE("pack: any flipped byte, any length but its own, and foreign files are found out and never crash") {
+  Scratch s;
+  REQUIRE(write_pack(s / "p.q4pack", {entry(0, "code"), entry(1, "other")}) == "");
+  const std::string whole = read_file(s / "p.q4pack");
+  const auto sound = [&](const std::string& data, bool& usable) {
+    write(s / "d.q4pack", data);
+    std::string problem;
+    const auto pack = Pack::open(s / "d.q4pack", problem);
+    usable = pack && pack->find(key(0).digest(), "sm_90a", problem);
+    return pack && pack->verify().empty();
+  };
+  bool usable = false;
+  CHECK(sound(whole, usable));
+  CHECK(usable);
+  int missed = 0, served = 0;
+  for (std::size_t at = 0; at < whole.size(); ++at) {
+    std::string data = whole;
+    data[at] = static_cast<char>(data[at] ^ 1 << at % 8);
+    missed += sound(data, usable);
+    served += usable;
+  }
+  CHECK(missed == 0);
+  CHECK(served > 0);  // damage to one kernel does not take the others
+  for (std::size_t size = 0; size < whole.size(); ++size) missed += sound(whole.substr(0, size), usable) || usable;
+  CHECK(missed == 0);
+  CHECK_FALSE(sound(whole + "x", usable));
+  // Another sound kernel of the same key in place of the one that was packed: forged, since the head says which.
+  const std::string packed = encode(entry(0, "code"));
+  const auto at = whole.find(packed);
+  REQUIRE(at != whole.npos);
+  std::string forged = whole;
+  forged.replace(at, packed.size(), encode(entry(0, "evil")));
+  CHECK_FALSE(sound(forged, usable));
+  CHECK_FALSE(usable);
+  for (const char* foreign : {"", "q4pack\r\n",
+                              "\x7f"
+                              "ELF"})
+    CHECK_FALSE(sound(foreign, usable));
+
+  ::chmod((s / "p.q4pack").c_str(), 0664);
+  std::string problem;
+  CHECK_FALSE(Pack::open(s / "p.q4pack", problem));
+  CHECK(contains(problem, "others may write it"));
+  CHECK_FALSE(Pack::open(s.path, problem));
+  ::mkfifo((s / "fifo.q4pack").c_str(), 0600);
+  CHECK_FALSE(Pack::open(s / "fifo.q4pack", problem));
+}
+
+TEST_CASE("folder and pack: another version, another owner and a clock set back") {
+  Scratch s;
+  const std::string path = s / "k/" + file_name(entry(0, "code"));
+  store(s / "k", entry(0, "code", 99'999'999'999));  // made in the future
+  timespec future[2] = {{99'999'999'999, 0}, {99'999'999'999, 0}};
+  REQUIRE(::utimensat(AT_FDCWD, path.c_str(), future, 0) == 0);
+  std::string problem;
+  CHECK(Folder(s / "k", true).find(key().digest(), "sm_90a", problem));
+  CHECK(problem == "");
+  REQUIRE(write_pack(s / "p.q4pack", {entry(0, "code")}) == "");
+  for (const auto& file : {path, s / "p.q4pack"}) {
+    std::string data = read_file(file);
+    data[8] = 9;  // schema
+    write(file, data);
+  }
+  CHECK_FALSE(read_entry(path, problem));
+  CHECK(contains(problem, "schema 9"));
+  CHECK_FALSE(Pack::open(s / "p.q4pack", problem));
+  CHECK(contains(problem, "schema 9"));
+  if (::geteuid() != 0) return;  // only root gives files away
+  for (const auto& file : {path, s / "p.q4pack"}) REQUIRE(::chown(file.c_str(), 12345, 12345) == 0);
+  CHECK_FALSE(read_entry(path, problem));
+  CHECK(contains(problem, "another user"));
+  CHECK_FALSE(Pack::open(s / "p.q4pack", problem));
+  CHECK(contains(problem, "another user"));
+}
+
+TEST_CASE("folder: bounded by bytes; what was used last stays, whatever atime says") {
+  Scratch s;
+  const std::string code(10000, 'c');
+  Folder folder(s / "k", true);
+  const auto age = [&](int i, int seconds) {  // all atimes alike
+    timespec times[2] = {{1, 0}, {1'000'000'000 - seconds, 0}};
+    REQUIRE(::utimensat(AT_FDCWD, (s / "k/" + file_name(entry(i, code))).c_str(), times, 0) == 0);
+  };
+  for (int i = 0; i < 5; ++i) {
+    REQUIRE(folder.store(entry(i, code), 0) == "");
+    age(i, 1000 - i);
+  }
+  std::string problem;
+  CHECK(folder.find(key(0).digest(), "sm_90a", problem));  // oldest, but used now
+  write(s / "k/.tmp-dead", "x"), write(s / "k/.tmp-alive", "x");
+  timespec long_ago[2] = {{1, 0}, {1, 0}};
+  REQUIRE(::utimensat(AT_FDCWD, (s / "k/.tmp-dead").c_str(), long_ago, 0) == 0);
+  REQUIRE(folder.store(entry(5, code), 40000) == "");
+  const auto has = [&](int i) { return fs::exists(s / "k/" + file_name(entry(i, code))); };
+  CHECK(has(0));
+  CHECK_FALSE(has(1));
+  CHECK_FALSE(has(2));
+  CHECK_FALSE(has(3));
+  CHECK(has(4));
+  CHECK(has(5));
+  CHECK_FALSE(fs::exists(s / "k/.tmp-dead"));
+  CHECK(fs::exists(s / "k/.tmp-alive"));
+  CHECK_FALSE(folder.find(key(1).digest(), "sm_90a", problem));
+  CHECK(problem.empty());
+  const auto pruned = prune(s / "k", 0);
+  CHECK(pruned.files == 3);
+  CHECK(pruned.left == 0);
+}
+
+}  // namespace q4::cache

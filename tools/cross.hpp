@@ -1,0 +1,53 @@
+// Compiles the kernels of shapes for GPUs that are not here.
+#pragma once
+
+#include <memory>
+#include <q4/device.hpp>
+#include <q4/tuning.hpp>
+#include <string>
+#include <vector>
+
+#include "autotune/workload.hpp"
+#include "kernels/problem.h"
+#include "runtime/cache/kernel_cache.hpp"
+
+namespace q4::tools {
+
+/// One kind of GPU. What a plan chooses depends on the number of SMs too, so an architecture stands for several.
+struct Target {
+  std::string arch;  ///< "sm_90a"
+  std::string name;  ///< "H100, H200"
+  Limits limits;
+};
+
+/// "sm_90a,sm_80": every GPU of those in the built-in list; "sm_90a/114": that number of SMs alone. Throws
+/// kInvalidArgument with the architectures there are.
+std::vector<Target> parse_targets(const std::string& text);
+
+struct CrossOptions {
+  std::int64_t max_m = 1;
+  DType activation = DType::kF16;
+  bool bias = false;
+  const TuningDb* tuning = nullptr;  ///< also what its nearest record of the same architecture chose
+};
+
+/// Finds in `cache`, or compiles into it, what QuantizedMatrix, MatmulPlan and column_remap load for one shape on one
+/// target: the library's own code runs, on a device that only compiles. Reused for several shapes: `kernels` counts
+/// what was used, `compiled` what was not found.
+class CrossCompiler {
+ public:
+  CrossCompiler(const Target& target, cache::KernelCache& cache);
+  ~CrossCompiler();
+  /// Throws what compiling throws, or in mode require-prebuilt kNotFound.
+  void add(const autotune::Problem& problem, const CrossOptions& options);
+  std::size_t kernels() const;
+  std::size_t compiled() const;
+  std::size_t tuned() const { return tuned_; }  ///< shapes that a tuning record was used for
+
+ private:
+  struct Impl;
+  std::size_t tuned_ = 0;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace q4::tools
