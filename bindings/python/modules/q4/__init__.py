@@ -1,0 +1,87 @@
+"""q4: fp16, bf16 and (on the CPU) fp32 activations times 4-bit GPTQ or AWQ weights, on CUDA GPUs and the CPU.
+
+    W = q4.Matrix.from_gptq(qweight, qzeros, scales)
+    out = x @ W
+
+Arrays are torch tensors, NumPy or CuPy arrays, or anything with __dlpack__; none of them is imported here.
+"""
+
+from typing import Any as _Any
+
+from q4 import _libraries
+
+_libraries.find()  # before the first device is opened
+
+from q4._native import (  # noqa: E402
+    BackendStatus,
+    Checkpoint,
+    DeviceInfo,
+    Matrix,
+    MatrixEntry,
+    Plan,
+    backends,
+    best_device,
+    cache_dir,
+    configure,
+    devices,
+    release_workspaces,
+    tuning,
+)
+from q4._native import version as __version__  # noqa: E402
+from q4.errors import (  # noqa: E402
+    CompileError,
+    CorruptFile,
+    DeviceError,
+    Error,
+    InvalidArgument,
+    IoError,
+    NotFound,
+    OutOfMemory,
+    Unsupported,
+)
+
+
+def matmul(
+    x: _Any,
+    W: Matrix,
+    *,
+    out: _Any = None,
+    bias: _Any = None,
+    stream: _Any = None,
+    batch_invariant: bool = False,
+) -> _Any:
+    """x[..., k] @ W -> [..., n], in x's dtype and x's kind of array.
+
+    out: written instead of a new array. bias [n]: added to the result by x's framework (a bias given to the matrix is
+    added in the kernel, before rounding). stream: None for the one that is current in x's framework, an address, or a
+    stream object of torch or CuPy. batch_invariant: a row's bits do not depend on the other rows.
+    """
+    return W.matmul(x, out=out, bias=bias, stream=stream, batch_invariant=batch_invariant)
+
+
+__all__ = [
+    "BackendStatus",
+    "Checkpoint",
+    "CompileError",
+    "CorruptFile",
+    "DeviceError",
+    "DeviceInfo",
+    "Error",
+    "InvalidArgument",
+    "IoError",
+    "Matrix",
+    "MatrixEntry",
+    "NotFound",
+    "OutOfMemory",
+    "Plan",
+    "Unsupported",
+    "__version__",
+    "backends",
+    "best_device",
+    "cache_dir",
+    "configure",
+    "devices",
+    "matmul",
+    "release_workspaces",
+    "tuning",
+]

@@ -1,0 +1,290 @@
+// Reads torch tensors by their attributes (no copy of torch's ABI, no synchronization) and everything else by DLPack.
+#include "bindings/python/src/array.hpp"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include "runtime/check.hpp"
+
+namespace q4::python {
+namespace {
+
+/// What is looked up in torch once. Never released: the interpreter may be gone when statics are destroyed.
+struct Torch {
+  nb::object module, tensor, raw_stream;
+  std::array<std::pair<nb::object, DType>, 6> dtypes;
+  nb::object is_cuda, is_meta, get_device, dtype, shape, stride, data_ptr;
+  bool hip = false, gpu = false;
+};
+
+template <class... Args>
+[[noreturn]] void type_error(fmt::format_string<Args...> text, Args&&... args) {
+  throw nb::type_error(fmt::format(text, std::forward<Args>(args)...).c_str());
+}
+
+nb::object interned(const char* text) { return nb::steal(PyUnicode_InternFromString(text)); }
+
+/// sys.modules[name], or nothing.
+nb::object loaded_module(const char* name) { return nb::borrow(PyDict_GetItemString(PyImport_GetModuleDict(), name)); }
+
+const Torch* torch() {
+  static Torch* found = nullptr;
+  if (found) return found;
+  nb::object module = loaded_module("torch");
+  // A module that is still being imported has no Tensor yet.
+  if (!module.is_valid() || !nb::hasattr(module, "Tensor") || !nb::hasattr(module, "uint8")) return nullptr;
+  auto* t = new Torch;
+  t->module = module;
+  t->tensor = module.attr("Tensor");
+  const char* names[] = {"float16", "bfloat16", "float32", "int32", "int64", "uint8"};
+  const DType types[] = {DType::kF16, DType::kBF16, DType::kF32, DType::kI32, DType::kI64, DType::kU8};
+  for (std::size_t i = 0; i < t->dtypes.size(); ++i) t->dtypes[i] = {module.attr(names[i]), types[i]};
+  t->is_cuda = interned("is_cuda"), t->is_meta = interned("is_meta"), t->get_device = interned("get_device");
+  t->dtype = interned("dtype"), t->shape = interned("shape"), t->stride = interned("stride");
+  t->data_ptr = interned("data_ptr");
+  t->hip = !module.attr("version").attr("hip").is_none();
+  t->gpu = t->hip || !module.attr("version").attr("cuda").is_none();
+  // Gives the stream's address without making a Python stream; newer than what some clients run with.
+  t->raw_stream = nb::getattr(module.attr("_C"), "_cuda_getCurrentRawStream", nb::none());
+  return found = t;
+}
+
+nb::object get(nb::handle object, const nb::object& name) {
+  nb::object value = nb::steal(PyObject_GetAttr(object.ptr(), name.ptr()));
+  if (!value.is_valid()) nb::raise_python_error();
+  return value;
+}
+
+nb::object call_method(nb::handle object, const nb::object& name) {
+  nb::object value = nb::steal(PyObject_CallMethodObjArgs(object.ptr(), name.ptr(), nullptr));
+  if (!value.is_valid()) nb::raise_python_error();
+  return value;
+}
+
+std::int64_t to_int(nb::handle value) {
+  const long long number = PyLong_AsLongLong(value.ptr());
+  if (number == -1 && PyErr_Occurred()) nb::raise_python_error();
+  return number;
+}
+
+void read_extents(const char* call, Array& a, nb::handle shape, nb::handle stride) {
+  const auto dims = PyTuple_Size(shape.ptr());
+  check(dims >= 0 && dims <= static_cast<long>(a.shape.size()), "{}: {} has {} dimensions; at most {} are supported",
+        call, a.name, dims, a.shape.size());
+  a.dims = static_cast<int>(dims);
+  for (int i = 0; i < a.dims; ++i) {
+    a.shape[static_cast<std::size_t>(i)] = to_int(PyTuple_GetItem(shape.ptr(), i));
+    a.stride[static_cast<std::size_t>(i)] = to_int(PyTuple_GetItem(stride.ptr(), i));
+  }
+}
+
+Array read_tensor(const char* call, const char* name, nb::handle object, const Torch& t) {
+  Array a;
+  a.name = name, a.torch = true;
+  const nb::object dtype = get(object, t.dtype);
+  bool known = false;
+  for (const auto& [value, type] : t.dtypes)
+    if (value.ptr() == dtype.ptr()) {
+      a.dtype = type, known = true;
+      break;
+    }
+  check(known, "{}: {} has dtype {}; q4 knows float16, bfloat16, float32, int32, int64 and uint8", call, name,
+        nb::str(dtype).c_str());
+  read_extents(call, a, get(object, t.shape), call_method(object, t.stride));
+  if (get(object, t.is_cuda).ptr() == Py_True) {
+    a.device = {t.hip ? BackendKind::kHip : BackendKind::kCuda,
+                static_cast<int>(to_int(call_method(object, t.get_device)))};
+  } else if (get(object, t.is_meta).ptr() == Py_True) {
+    a.meta = true;
+    return a;
+  } else {
+    const auto type = nb::cast<std::string>(object.attr("device").attr("type"));
+    check(type == "cpu", "{}: {} is on {}; q4 computes on cpu and cuda: move it there", call, name, type);
+  }
+  a.data = reinterpret_cast<void*>(PyLong_AsSize_t(call_method(object, t.data_ptr).ptr()));
+  if (PyErr_Occurred()) nb::raise_python_error();
+  return a;
+}
+
+/// DLPack's numbers of devices.
+Device device_of(const char* call, const char* name, int type, int id) {
+  switch (type) {
+    case 1:   // CPU
+    case 3:   // pinned by CUDA
+    case 11:  // pinned by ROCm
+      return {};
+    case 2:
+    case 13:  // managed
+      return {BackendKind::kCuda, id};
+    case 10:
+      return {BackendKind::kHip, id};
+    default:
+      fail(ErrorCode::kInvalidArgument, "{}: {} is on a device of DLPack type {}; q4 computes on cpu, cuda and hip",
+           call, name, type);
+  }
+}
+
+Array read_dlpack(const char* call, const char* name, nb::handle object) {
+  Array a;
+  a.name = name;
+  nb::ndarray<nb::ro> array;
+  if (!PyObject_HasAttrString(object.ptr(), "__dlpack__") && !PyObject_CheckBuffer(object.ptr()))
+    type_error("{}: {} is {}; it must be an array (torch, NumPy, or anything with __dlpack__)", call, name,
+               nb::str(object.type()).c_str());
+  nb::ndarray<> writable;
+  if (nb::try_cast<nb::ndarray<>>(object, writable))
+    array = nb::ndarray<nb::ro>(writable);
+  else if (nb::try_cast<nb::ndarray<nb::ro>>(object, array))
+    a.writable = false;
+  else
+    type_error("{}: {} cannot be exported through DLPack (its element type, byte order or memory); convert it", call,
+               name);
+  a.keep = nb::borrow(object);
+  const auto dtype = array.dtype();
+  using Code = nb::dlpack::dtype_code;
+  const auto is = [&](Code code, int bits) {
+    return dtype.code == static_cast<std::uint8_t>(code) && dtype.bits == bits && dtype.lanes == 1;
+  };
+  if (is(Code::Float, 16))
+    a.dtype = DType::kF16;
+  else if (is(Code::Bfloat, 16))
+    a.dtype = DType::kBF16;
+  else if (is(Code::Float, 32))
+    a.dtype = DType::kF32;
+  else if (is(Code::Int, 32))
+    a.dtype = DType::kI32;
+  else if (is(Code::Int, 64))
+    a.dtype = DType::kI64;
+  else if (is(Code::UInt, 8))
+    a.dtype = DType::kU8;
+  else
+    fail(ErrorCode::kInvalidArgument,
+         "{}: {} has DLPack type {} of {} bits; q4 knows float16, bfloat16, float32, int32, int64 and uint8", call,
+         name, dtype.code, dtype.bits);
+  check(array.ndim() <= a.shape.size(), "{}: {} has {} dimensions; at most {} are supported", call, name, array.ndim(),
+        a.shape.size());
+  a.dims = static_cast<int>(array.ndim());
+  for (std::size_t i = 0; i < array.ndim(); ++i) a.shape[i] = array.shape(i), a.stride[i] = array.stride(i);
+  a.device = device_of(call, name, array.device_type(), array.device_id());
+  a.data = const_cast<void*>(array.data());
+  return a;
+}
+
+}  // namespace
+
+std::int64_t Array::size() const {
+  std::int64_t product = 1;
+  for (int i = 0; i < dims; ++i) product *= shape[static_cast<std::size_t>(i)];
+  return product;
+}
+
+std::string Array::shape_text() const {
+  std::string text = "[";
+  for (int i = 0; i < dims; ++i) text += (i ? ", " : "") + std::to_string(shape[static_cast<std::size_t>(i)]);
+  return text + "]";
+}
+
+Array read_array(const char* call, const char* name, nb::handle object) {
+  const Torch* t = torch();
+  if (t && PyType_IsSubtype(Py_TYPE(object.ptr()), reinterpret_cast<PyTypeObject*>(t->tensor.ptr())))
+    return read_tensor(call, name, object, *t);
+  return read_dlpack(call, name, object);
+}
+
+RowsOf rows_of(const char* call, const Array& a) {
+  check(a.dims >= 1, "{}: {} is a scalar; it must have rows", call, a.name);
+  const auto last = static_cast<std::size_t>(a.dims - 1);
+  RowsOf r{1, a.shape[last], 0};
+  for (std::size_t i = 0; i < last; ++i) r.rows *= a.shape[i];
+  if (r.rows == 0 || r.cols == 0) return r;
+  check(a.stride[last] == 1 || r.cols == 1,
+        "{}: {} of shape {} has stride {} in its last dimension; it must be 1: make it contiguous", call, a.name,
+        a.shape_text(), a.stride[last]);
+  std::int64_t step = 0, rows = 1;  // of the dimensions so far, from the last
+  for (std::size_t i = last; i-- > 0;) {
+    if (a.shape[i] == 1) continue;
+    if (rows == 1)
+      step = a.stride[i];
+    else
+      check(a.stride[i] == step * rows, "{}: the rows of {} of shape {} are not evenly spaced: make it contiguous",
+            call, a.name, a.shape_text());
+    rows *= a.shape[i];
+  }
+  r.stride = rows == 1 ? 0 : step;
+  check(rows == 1 || step >= r.cols, "{}: the rows of {} overlap (stride {}, {} columns): make it contiguous", call,
+        a.name, step, r.cols);
+  return r;
+}
+
+TensorView view_of(const char* call, const Array& a) {
+  check(a.dims <= 2 && a.dims >= 1, "{}: {} has shape {}; it must be a matrix or a vector", call, a.name,
+        a.shape_text());
+  check(!a.meta, "{}: {} is on the meta device and has no memory: load it first", call, a.name);
+  const RowsOf r = rows_of(call, a);
+  TensorView view{a.data, a.dtype, r.rows, r.cols, r.stride ? r.stride : -1, {}};
+  if (a.device.kind != BackendKind::kCpu) view.device = a.device;
+  return view;
+}
+
+nb::handle loaded_torch() {
+  const Torch* t = torch();
+  return t ? nb::handle(t->module) : nb::handle();
+}
+
+void* torch_stream(Device device) {
+  const Torch* t = torch();
+  if (!t || !t->gpu || device.kind == BackendKind::kCpu) return nullptr;
+  nb::object stream =
+      t->raw_stream.is_none()
+          ? nb::object(t->module.attr("cuda").attr("current_stream")(device.ordinal).attr("cuda_stream"))
+          : nb::object(t->raw_stream(device.ordinal));
+  return reinterpret_cast<void*>(PyLong_AsSize_t(stream.ptr()));
+}
+
+void finish_torch_stream(Device device) {
+  if (device.kind == BackendKind::kCpu || !torch()) return;
+  loaded_torch().attr("cuda").attr("current_stream")(device.ordinal).attr("synchronize")();
+}
+
+void* current_stream(const Array& a) {
+  if (a.device.kind == BackendKind::kCpu) return nullptr;
+  if (a.torch) return torch_stream(a.device);
+  nb::object cupy = loaded_module("cupy");
+  if (!cupy.is_valid()) return nullptr;
+  return reinterpret_cast<void*>(PyLong_AsSize_t(cupy.attr("cuda").attr("get_current_stream")().attr("ptr").ptr()));
+}
+
+std::optional<Device> read_device(const char* call, nb::handle object) {
+  if (object.is_none()) return std::nullopt;
+  const Torch* t = torch();
+  const BackendKind gpu = t && t->hip ? BackendKind::kHip : BackendKind::kCuda;
+  if (PyLong_Check(object.ptr())) {
+    const auto index = to_int(object);
+    return index < 0 ? Device{} : Device{gpu, static_cast<int>(index)};
+  }
+  if (PyUnicode_Check(object.ptr())) return Device::parse(nb::cast<std::string>(object));
+  if (nb::hasattr(object, "type") && nb::hasattr(object, "index")) {  // torch.device
+    const auto type = nb::cast<std::string>(nb::str(object.attr("type")));
+    if (type == "cpu") return Device{};
+    check(type == "cuda", "{}: device = {}; q4 computes on cpu and cuda", call, nb::str(object).c_str());
+    nb::object index = object.attr("index");
+    if (index.is_none() && t) index = t->module.attr("cuda").attr("current_device")();
+    return Device{gpu, index.is_none() ? 0 : static_cast<int>(to_int(index))};
+  }
+  type_error("{}: device is {}; it must be an int, a str such as \"cuda:0\", a torch.device or None", call,
+             nb::str(object.type()).c_str());
+}
+
+nb::object empty_like(const char* call, nb::handle x, const Array& a, const std::vector<std::int64_t>& shape) {
+  nb::object extents = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(shape.size())));
+  for (std::size_t i = 0; i < shape.size(); ++i)
+    PyTuple_SetItem(extents.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(shape[i]));
+  if (a.torch) return x.attr("new_empty")(extents);
+  const nb::object module = loaded_module(a.device.kind == BackendKind::kCpu ? "numpy" : "cupy");
+  if (module.is_valid() && a.dtype != DType::kBF16)  // neither has bf16
+    return module.attr("empty")(extents, nb::arg("dtype") = a.dtype == DType::kF32 ? "float32" : "float16");
+  fail(ErrorCode::kUnsupported, "{}: cannot make a {} result of {}'s kind on {}; pass out=", call, to_string(a.dtype),
+       a.name, a.device.str());
+}
+
+}  // namespace q4::python

@@ -1,0 +1,321 @@
+// q4.Matrix and q4.Plan.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include "bindings/python/src/module.hpp"
+#include "bindings/python/src/session.hpp"
+#include "runtime/check.hpp"
+
+namespace q4::python {
+namespace {
+
+using namespace nb::literals;
+using MatrixPtr = std::shared_ptr<Matrix>;
+
+Workspaces& workspaces() {
+  static Workspaces* w = new Workspaces;  // never destroyed: see runtime()
+  return *w;
+}
+
+template <class Value>
+Value choice(const char* call, const char* name, const std::string& text,
+             std::initializer_list<std::pair<const char*, Value>> choices) {
+  std::string names;
+  for (const auto& [word, value] : choices) {
+    if (text == word) return value;
+    names += (names.empty() ? "" : ", ") + std::string(word);
+  }
+  fail(ErrorCode::kInvalidArgument, "{}: {} = '{}'; it must be one of {}", call, name, text, names);
+}
+
+DType activation(const char* call, const std::string& text) {
+  return choice<DType>(call, "dtype", text,
+                       {{"float16", DType::kF16}, {"bfloat16", DType::kBF16}, {"float32", DType::kF32}});
+}
+
+/// None: what is current; else an address, or a stream of torch or CuPy.
+void* stream_of(const char* call, nb::handle stream, const Array& x) {
+  if (stream.is_none()) return current_stream(x);
+  nb::object number = nb::borrow(stream);
+  for (const char* name : {"cuda_stream", "ptr"})
+    if (nb::hasattr(stream, name)) number = stream.attr(name);
+  if (!PyLong_Check(number.ptr()))
+    throw nb::type_error(fmt::format("{}: stream is {}; it must be None, an int, or a stream of torch or CuPy", call,
+                                     nb::str(stream.type()).c_str())
+                             .c_str());
+  return reinterpret_cast<void*>(PyLong_AsSize_t(number.ptr()));
+}
+
+struct Arrays {
+  Array qweight, qzeros, scales;
+  std::optional<Array> g_idx, bias;
+};
+
+/// The device that was named, else where qweight is; waits for what torch computes there.
+Device target(const char* call, nb::handle device, const Array& qweight) {
+  const Device chosen = read_device(call, device).value_or(qweight.device);
+  finish_torch_stream(qweight.device);
+  return chosen;
+}
+
+MatrixPtr from_gptq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb::handle g_idx, nb::handle bias,
+                    std::int64_t group_size, const std::string& zeros, nb::handle device) {
+  constexpr const char* kCall = "Matrix.from_gptq";
+  Arrays a{read_array(kCall, "qweight", qweight),
+           read_array(kCall, "qzeros", qzeros),
+           read_array(kCall, "scales", scales),
+           {},
+           {}};
+  GptqTensors t{view_of(kCall, a.qweight), view_of(kCall, a.qzeros), view_of(kCall, a.scales), {}, {}, group_size,
+                zero_format(kCall, zeros)};
+  if (!g_idx.is_none()) {
+    a.g_idx = read_array(kCall, "g_idx", g_idx);
+    if (!a.g_idx->meta && a.g_idx->size() > 0) t.g_idx = view_of(kCall, *a.g_idx);
+  }
+  if (!bias.is_none()) t.bias = view_of(kCall, a.bias.emplace(read_array(kCall, "bias", bias)));
+  const Device chosen = target(kCall, device, a.qweight);
+  const nb::gil_scoped_release release;
+  return std::make_shared<Matrix>(QuantizedMatrix::from_gptq(runtime(), chosen, t));
+}
+
+MatrixPtr from_awq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb::handle bias, std::int64_t group_size,
+                   nb::handle device) {
+  constexpr const char* kCall = "Matrix.from_awq";
+  Arrays a{read_array(kCall, "qweight", qweight),
+           read_array(kCall, "qzeros", qzeros),
+           read_array(kCall, "scales", scales),
+           {},
+           {}};
+  AwqTensors t{view_of(kCall, a.qweight), view_of(kCall, a.qzeros), view_of(kCall, a.scales), {}, group_size};
+  if (!bias.is_none()) t.bias = view_of(kCall, a.bias.emplace(read_array(kCall, "bias", bias)));
+  const Device chosen = target(kCall, device, a.qweight);
+  const nb::gil_scoped_release release;
+  return std::make_shared<Matrix>(QuantizedMatrix::from_awq(runtime(), chosen, t));
+}
+
+nb::object multiply(const MatrixPtr& self, nb::handle x, nb::handle out, nb::handle bias, nb::handle stream,
+                    bool batch_invariant) {
+  constexpr const char* kCall = "matmul";
+  const MatrixPtr matrix = self;
+  const Array from = read_array(kCall, "x", x);
+  const RowsOf x_rows = rows_of(kCall, from);
+  nb::object result;
+  if (out.is_none()) {
+    std::vector<std::int64_t> shape(from.shape.begin(), from.shape.begin() + from.dims);
+    shape.back() = matrix->weights.n();
+    result = empty_like(kCall, x, from, shape);
+  } else {
+    result = nb::borrow(out);
+  }
+  const Array to = read_array(kCall, "out", result);
+  check(to.dims == from.dims, "{}: out has shape {}, x has {}; they must have as many dimensions", kCall,
+        to.shape_text(), from.shape_text());
+  const RowsOf out_rows = rows_of(kCall, to);
+  const auto m = check_operands(kCall, *matrix, from, x_rows, to, out_rows);
+  void* on = stream_of(kCall, stream, from);
+  PlanOptions options;
+  options.activation = from.dtype;
+  options.batch_invariant = batch_invariant;
+  {
+    const nb::gil_scoped_release release;
+    matrix->multiply(options, workspaces(), on, {from.data, x_rows.stride}, {to.data, out_rows.stride}, m);
+  }
+  if (bias.is_none()) return result;
+  nb::object sum = nb::steal(PyNumber_InPlaceAdd(result.ptr(), bias.ptr()));
+  if (!sum.is_valid()) nb::raise_python_error();
+  return result;
+}
+
+/// torch asks this before it gives up on x @ W: ten times as fast as the TypeError that it would make of it.
+nb::object torch_function(nb::handle function, nb::handle, nb::tuple operands, nb::handle keywords) {
+  const auto name = nb::cast<std::string>(function.attr("__name__"));
+  MatrixPtr matrix;
+  if ((name == "matmul" || name == "__matmul__") && operands.size() == 2 && nb::try_cast(operands[1], matrix) &&
+      matrix && (keywords.is_none() || PyDict_Size(keywords.ptr()) == 0))
+    return multiply(matrix, operands[0], nb::none(), nb::none(), nb::none(), false);
+  return nb::borrow(Py_NotImplemented);
+}
+
+/// A prepared multiplication with a workspace of its own.
+struct Plan {
+  MatrixPtr matrix;
+  MatmulPlan plan;
+  DType dtype;
+  std::mutex mutex;
+
+  Plan(MatrixPtr matrix, MatmulPlan plan, DType dtype)
+      : matrix(std::move(matrix)), plan(std::move(plan)), dtype(dtype) {}
+
+  void run(nb::handle x, nb::handle out, nb::handle stream, int repeat) {
+    constexpr const char* kCall = "Plan.run";
+    const Array from = read_array(kCall, "x", x), to = read_array(kCall, "out", out);
+    const RowsOf x_rows = rows_of(kCall, from), out_rows = rows_of(kCall, to);
+    const auto m = check_operands(kCall, *matrix, from, x_rows, to, out_rows);
+    check(from.dtype == dtype, "{}: x has dtype {}; the plan is for {}", kCall, to_string(from.dtype),
+          to_string(dtype));
+    void* on = stream_of(kCall, stream, from);
+    const nb::gil_scoped_release release;
+    std::lock_guard lock(mutex);
+    for (int i = 0; i < repeat; ++i) plan.run({on}, {from.data, x_rows.stride}, {to.data, out_rows.stride}, m);
+  }
+};
+
+std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, const std::string& dtype,
+                                const std::string& math, const std::string& gather, std::int64_t reconstruct_from,
+                                bool batch_invariant, bool overlap_previous, const std::string& tactic) {
+  constexpr const char* kCall = "Matrix.plan";
+  PlanOptions o;
+  o.max_m = max_m;
+  o.activation = activation(kCall, dtype);
+  o.math = choice<Math>(kCall, "math", math, {{"auto", Math::kAuto}, {"half2", Math::kHalf2}, {"fp32", Math::kFp32}});
+  o.gather = choice<Gather>(kCall, "gather", gather,
+                            {{"auto", Gather::kAuto}, {"fused", Gather::kFused}, {"separate", Gather::kSeparate}});
+  o.reconstruct_from = reconstruct_from;
+  o.batch_invariant = batch_invariant;
+  o.overlap_previous = overlap_previous;
+  o.tactic = tactic;
+  const nb::gil_scoped_release release;
+  return std::make_unique<Plan>(matrix, MatmulPlan(runtime(), matrix->weights, o), o.activation);
+}
+
+void warmup(const MatrixPtr& matrix, std::int64_t max_m, const std::string& dtype, nb::handle stream) {
+  constexpr const char* kCall = "Matrix.warmup";
+  PlanOptions o;
+  o.activation = activation(kCall, dtype);
+  o.max_m = max_m, o.own_workspace = false;
+  check(max_m >= 1 && max_m <= INT32_MAX, "{}: max_m = {}; it must be in [1, {}]", kCall, max_m, INT32_MAX);
+  Array here;
+  here.device = matrix->device;
+  void* on = stream.is_none() ? torch_stream(matrix->device) : stream_of(kCall, stream, here);
+  const nb::gil_scoped_release release;
+  const auto bytes = matrix->plan(o).workspace_bytes();
+  const auto scratch = workspaces().get(matrix->device, on);
+  std::lock_guard lock(scratch->mutex);
+  scratch->reserve(matrix->device, bytes);
+}
+
+std::string describe(const Matrix& m) {
+  const auto& w = m.weights;
+  return fmt::format("q4.Matrix(k={}, n={}, group_size={}{}{}, device='{}')", w.k(), w.n(), w.group_size(),
+                     w.act_order() ? ", act_order" : "", w.has_bias() ? ", bias" : "", m.device.str());
+}
+
+}  // namespace
+
+ZeroFormat zero_format(const char* call, const std::string& text) {
+  return choice<ZeroFormat>(call, "zeros", text,
+                            {{"auto", ZeroFormat::kAuto}, {"v1", ZeroFormat::kV1}, {"v2", ZeroFormat::kV2}});
+}
+
+MatrixPtr load_matrix(const Checkpoint& checkpoint, const std::string& name, nb::handle device,
+                      const std::optional<std::string>& zeros) {
+  constexpr const char* kCall = "Checkpoint.load";
+  const auto named = read_device(kCall, device);
+  std::optional<ZeroFormat> format;
+  if (zeros) format = zero_format(kCall, *zeros);
+  const nb::gil_scoped_release release;
+  return std::make_shared<Matrix>(checkpoint.load(runtime(), named ? *named : runtime().best_device(), name, format));
+}
+
+Checkpoint open_checkpoint(nb::handle path) {
+  nb::object text = nb::steal(PyOS_FSPath(path.ptr()));
+  if (!text.is_valid()) nb::raise_python_error();
+  const auto name = nb::cast<std::string>(text);
+  const nb::gil_scoped_release release;
+  return Checkpoint::open(name);
+}
+
+void bind_matrix(nb::module_& m) {
+  const auto none = nb::none();
+  nb::class_<Plan>(m, "Plan", "x @ W prepared for up to max_m rows: run() launches and allocates nothing.")
+      .def("run", &Plan::run, "x"_a, "out"_a, "stream"_a = none, "repeat"_a = 1,
+           "out[m, n] = x[m, k] @ W (+ bias of the matrix), m <= max_m; one stream or thread at a time. repeat: so "
+           "many times, "
+           "for measuring without Python.")
+      .def(
+          "tactic", [](const Plan& p, std::int64_t rows) { return p.plan.tactic(rows); }, "m"_a,
+          "What runs for m rows.")
+      .def(
+          "tactics", [](const Plan& p, std::int64_t rows) { return p.plan.tactics(rows); }, "m"_a,
+          "Everything that could run for m rows, the default first.")
+      .def_prop_ro(
+          "max_m", [](const Plan& p) { return p.plan.max_m(); }, "Largest m that run() accepts.")
+      .def_prop_ro(
+          "dtype", [](const Plan& p) { return std::string(to_string(p.dtype)); }, "\"fp16\", \"bf16\", \"fp32\".")
+      .def_prop_ro(
+          "workspace_bytes", [](const Plan& p) { return p.plan.workspace_bytes(); }, "Device memory of the plan.");
+
+  nb::class_<Matrix> matrix(m, "Matrix", nb::is_weak_referenceable(),
+                            "4-bit weights W[k, n], packed on one device; immutable. x @ W multiplies.");
+  matrix
+      .def_static(
+          "from_gptq", &from_gptq, "qweight"_a, "qzeros"_a, "scales"_a, "g_idx"_a = none, "bias"_a = none,
+          nb::kw_only(), "group_size"_a = 0, "zeros"_a = "auto", "device"_a = none,
+          "From int32 qweight [k/8, n], int32 qzeros [groups, n/8], scales [groups, n] (fp16, bf16 or fp32), g_idx "
+          "[k] (int32 or int64; None, empty or meta: no act-order) and bias [n]. group_size 0: from the shapes; -1: "
+          "one group. zeros: 'v1' (stored + 1), 'v2' (as stored), 'auto' (v1 unless all are 8). device: where the "
+          "matrix goes; None: where qweight is. The tensors are read once.")
+      .def_static("from_awq", &from_awq, "qweight"_a, "qzeros"_a, "scales"_a, "bias"_a = none, nb::kw_only(),
+                  "group_size"_a = 0, "device"_a = none,
+                  "From AWQ's \"gemm\" layout: int32 qweight [k, n/8], int32 qzeros [groups, n/8], scales [groups, n].")
+      .def_static(
+          "from_checkpoint",
+          [](nb::handle path, const std::string& name, nb::handle device, const std::optional<std::string>& zeros) {
+            return load_matrix(open_checkpoint(path), name, device, zeros);
+          },
+          "path"_a, "name"_a, nb::kw_only(), "device"_a = none, "zeros"_a = none,
+          "The matrix `name` (\"model.layers.0.self_attn.q_proj\") of a safetensors checkpoint, GPTQ or AWQ; "
+          "device None: the best one. For many matrices open a q4.Checkpoint once.")
+      .def("matmul", &multiply, "x"_a, nb::kw_only(), "out"_a = none, "bias"_a = none, "stream"_a = none,
+           "batch_invariant"_a = false,
+           "x[..., k] @ W -> [..., n], in x's dtype (fp16, bf16; fp32 on the CPU) and x's kind of array, on the stream "
+           "that "
+           "is current in x's framework.")
+      .def(
+          "__rmatmul__",
+          [none](const MatrixPtr& self, nb::handle x) { return multiply(self, x, none, none, none, false); }, "x"_a)
+      .def_static("__torch_function__", &torch_function, "function"_a, "types"_a, "args"_a = nb::tuple(),
+                  "kwargs"_a = none)
+      .def("plan", &make_plan, "max_m"_a, nb::kw_only(), "dtype"_a = "float16", "math"_a = "auto", "gather"_a = "auto",
+           "reconstruct_from"_a = -1, "batch_invariant"_a = false, "overlap_previous"_a = false, "tactic"_a = "",
+           "Prepares x @ W for up to max_m rows. math: 'auto', 'half2', 'fp32'; gather (act-order): 'auto', 'fused', "
+           "'separate'; reconstruct_from: first m that is reconstructed (-1: chosen, 0: never).")
+      .def("warmup", &warmup, "max_m"_a, "dtype"_a = "float16", "stream"_a = none,
+           "Compiles and allocates what x @ W needs for up to max_m rows on a stream (None: torch's current one).")
+      .def("__repr__", [](const Matrix& self) { return describe(self); })
+      .def_prop_ro(
+          "k", [](const Matrix& self) { return self.weights.k(); }, "Rows of W: in_features.")
+      .def_prop_ro(
+          "n", [](const Matrix& self) { return self.weights.n(); }, "Columns of W: out_features.")
+      .def_prop_ro("shape", [](const Matrix& self) { return nb::make_tuple(self.weights.k(), self.weights.n()); })
+      .def_prop_ro(
+          "group_size", [](const Matrix& self) { return self.weights.group_size(); }, "Rows of a group.")
+      .def_prop_ro("groups", [](const Matrix& self) { return self.weights.groups(); })
+      .def_prop_ro("act_order", [](const Matrix& self) { return self.weights.act_order(); })
+      .def_prop_ro("has_bias", [](const Matrix& self) { return self.weights.has_bias(); })
+      .def_prop_ro(
+          "zeros", [](const Matrix& self) { return self.weights.zeros() == ZeroFormat::kV1 ? "v1" : "v2"; },
+          "How zeros were read.")
+      .def_prop_ro(
+          "zeros_detected", [](const Matrix& self) { return self.weights.zeros_detected(); },
+          "'auto' found the pattern of a symmetric v2 checkpoint.")
+      .def_prop_ro(
+          "device", [](const Matrix& self) { return self.device.str(); }, "\"cpu\", \"cuda:0\".")
+      .def_prop_ro(
+          "nbytes", [](const Matrix& self) { return self.weights.bytes(); }, "Device memory of the weights.");
+  matrix.attr("__array_ufunc__") = none;  // NumPy leaves x @ W to __rmatmul__
+
+  m.def(
+      "release_workspaces",
+      [] {
+        const nb::gil_scoped_release release;
+        workspaces().clear();
+      },
+      "Waits for the devices and frees the scratch memory of x @ W; graphs captured before must not be replayed.");
+}
+
+}  // namespace q4::python

@@ -1,0 +1,35 @@
+// The extension q4._native: both modules share it, so a process holds one runtime.
+#include "bindings/python/src/module.hpp"
+
+#include <q4/error.hpp>
+
+namespace q4::python {
+namespace {
+
+/// q4.errors has a class for each code; all are RuntimeError, and what else fits.
+void raise(const Error& error) {
+  static constexpr const char* kNames[] = {
+      "Error",        "InvalidArgument", "Unsupported", "OutOfMemory", "DeviceError",
+      "CompileError", "IoError",         "CorruptFile", "NotFound",    "Error"};
+  const auto code = static_cast<std::size_t>(error.code());
+  const nb::object type = nb::module_::import_("q4.errors").attr(kNames[code < std::size(kNames) ? code : 0]);
+  PyErr_SetString(type.ptr(), error.what());
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "The q4 library; use the modules q4 and exllama_kernels.";
+  nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
+    try {
+      std::rethrow_exception(pointer);
+    } catch (const Error& error) { raise(error); }
+  });
+  nb::set_leak_warnings(false);  // the runtime outlives the interpreter on purpose
+  bind_matrix(m);
+  bind_runtime(m);
+  nb::module_ old = m.def_submodule("exllama", "The functions of exllama_kernels.");
+  bind_exllama(old);
+}
+
+}  // namespace q4::python

@@ -1,0 +1,20 @@
+// The parts of the extension module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <q4/q4.hpp>
+#include <string>
+
+namespace q4::python {
+
+namespace nb = nanobind;
+
+void bind_exllama(nb::module_& module);
+void bind_matrix(nb::module_& module);
+void bind_runtime(nb::module_& module);
+
+/// "auto", "v1", "v2".
+ZeroFormat zero_format(const char* call, const std::string& text);
+
+}  // namespace q4::python

@@ -1,0 +1,125 @@
+// Plans and scratch memory behind the calls of both modules.
+#include "bindings/python/src/session.hpp"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "runtime/check.hpp"
+#include "runtime/runtime.hpp"
+
+namespace q4::python {
+namespace {
+
+Runtime*& slot() {
+  static Runtime* current = nullptr;
+  return current;
+}
+
+bool same_but_m(PlanOptions a, const PlanOptions& b) {
+  return a.activation == b.activation && a.math == b.math && a.gather == b.gather &&
+         a.reconstruct_from == b.reconstruct_from && a.batch_invariant == b.batch_invariant &&
+         a.overlap_previous == b.overlap_previous && a.tactic == b.tactic && a.own_workspace == b.own_workspace;
+}
+
+}  // namespace
+
+Runtime& runtime() {
+  if (!slot()) slot() = new Runtime();
+  return *slot();
+}
+
+void configure(RuntimeOptions options) { slot() = new Runtime(std::move(options)); }
+
+void* Workspaces::Scratch::reserve(Device device, std::size_t wanted) {
+  if (wanted > bytes) {
+    const RelaxedCapture relaxed(device);
+    const auto backend = runtime().impl().open(device);
+    const std::size_t size = (std::max(wanted, 2 * bytes) + 255) / 256 * 256;
+    std::shared_ptr<void> block(backend->allocate(size), [backend](void* p) { backend->release(p); });
+    backend->fill(block.get(), 0, size);
+    memory.push_back(std::move(block));
+    bytes = size;
+  }
+  return memory.empty() ? nullptr : memory.back().get();
+}
+
+std::shared_ptr<Workspaces::Scratch> Workspaces::get(Device device, void* stream) {
+  std::lock_guard lock(mutex_);
+  auto& found = scratch_[{{device.kind, device.ordinal}, stream}];
+  if (!found) found = std::make_shared<Scratch>();
+  return found;
+}
+
+void Workspaces::clear() {
+  std::lock_guard lock(mutex_);
+  for (const auto& [key, scratch] : scratch_)
+    if (!scratch->memory.empty()) runtime().impl().open({key.first.first, key.first.second})->synchronize();
+  scratch_.clear();
+}
+
+// cuThreadExchangeStreamCaptureMode of the driver that is already loaded.
+RelaxedCapture::RelaxedCapture(Device device) {
+  if (device.kind != BackendKind::kCuda) return;
+  static const auto found = [] {
+    void* driver = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+    return driver ? reinterpret_cast<Exchange>(::dlsym(driver, "cuThreadExchangeStreamCaptureMode")) : nullptr;
+  }();
+  constexpr int kRelaxed = 2;
+  mode_ = kRelaxed;
+  if (found && found(&mode_) == 0) exchange_ = found;
+}
+
+RelaxedCapture::~RelaxedCapture() {
+  if (exchange_) exchange_(&mode_);
+}
+
+MatmulPlan Matrix::plan(PlanOptions options) {
+  const auto rounded = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(options.max_m)));
+  options.max_m = std::min<std::int64_t>(rounded, INT32_MAX);
+  std::lock_guard lock(mutex_);
+  const Made* best = nullptr;
+  for (const auto& made : plans_)
+    if (made.options.max_m >= options.max_m && same_but_m(made.options, options) &&
+        (!best || made.options.max_m < best->options.max_m))
+      best = &made;
+  if (best) return best->plan;
+  const RelaxedCapture relaxed(device);
+  plans_.push_back({options, MatmulPlan(runtime(), weights, options)});
+  return plans_.back().plan;
+}
+
+void Matrix::multiply(const PlanOptions& options, Workspaces& workspaces, void* stream, ConstRows x, Rows out,
+                      std::int64_t m) {
+  if (m == 0) return;
+  PlanOptions wanted = options;
+  wanted.max_m = m, wanted.own_workspace = false;
+  const MatmulPlan plan = this->plan(wanted);
+  const auto scratch = workspaces.get(device, stream);
+  std::lock_guard lock(scratch->mutex);
+  plan.run({stream}, x, out, m, scratch->reserve(device, plan.workspace_bytes()));
+}
+
+std::int64_t check_operands(const char* call, const Matrix& matrix, const Array& x, const RowsOf& x_rows,
+                            const Array& out, const RowsOf& out_rows) {
+  const auto k = matrix.weights.k(), n = matrix.weights.n();
+  for (const Array* a : {&x, &out}) {
+    check(!a->meta, "{}: {} is on the meta device and has no memory", call, a->name);
+    check(a->device == matrix.device, "{}: {} is on {}, but the matrix is on {}: move it there", call, a->name,
+          a->device.str(), matrix.device.str());
+  }
+  check(x.dtype == DType::kF16 || x.dtype == DType::kBF16 || x.dtype == DType::kF32,
+        "{}: x has dtype {}; it must be float16, bfloat16 or (on the CPU) float32", call, to_string(x.dtype));
+  check(x_rows.cols == k, "{}: x has shape {}; its last dimension must be k = {} of the matrix", call, x.shape_text(),
+        k);
+  check(out_rows.cols == n && out_rows.rows == x_rows.rows,
+        "{}: out has shape {}; with {} rows of x it must be [{}, n = {}]", call, out.shape_text(), x_rows.rows,
+        x_rows.rows, n);
+  check(out.dtype == x.dtype, "{}: out has dtype {}, x has {}; they must be the same", call, to_string(out.dtype),
+        to_string(x.dtype));
+  check(out.writable, "{}: out is read-only; pass memory that can be written", call);
+  return x_rows.rows;
+}
+
+}  // namespace q4::python

@@ -1,0 +1,87 @@
+// What lives between calls: the runtime, matrices with their plans, and the scratch memory of launches.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <q4/q4.hpp>
+#include <vector>
+
+#include "bindings/python/src/array.hpp"
+
+namespace q4::python {
+
+/// The runtime of this process; made at first use, never destroyed (drivers may be gone before statics are).
+Runtime& runtime();
+/// Replaces it for what is made from now on.
+void configure(RuntimeOptions options);
+
+/// Scratch memory: one a device and stream, since launches of one stream cannot overlap. It grows by doubling, and what
+/// it grew out of stays until clear(), because captured graphs may still use it. The CPU has one too: its calls take
+/// turns.
+class Workspaces {
+ public:
+  struct Scratch {
+    std::mutex mutex;  ///< held while a call launches: its kernels stay together in the stream
+    std::vector<std::shared_ptr<void>> memory;
+    std::size_t bytes = 0;
+    /// At least `bytes`, zeroed when it was allocated. `mutex` is held.
+    void* reserve(Device device, std::size_t bytes);
+  };
+  std::shared_ptr<Scratch> get(Device device, void* stream);
+  /// Waits for the devices and frees everything.
+  void clear();
+
+ private:
+  std::mutex mutex_;
+  std::map<std::pair<std::pair<BackendKind, int>, void*>, std::shared_ptr<Scratch>> scratch_;
+};
+
+/// While it lives, this thread may allocate and load although one of its streams is being captured.
+class RelaxedCapture {
+ public:
+  explicit RelaxedCapture(Device device);
+  ~RelaxedCapture();
+  RelaxedCapture(const RelaxedCapture&) = delete;
+
+ private:
+  using Exchange = int (*)(int* mode);
+  Exchange exchange_ = nullptr;
+  int mode_ = 0;
+};
+
+/// A matrix and the plans made for it so far: one for each set of options and power of two that m is rounded up to. A
+/// plan for a larger m serves smaller ones. Thread-safe.
+class Matrix {
+ public:
+  explicit Matrix(QuantizedMatrix weights) : weights(std::move(weights)), device(this->weights.device()) {}
+
+  /// `options.max_m` is the m that is wanted.
+  MatmulPlan plan(PlanOptions options);
+  /// out = x @ W on the stream. Called without the GIL.
+  void multiply(const PlanOptions& options, Workspaces& workspaces, void* stream, ConstRows x, Rows out,
+                std::int64_t m);
+
+  const QuantizedMatrix weights;
+  const Device device;
+
+ private:
+  struct Made {
+    PlanOptions options;
+    MatmulPlan plan;
+  };
+  std::mutex mutex_;
+  std::vector<Made> plans_;
+};
+
+/// From a path as Python gives it (str or os.PathLike).
+Checkpoint open_checkpoint(nb::handle path);
+/// device None: the best one; zeros: overrides the checkpoint's claim.
+std::shared_ptr<Matrix> load_matrix(const Checkpoint& checkpoint, const std::string& name, nb::handle device,
+                                    const std::optional<std::string>& zeros);
+
+/// Checks x and out against each other and the matrix, so that Matrix::multiply can run them; returns m.
+std::int64_t check_operands(const char* call, const Matrix& matrix, const Array& x, const RowsOf& x_rows,
+                            const Array& out, const RowsOf& out_rows);
+
+}  // namespace q4::python
