@@ -9,7 +9,7 @@
 namespace q4::cuda {
 namespace {
 
-constexpr int kAttributeSharedOptIn = 97, kAttributeRegisters = 82, kFunctionDynamicShared = 8;
+constexpr int kAttributeRegisters = 82, kFunctionDynamicShared = 8;
 constexpr int kLaunchCluster = 4, kLaunchProgrammatic = 6;
 constexpr int kPointerMemoryType = 2, kPointerManaged = 8, kPointerOrdinal = 9;
 constexpr unsigned kNonBlocking = 1, kMemoryHost = 1;
