@@ -73,7 +73,8 @@ void check_product(Device device, const QuantizedMatrix& matrix, const PlainMatr
 
 TEST_CASE("matmul: every device agrees with fp64 over the table of shapes") {
   for (const auto& info : ready_devices())
-    for (const auto& [s, ms] : table()) {
+    for (const Case& one : table()) {
+      const MatrixSpec& s = one.spec;
       INFO(info.device.str(), " ", text(s));
       const GptqMatrix source = make_gptq(s);
       GptqTensors tensors = source.tensors();
@@ -82,7 +83,7 @@ TEST_CASE("matmul: every device agrees with fp64 over the table of shapes") {
       CHECK(matrix.act_order() == (s.act_order == ActOrder::kPermuted || s.act_order == ActOrder::kUneven));
       for (const auto type : {DType::kF16, DType::kBF16, DType::kF32}) {
         if (type == DType::kF32 && info.device.kind != BackendKind::kCpu) continue;
-        for (const auto m : ms) {
+        for (const auto m : one.ms) {
           PlanOptions options;
           options.activation = type, options.max_m = std::max<std::int64_t>(m, 1);
           check_product(info.device, matrix, plain, type, options, m, m % 2 ? 16 : 0);
