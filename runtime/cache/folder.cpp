@@ -32,7 +32,11 @@ std::int64_t now_ns() {
   return now.tv_sec * kSecond + now.tv_nsec;
 }
 
-std::int64_t modified_ns(const struct stat& status) { return status.st_mtim.tv_sec * kSecond + status.st_mtim.tv_nsec; }
+/// A file may claim any time; beyond what 64 bits of nanoseconds hold it is only far in the past or the future.
+std::int64_t modified_ns(const struct stat& status) {
+  constexpr std::int64_t kMost = INT64_MAX / kSecond - 1;
+  return std::clamp<std::int64_t>(status.st_mtim.tv_sec, -kMost, kMost) * kSecond + status.st_mtim.tv_nsec;
+}
 
 void each_file(const std::string& folder, const std::function<void(const std::string& name)>& visit) {
   DIR* directory = ::opendir(folder.c_str());
