@@ -1,6 +1,7 @@
 // The tactics that compete at one m, as search() sees them.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>

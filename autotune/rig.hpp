@@ -1,6 +1,7 @@
 // A multiplication set up on a device for honest timing: weights in enough copies that each run reads them cold.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <q4/matmul.hpp>

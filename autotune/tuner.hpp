@@ -1,6 +1,7 @@
 // Tunes one shape: the tactic of each bucket of m, half2 or fp32 math, and the m from which reconstruct + BLAS wins.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <q4/tuning.hpp>

@@ -4,6 +4,7 @@
 #include <q4/q4.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <q4/q4.hpp>
 

@@ -1,6 +1,7 @@
 // What a QuantizedMatrix handle points to.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <q4/matrix.hpp>
 

@@ -1,6 +1,7 @@
 // From borrowed tensors to a validated MatrixSource: nothing unchecked goes further.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <q4/matrix.hpp>
 #include <vector>

@@ -2,6 +2,7 @@
 // run.
 #pragma once
 
+#include <cstdint>
 #include <q4/error.hpp>
 #include <string>
 #include <vector>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <doctest/doctest.h>
+#include <cstdint>
 #include <cstring>
 #include <string>
 #include <vector>

@@ -1,6 +1,7 @@
 // Times of other libraries, from a CSV: peer,k,n,group,act_order,m,us[,...].
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <tuple>

@@ -70,9 +70,9 @@ bool stale(const Entry& entry) { return entry.headers != jit::headers_digest(); 
 /// With and without bias, as the checkpoint's matrices are; else what --bias says.
 std::vector<bool> biases(const Options& options) {
   if (options.shapes.checkpoint.empty()) return {options.cross.bias};
+  const Checkpoint checkpoint = Checkpoint::open(options.shapes.checkpoint);
   bool with = false, without = false;
-  for (const MatrixEntry& entry : Checkpoint::open(options.shapes.checkpoint).matrices())
-    (entry.has_bias ? with : without) = true;
+  for (const MatrixEntry& entry : checkpoint.matrices()) (entry.has_bias ? with : without) = true;
   std::vector<bool> all;
   if (without) all.push_back(false);
   if (with) all.push_back(true);

@@ -1,6 +1,7 @@
 // A model's layers as one chain of multiplications: what programmatic dependent launch is for.
 #pragma once
 
+#include <cstdint>
 #include <q4/q4.hpp>
 #include <vector>
 

@@ -1,6 +1,7 @@
 // Compiles the kernels of shapes for GPUs that are not here.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <q4/device.hpp>
 #include <q4/tuning.hpp>

@@ -2,6 +2,7 @@
 // write.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <q4/checkpoint.hpp>
 #include <string>

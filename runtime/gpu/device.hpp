@@ -1,6 +1,7 @@
 // DeviceBackend of a GPU: the vendor's driver with packing, plans and kernels on top.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "runtime/context.hpp"

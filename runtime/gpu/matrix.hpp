@@ -1,6 +1,7 @@
 // Packed weights in device memory, as kernels/layout.h draws them.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "runtime/gpu/kernels.hpp"

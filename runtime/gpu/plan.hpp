@@ -1,6 +1,7 @@
 // A prepared multiplication on a GPU: for each range of m the kernels, their shapes and where their workspace is.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 

@@ -1,6 +1,7 @@
 // A tactic: one way to multiply on a GPU, as text in tuning files and as a choice here.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

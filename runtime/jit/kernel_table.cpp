@@ -100,6 +100,22 @@ i64 workspace(const C& config, i64 m, const Limits& limits) {
     return 0;
 }
 
+// In functions of their own: g++ 13 takes no `requires` on a local inside a lambda.
+template <class C>
+int cluster_of(const C& config) {
+  if constexpr (requires { cluster(config); })
+    return cluster(config);
+  else
+    return 1;
+}
+template <class C>
+int resident_blocks(const C& config) {
+  if constexpr (requires { blocks_per_unit(config); })
+    return blocks_per_unit(config);
+  else
+    return 1;
+}
+
 /// Spaces of up to this many configs are walked whole; of a larger one, the neighbours of the default: it, and each
 /// config that differs from it in one tunable or in two.
 constexpr std::size_t kWholeSpace = 256;
@@ -179,18 +195,14 @@ MatmulKernel row() {
   };
   kernel.shape = [](const Problem& p, const Values& v, std::int64_t m, const Limits& limits) {
     const C config = make_config<C>(p, v);
-    KernelShape shape{threads(config), shared_bytes(config), 1, 0};
-    if constexpr (requires { cluster(config); }) shape.cluster = cluster(config);
-    shape.workspace_bytes = workspace(config, m, limits);
-    return shape;
+    return KernelShape{threads(config), shared_bytes(config), cluster_of(config), workspace(config, m, limits)};
   };
   kernel.source = [](const Problem& p, const Values& v) {
     const C config = make_config<C>(p, v);
-    int resident = 1;
-    if constexpr (requires { blocks_per_unit(config); }) resident = blocks_per_unit(config);
     std::vector<std::string> parameters = {"MatmulArgs"};
     if constexpr (kTensorMaps<C>) parameters.insert(parameters.end(), 2, "TensorMap");
-    return generate(T::name, T::header, T::type, initializer(config), parameters, threads(config), resident);
+    return generate(T::name, T::header, T::type, initializer(config), parameters, threads(config),
+                    resident_blocks(config));
   };
   kernel.boxes = [](const Problem& p, const Values& v) -> std::function<TensorBoxes(std::int64_t)> {
     if constexpr (kTensorMaps<C>)

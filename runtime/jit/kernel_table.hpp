@@ -2,6 +2,7 @@
 // tuner, the compile tests and the launch code find everything else through the row.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>

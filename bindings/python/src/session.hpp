@@ -1,6 +1,7 @@
 // What lives between calls: the runtime, matrices with their plans, and the scratch memory of launches.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>

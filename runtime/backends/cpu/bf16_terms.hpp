@@ -1,6 +1,8 @@
 // Activations as exact sums of bf16 terms, and codes as pairs of bf16: shared by the dot-product and the AMX kernels.
 #pragma once
 
+#include <cstdint>
+
 #include "runtime/backends/cpu/kernels_fp32.hpp"
 #include "runtime/backends/cpu/simd_avx512.hpp"
 

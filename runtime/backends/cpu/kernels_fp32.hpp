@@ -5,6 +5,7 @@
 // computed it, and `direct` and `panel` agree to the bit.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 
 #include "runtime/backends/cpu/kernels.hpp"

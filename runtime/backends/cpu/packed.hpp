@@ -1,6 +1,7 @@
 // CpuMatrix: weights in the layout of layout.hpp, and what a run needs beside them.
 #pragma once
 
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <vector>

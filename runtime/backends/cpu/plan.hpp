@@ -1,6 +1,7 @@
 // CpuPlan: which kernel multiplies for which m, and the run itself.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>

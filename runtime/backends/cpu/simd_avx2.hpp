@@ -1,6 +1,8 @@
 // The vector operations of the fp32 kernels with AVX2, FMA and F16C.
 #pragma once
 
+#include <cstdint>
+
 #include <immintrin.h>
 
 #include "runtime/backends/cpu/kernels.hpp"

@@ -1,6 +1,8 @@
 // The vector operations of the fp32 kernels with AVX-512 (F, BW, DQ, VL).
 #pragma once
 
+#include <cstdint>
+
 #include <immintrin.h>
 
 #include "runtime/backends/cpu/kernels.hpp"

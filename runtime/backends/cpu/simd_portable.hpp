@@ -1,6 +1,7 @@
 // The vector operations of the fp32 kernels in GCC's and clang's vector extension: SSE2, NEON, or whatever there is.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 
 #include "runtime/backends/cpu/kernels.hpp"

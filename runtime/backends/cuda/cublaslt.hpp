@@ -1,6 +1,7 @@
 // Dense GEMM through cuBLASLt, opened at first need.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "runtime/backends/library.hpp"
