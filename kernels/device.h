@@ -15,16 +15,19 @@
 // defines them for tests that run kernels. Headers of instructions (mma.h, ...) do the same under Q4_EMULATED.
 #define Q4_DEVICE inline
 #define Q4_BOTH
-#else
+#elif Q4_CUDA
 #define Q4_DEVICE __device__ __forceinline__
 #define Q4_BOTH __host__ __device__
 /// Heads the one entry point of a generated source: block size, and how many blocks a multiprocessor should hold.
 #define Q4_KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
-#if Q4_CUDA
 #define Q4_PARAMETER(type) const __grid_constant__ type
 #else
+// Attributes and builtins of the compiler instead of HIP's headers and device libraries: clang alone compiles this too.
+#define Q4_DEVICE __attribute__((device, always_inline)) inline
+#define Q4_BOTH __attribute__((host, device))
+#define Q4_KERNEL(threads, blocks) \
+  extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads))) void
 #define Q4_PARAMETER(type) const type
-#endif
 #endif
 
 namespace q4 {
@@ -86,14 +89,32 @@ u32 and_or(u32 w) {
 Words4 load_stream(const void* p);
 #else
 // ---- where am I --------------------------------------------------------------------------------------------------
+#if Q4_CUDA
 Q4_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 Q4_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 Q4_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
 Q4_DEVICE void sync_block() { __syncthreads(); }
+#else
+Q4_DEVICE int thread_index() { return static_cast<int>(__builtin_amdgcn_workitem_id_x()); }
+Q4_DEVICE int block_index() { return static_cast<int>(__builtin_amdgcn_workgroup_id_x()); }
+Q4_DEVICE int block_count() {
+  return static_cast<int>(__builtin_amdgcn_grid_size_x() / __builtin_amdgcn_workgroup_size_x());
+}
+Q4_DEVICE void sync_block() {
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+  __builtin_amdgcn_s_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+#endif
 
+#if Q4_HIP
+extern __attribute__((shared, aligned(128))) u8 q4_shared[];
+#endif
 /// Dynamic shared memory of the block; its size is the launch's.
 Q4_DEVICE u8* shared_memory() {
+#if Q4_CUDA
   extern __shared__ __align__(128) u8 q4_shared[];
+#endif
   return q4_shared;
 }
 
@@ -114,13 +135,17 @@ Q4_DEVICE void sync_warp() {
   __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "wavefront");
   __builtin_amdgcn_wave_barrier();
 }
+Q4_DEVICE u32 wave_lane() { return __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0u)); }
+Q4_DEVICE u32 from_lane(u32 v, u32 lane) {
+  return static_cast<u32>(__builtin_amdgcn_ds_bpermute(static_cast<int>(4 * lane), static_cast<int>(v)));
+}
 template <class T>
 Q4_DEVICE T shuffle_xor(T v, int mask) {
-  return __shfl_xor(v, mask, 32);
+  return bit_cast<T>(from_lane(bit_cast<u32>(v), wave_lane() ^ static_cast<u32>(mask)));
 }
 template <class T>
 Q4_DEVICE T shuffle(T v, int lane) {
-  return __shfl(v, lane, 32);
+  return bit_cast<T>(from_lane(bit_cast<u32>(v), (wave_lane() & ~31u) | static_cast<u32>(lane)));
 }
 #endif
 
@@ -165,7 +190,8 @@ Q4_DEVICE u16 float_to_half(float f) { return bit_cast<u16>(static_cast<_Float16
 Q4_DEVICE u32 half2_add(u32 a, u32 b) { return bit_cast<u32>(bit_cast<Half2>(a) + bit_cast<Half2>(b)); }
 Q4_DEVICE u32 half2_mul(u32 a, u32 b) { return bit_cast<u32>(bit_cast<Half2>(a) * bit_cast<Half2>(b)); }
 Q4_DEVICE u32 half2_fma(u32 a, u32 b, u32 c) {
-  return bit_cast<u32>(__builtin_elementwise_fma(bit_cast<Half2>(a), bit_cast<Half2>(b), bit_cast<Half2>(c)));
+#pragma clang fp contract(fast)
+  return bit_cast<u32>(bit_cast<Half2>(a) * bit_cast<Half2>(b) + bit_cast<Half2>(c));  // v_pk_fma_f16
 }
 template <u32 kMask, u32 kBits>
 Q4_DEVICE u32 and_or(u32 w) {

@@ -37,6 +37,7 @@ Q4_BOTH constexpr GemvConfig gemv_default(const Problem& p, i64 m, const Limits&
   c.half2 = !p.bf16;
   c.rows = m >= 8 ? 8 : m >= 3 ? 4 : m == 2 ? 2 : 1;
   c.tiles = strips(p.n) * 2 >= limits.units || c.rows == 8 ? 2 : 1;
+  if (limits.arch == 0 && c.rows == 8) c.tiles = 1;  // two tiles of eight rows spill on every AMD target
   c.warps = slabs(p.k) >= 64 && c.rows * c.tiles <= 8 ? 16 : 8;
   return c;
 }
@@ -163,7 +164,7 @@ Q4_DEVICE void dot(float (&acc)[C.tiles][2][C.rows], const MatmulArgs& a, int fi
       for (int r = 0; r < C.rows; ++r) acc[i][c][r] = 0.f;
   [[maybe_unused]] constexpr int kUnroll =
       C.rows * C.tiles > 2 ? 1 : 4;  // more would take the registers that hide latency
-#pragma unroll(kUnroll)
+#pragma unroll kUnroll
   for (int part = warp; part < 2 * slabs(C.p.k); part += C.warps) {  // half slabs, 64 rows
     const int slab = part >> 1, half = part & 1;
     Words4 words[C.tiles];
