@@ -11,6 +11,7 @@
 #include "kernels/read.h"
 #include "kernels/reconstruct.h"
 #include "kernels/remap.h"
+#include "kernels/tile.h"
 #include "runtime/check.hpp"
 
 namespace q4::jit {
@@ -54,6 +55,16 @@ struct Traits<PrefillConfig> {
     return prefill_default(p, 64, limits, true);
   }
   static TensorBoxes boxes(const PrefillConfig& c, i64 m) { return {x_box_rows(c, m), c.rows, kStripColumns}; }
+};
+
+template <>
+struct Traits<TileConfig> {
+  static constexpr const char *name = "tile", *header = "tile.h", *type = "TileConfig";
+  static std::optional<TileConfig> defaults(const Problem& p, i64 m, const Limits& limits) {
+    if (m < 16) return std::nullopt;
+    return tile_default(p, m, limits);
+  }
+  static TileConfig invariant(const Problem& p, const Limits&) { return {.p = p, .half2 = !p.bf16, .rows = 64}; }
 };
 
 template <class C>
@@ -216,7 +227,8 @@ MatmulKernel row() {
 }  // namespace
 
 const std::vector<MatmulKernel>& matmul_kernels() {
-  static const std::vector<MatmulKernel> kernels = {row<DecodeConfig>(), row<PrefillConfig>(), row<GemvConfig>()};
+  static const std::vector<MatmulKernel> kernels = {row<DecodeConfig>(), row<PrefillConfig>(), row<TileConfig>(),
+                                                    row<GemvConfig>()};
   return kernels;
 }
 
