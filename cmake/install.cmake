@@ -18,7 +18,7 @@ configure_file(${PROJECT_SOURCE_DIR}/cmake/q4.pc.in ${PROJECT_BINARY_DIR}/q4.pc 
 install(FILES ${PROJECT_BINARY_DIR}/q4.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
 if(Q4_BUILD_TOOLS)
-  install(TARGETS q4-info q4-verify q4-autotune q4-bench q4-cache RUNTIME)
+  install(TARGETS q4-info q4-verify q4-autotune q4-bench q4-cache q4-hip-compile RUNTIME)
 endif()
 file(GLOB q4_data CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/share/q4/*.csv)
 install(FILES ${q4_data} DESTINATION ${CMAKE_INSTALL_DATADIR}/q4)

@@ -3,7 +3,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <set>
+#include <sstream>
+
 #include "runtime/cache/sha256.hpp"
+#include "runtime/check.hpp"
 #include "runtime/jit/embedded.hpp"
 
 namespace q4::jit {
@@ -25,6 +30,35 @@ Source generate(const std::string& function, const std::string& header, const st
   return {fmt::format("{} {}", function, initializer),
           fmt::format("#include \"{}\"\n\nQ4_KERNEL({}, {}) {}({}) {{\n  q4::{}<q4::{}{}>({});\n}}\n", header, threads,
                       blocks_per_unit, kEntry, declared, function, config_type, initializer, passed)};
+}
+
+namespace {
+
+void append_flat(const std::string& text, std::set<std::string>& seen, std::string& out) {
+  const std::string include = "#include \"";
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    if (line == "#pragma once") continue;
+    if (!line.starts_with(include)) {
+      out += line + "\n";
+      continue;
+    }
+    const std::string name = line.substr(include.size(), line.find('"', include.size()) - include.size());
+    if (!seen.insert(name).second) continue;
+    const auto& headers = embedded_headers();
+    const auto header = std::find_if(headers.begin(), headers.end(), [&](const auto& h) { return name == h.name; });
+    if (header == headers.end()) fail(ErrorCode::kInternal, "flatten: there is no kernel header {}", name);
+    append_flat(header->text, seen, out);
+  }
+}
+
+}  // namespace
+
+std::string flatten(const Source& source) {
+  std::set<std::string> seen;
+  std::string out;
+  append_flat(source.text, seen, out);
+  return out;
 }
 
 const std::string& headers_digest() {

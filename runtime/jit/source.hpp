@@ -58,4 +58,7 @@ Source generate(const std::string& function, const std::string& header, const st
                 const std::string& initializer, const std::vector<std::string>& parameters, int threads,
                 int blocks_per_unit);
 
+/// The source with the embedded headers in place of its #include lines, for compilers that take one text.
+std::string flatten(const Source& source);
+
 }  // namespace q4::jit

@@ -1,0 +1,186 @@
+// Every kernel that AMD GPUs run, through real compilers and for every row of the table of targets, with no GPU: hipRTC
+// where it knows the target, clang elsewhere. Nothing spills, blocks fit, and the instructions that the design counts
+// on are there. $Q4_COMPILE_ALL=1: every default of every kind of problem instead of a sample.
+#include <doctest/doctest.h>
+
+#include <cstdlib>
+#include <q4/error.hpp>
+#include <regex>
+#include <set>
+
+#include "report.hpp"
+#include "runtime/backends/hip/compiler.hpp"
+#include "runtime/jit/code_object_info.hpp"
+#include "runtime/jit/kernel_table.hpp"
+#include "tests/amdgpu/disassemble.hpp"
+
+namespace q4::test {
+namespace {
+
+hip::Compiler& compiler() {
+  static hip::Compiler one;
+  return one;
+}
+
+Limits limits_of(const hip::Target& target) { return {0, target.units, target.lds_bytes, 65536}; }
+
+/// Another kind of problem each time.
+Problem problem(std::size_t i) {
+  static const Problem problems[] = {
+      {.k = 4096, .n = 4096, .unit = 128, .x_k = 4096},
+      {.k = 4096, .n = 4096, .unit = 128, .x_k = 4096, .bf16 = 1, .bias = 1},
+      {.k = 4224, .n = 4096, .unit = 64, .x_k = 4096, .gather = 1, .bias = 1},
+      {.k = 1152, .n = 5000, .unit = 32, .x_k = 1088},
+      {.k = 29568, .n = 8192, .unit = 16, .x_k = 29568},
+      {.k = 4096, .n = 4096, .unit = 256, .x_k = 4096, .gather = 1, .bf16 = 1},
+  };
+  return problems[i % std::size(problems)];
+}
+
+struct Wanted {
+  jit::Source source;
+  int threads = 256;
+};
+
+/// gemv and tile as plans choose them, and the kernels around them.
+std::vector<Wanted> wanted(const hip::Target& target, std::size_t turn) {
+  const bool all = std::getenv("Q4_COMPILE_ALL") != nullptr;
+  const Limits limits = limits_of(target);
+  std::set<std::string> seen;
+  std::vector<Wanted> list;
+  const auto add = [&](jit::Source source, int threads = 256) {
+    if (seen.insert(source.text).second) list.push_back({std::move(source), threads});
+  };
+  for (std::size_t p = 0; p < (all ? 6 : 1); ++p)
+    for (const std::int64_t m : {1, 2, 4, 8, 32, 256, 4096})
+      for (const auto& kernel : jit::matmul_kernels()) {
+        const Problem chosen = problem(all ? p : turn++);
+        if (const auto values = kernel.defaults(chosen, m, limits))
+          add(kernel.source(chosen, *values), kernel.shape(chosen, *values, m, limits).threads);
+      }
+  add(jit::pack_source(turn % 2 == 0)), add(jit::remap_source(256, true)), add(jit::read_source(256, 8));
+  add(jit::reconstruct_source(problem(turn))), add(jit::reconstruct_source(problem(turn + 3)));
+  return list;
+}
+
+/// Vector registers that a lane may have when `threads` share a compute unit's SIMDs.
+int granted(const hip::Target& target, int threads) {
+  const int waves_a_simd = (threads / target.wave + 3) / 4;
+  const bool unified = std::string(target.name) == "gfx90a" || std::string(target.name) == "gfx942";
+  const int file = target.wave == 32 ? 1024 : 512 >> (unified ? 0 : 1);
+  return std::min(target.wave == 32 ? 256 : 512, file / waves_a_simd);
+}
+
+void check_target(const char* name, std::size_t turn) {
+  const hip::Target* target = hip::find_target(name);
+  REQUIRE(target != nullptr);
+  std::string problem;
+  if (!compiler().knows(name, problem)) return skip(problem);
+  for (const auto& [source, threads] : wanted(*target, turn)) {
+    CAPTURE(source.name);
+    std::string log;
+    const auto code = compiler().compile(source, name, &log);
+    CHECK(log == "");
+    const auto info = jit::code_object_info(code, jit::kEntry);
+    CHECK(info.target == std::string("amdgcn-amd-amdhsa--") + name);
+    CHECK(info.wave == target->wave);
+    CHECK(info.threads == threads);
+    CHECK(info.vgpr_spills == 0);
+    CHECK(info.sgpr_spills <= 4);
+    CHECK(info.scratch_bytes == 0);
+    CHECK(info.lds_bytes == 0);  // all of ours is the launch's
+    CHECK(info.vgprs <= granted(*target, threads));
+    CHECK(info.arguments.size() == 1);
+  }
+}
+
+TEST_CASE("gfx906: every kernel compiles, nothing spills") { check_target("gfx906", 0); }
+TEST_CASE("gfx908: every kernel compiles, nothing spills") { check_target("gfx908", 1); }
+TEST_CASE("gfx90a: every kernel compiles, nothing spills") { check_target("gfx90a", 2); }
+TEST_CASE("gfx942: every kernel compiles, nothing spills") { check_target("gfx942", 3); }
+TEST_CASE("gfx1030: every kernel compiles, nothing spills") { check_target("gfx1030", 4); }
+TEST_CASE("gfx1100: every kernel compiles, nothing spills") { check_target("gfx1100", 5); }
+TEST_CASE("gfx1151: every kernel compiles, nothing spills") { check_target("gfx1151", 0); }
+TEST_CASE("gfx1200: every kernel compiles, nothing spills") { check_target("gfx1200", 1); }
+TEST_CASE("gfx1201: every kernel compiles, nothing spills") { check_target("gfx1201", 2); }
+
+TEST_CASE("AMD targets: the table and its tests name the same") {
+  CHECK(hip::target_names() == "gfx906, gfx908, gfx90a, gfx942, gfx1030, gfx1100, gfx1151, gfx1200, gfx1201");
+  CHECK(hip::find_target("gfx90a:sramecc+:xnack-") == hip::find_target("gfx90a"));
+  CHECK(hip::find_target("gfx9") == nullptr);
+}
+
+TEST_CASE("AMD instructions: the ones that the design counts on") {
+  const Problem fp16{.k = 512, .n = 64, .unit = 128, .x_k = 512},
+      bf16{.k = 512, .n = 64, .unit = 128, .x_k = 512, .bf16 = 1};
+  const auto* gemv = jit::find_matmul_kernel("gemv");
+  const auto* tile = jit::find_matmul_kernel("tile");
+  for (const auto& target : hip::targets()) {
+    std::string problem;
+    if (!compiler().knows(target.name, problem)) {
+      skip(problem);
+      continue;
+    }
+    const auto expect = [&](const jit::Source& source, const std::vector<std::string>& patterns) {
+      const auto code = compiler().compile(source, target.name);
+      const auto listing = amdgpu::disassemble(code, target.name, problem);
+      if (!listing) return skip(problem);
+      CAPTURE(target.name);
+      CAPTURE(source.name);
+      for (const auto& pattern : patterns) CHECK_MESSAGE(std::regex_search(*listing, std::regex(pattern)), pattern);
+    };
+    const std::string loads = "global_load_(dwordx4|b128)";
+    expect(gemv->source(fp16, jit::parse_values(*gemv, "half2=1")),
+           {"v_pk_fma_f16", "v_pk_mul_f16", "v_and_or_b32", loads, "ds_bpermute_b32", "s_barrier"});
+    expect(gemv->source(fp16, jit::parse_values(*gemv, "half2=0")),
+           {"v_(pk_)?fma(c|_mix)?_f32|v_mad_mix_f32|v_dual_fmac", loads});
+    const std::string core = target.matrix == hip::MatrixCore::kMfma   ? "v_mfma_f32_16x16x"
+                             : target.matrix == hip::MatrixCore::kWmma ? "v_wmma_f32_16x16x16_"
+                                                                       : "v_dot2c?_f32_f16";
+    expect(tile->source(fp16, jit::parse_values(*tile, "rows=64")), {core, loads, "ds_(read|load)", "s_barrier"});
+    if (target.matrix != hip::MatrixCore::kNone)
+      expect(tile->source(bf16, jit::parse_values(*tile, "half2=0")), {core + "\\d*_?bf16"});
+  }
+}
+
+TEST_CASE("AMD compilers: errors are errors, and an abort takes only its own process") {
+  std::string problem;
+  CHECK_FALSE(compiler().knows("gfx803", problem));
+  CHECK(problem.find("gfx90a") != std::string::npos);
+  CHECK_THROWS_AS(compiler().compile(jit::read_source(256, 4), "gfx803"), Error);
+  if (!compiler().hiprtc().available()) return skip(compiler().hiprtc().problem());
+  try {
+    compiler().compile({"broken", "this is no kernel\n"}, "gfx90a");
+    FAIL("it compiled");
+  } catch (const Error& error) {
+    CHECK(error.code() == ErrorCode::kCompile);
+    CHECK(std::string(error.what()).find("error: ") != std::string::npos);
+  }
+  if (hip::helper_program().empty() || compiler().hiprtc().release() >= 505) return skip("no hipRTC that aborts");
+  CHECK_THROWS_WITH_AS(hip::compile_in_process("extern \"C\" __attribute__((global)) void k() {}\n", "gfx1100"),
+                       doctest::Contains("signal 6"), Error);
+}
+
+TEST_CASE("code_object_info: what is no code object is an error, at any length") {
+  std::string problem;
+  if (!compiler().knows("gfx90a", problem)) return skip(problem);
+  const auto code = compiler().compile(jit::remap_source(256, true), "gfx90a");
+  CHECK_THROWS_AS(jit::code_object_info(code, "another"), Error);
+  CHECK_THROWS_AS(jit::code_object_info(std::string("text"), jit::kEntry), Error);
+  for (std::size_t size = 0; size < code.size(); size += 61) {
+    try {
+      jit::code_object_info({code.data(), size}, jit::kEntry);
+    } catch (const Error& error) { CHECK(error.code() == ErrorCode::kCorrupt); }
+  }
+  auto broken = code;
+  for (std::size_t i = 16; i < broken.size(); i += 3) {
+    broken[i] = static_cast<char>(broken[i] ^ 0x5a);
+    try {
+      jit::code_object_info(broken, jit::kEntry);
+    } catch (const Error& error) { CHECK(error.code() == ErrorCode::kCorrupt); }
+    broken[i] = code[i];
+  }
+}
+
+}  // namespace
+}  // namespace q4::test

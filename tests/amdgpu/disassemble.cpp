@@ -1,0 +1,38 @@
+// Finds llvm-objdump and runs it.
+#include "tests/amdgpu/disassemble.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <vector>
+
+#include "runtime/backends/hip/process.hpp"
+
+namespace q4::amdgpu {
+namespace {
+
+std::string find_objdump() {
+  std::vector<std::string> names = {"/opt/rocm/llvm/bin/llvm-objdump"};
+  for (int major = 21; major >= 17; --major) names.push_back("llvm-objdump-" + std::to_string(major));
+  if (const char* given = std::getenv("Q4_OBJDUMP")) names = {given};
+  for (const auto& name : names)
+    if (hip::run_program({name, "--version"}, "").status == 0) return name;
+  return "";
+}
+
+}  // namespace
+
+std::optional<std::string> disassemble(std::span<const char> code, const std::string& target, std::string& problem) {
+  static const std::string objdump = find_objdump();
+  if (objdump.empty()) {
+    problem = "no llvm-objdump-17 or later (apt-get install llvm-19)";
+    return std::nullopt;
+  }
+  const auto outcome = hip::run_program({objdump, "-d", "--mcpu=" + target, "-"}, {code.data(), code.size()});
+  if (outcome.status == 0) return outcome.out;
+  problem = fmt::format("{}: {}{}", objdump, outcome.problem, outcome.error);
+  return std::nullopt;
+}
+
+}  // namespace q4::amdgpu
