@@ -1,0 +1,13 @@
+// The HIP backend.
+#pragma once
+
+#include <memory>
+
+#include "runtime/backends/backend.hpp"
+#include "runtime/context.hpp"
+
+namespace q4::hip {
+
+std::unique_ptr<Backend> make_hip_backend(const BackendContext& context);
+
+}  // namespace q4::hip
