@@ -1,0 +1,196 @@
+// The unmodified HIP backend on interpreted AMD GPUs: real hipRTC (or clang) compiles, the code objects are executed by
+// tests/amdgpu, products are compared with fp64. The stand-in for the HIP runtime is opened as a real one would be.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "on_device.hpp"
+#include "tests/amdgpu/disassemble.hpp"
+
+namespace q4::test {
+namespace {
+
+/// One Runtime with every interpreted device. Others, made before or after, see none of them.
+const Runtime& interpreted() {
+  static const Runtime runtime = [] {
+    const char* library = Q4_BINARY_DIR "/lib/libq4-amdgpu.so";
+    ::setenv("Q4_ROCBLAS", library, 1);
+    ::setenv("Q4_HIP_RUNTIME", library, 1);
+    ::setenv("Q4_AMDGPU_TARGETS", "gfx90a,gfx1030,gfx1100,gfx942,gfx906", 1);
+    RuntimeOptions options;
+    options.cache_dir = std::string(Q4_BINARY_DIR) + "/test-cache";
+    Runtime made(options);
+    made.devices();
+    ::unsetenv("Q4_HIP_RUNTIME");
+    return made;
+  }();
+  return runtime;
+}
+
+/// The interpreted device, or nothing, with the reason shown.
+std::optional<DeviceInfo> device(const std::string& target) {
+  std::string problem;
+  if (!amdgpu::disassemble({}, target, problem) && problem.starts_with("no llvm-objdump")) {
+    skip(problem);
+    return std::nullopt;
+  }
+  for (const auto& info : interpreted().devices())
+    if (info.device.kind == BackendKind::kHip && info.arch == target) {
+      if (interpreted().impl().open(info.device)->ready(problem)) return info;
+      skip(target + ": " + problem);
+      return std::nullopt;
+    }
+  FAIL("the stand-in has no " << target);
+  return std::nullopt;
+}
+
+void check_products(const DeviceInfo& info, const MatrixSpec& spec, const PlanOptions& given,
+                    const std::vector<std::int64_t>& rows, double x_size = 1) {
+  const GptqMatrix source = make_gptq(spec);
+  const PlainMatrix plain = unpack(source.tensors());
+  const auto matrix = QuantizedMatrix::from_gptq(interpreted(), info.device, source.tensors());
+  PlanOptions options = given;
+  for (const auto m : rows) options.max_m = std::max(options.max_m, m);
+  const MatmulPlan plan(interpreted(), matrix, options);
+  for (const auto m : rows) {
+    HostRows x = random_rows(options.activation, m, spec.k, static_cast<std::uint64_t>(m + 3), spec.k + 8);
+    for (std::int64_t r = 0; r < m && x_size != 1; ++r)
+      for (std::int64_t c = 0; c < spec.k; ++c) x.set(r, c, x_size * x.at(r, c));
+    HostRows out(options.activation, m, spec.n, spec.n + 16);
+    multiply(interpreted(), info.device, plan, x, out);
+    INFO(info.arch, " m=", m, " ", to_string(options.activation), " ", plan.tactic(m));
+    CHECK(relative_error(out, product(x, plain)) <= tolerance(options.activation));
+    CHECK(out.padding_intact());
+  }
+}
+
+PlanOptions with(const std::string& tactic, DType activation = DType::kF16) {
+  PlanOptions options;
+  options.tactic = tactic, options.activation = activation;
+  return options;
+}
+
+const MatrixSpec kPlain{.k = 384, .n = 136, .group_size = 128};
+const MatrixSpec kPermuted{.k = 320, .n = 72, .group_size = 64, .act_order = ActOrder::kPermuted, .bias = true};
+const MatrixSpec kSmallGroups{.k = 200, .n = 48, .group_size = 8, .zeros = ZeroFormat::kV2};
+
+/// What plans choose by themselves, for both types.
+void check_defaults(const char* target) {
+  const auto info = device(target);
+  if (!info) return;
+  CHECK(info->name == std::string("interpreted ") + target);
+  check_products(*info, kPlain, {}, {1, 2, 3, 8, 17, 33});
+  PlanOptions bf16;
+  bf16.activation = DType::kBF16;
+  check_products(*info, kPermuted, bf16, {1, 16});
+}
+
+/// One kernel each: half2 and fp32, act-order gathered inside and before, groups of every kind, m below and above a
+/// tile.
+void check_tactics(const char* target) {
+  const auto info = device(target);
+  if (!info) return;
+  check_products(*info, kPermuted, with("gemv half2=0 rows=4 tiles=1 warps=4"), {3, 9});
+  check_products(*info, kSmallGroups, with("gemv half2=1 rows=2 tiles=4 warps=8"), {1, 5});
+  check_products(*info, kSmallGroups, with("tile half2=1 rows=64"), {5, 70});
+  check_products(*info, kPermuted, with("tile half2=0 rows=32"), {16, 33});
+  check_products(*info, kPermuted, with("remap+tile half2=0 rows=128", DType::kBF16), {130});
+  check_products(*info, kPermuted, with("reconstruct+blas"), {20});
+  check_products(*info, kSmallGroups, with("reconstruct+blas", DType::kBF16), {3});
+}
+
+/// Old kernels gave AMD users gibberish with half2. Products far beyond fp16 inside, tiny scales, and a NaN in one
+/// column.
+void check_half2(const char* target) {
+  const auto info = device(target);
+  if (!info) return;
+  MatrixSpec spec{.k = 256, .n = 64, .group_size = 64};
+  spec.scale = 0.001;
+  for (const char* tactic : {"gemv half2=1", "gemv half2=0", "tile half2=1"})
+    check_products(*info, spec, with(tactic), {1, 17}, 15000);
+  spec.scale = 0.00002;  // weights are fp16 subnormals
+  check_products(*info, spec, with("gemv half2=1"), {2}, 100);
+  GptqMatrix source = make_gptq({.k = 256, .n = 64, .group_size = 64});
+  source.scales[64 + 5] = 0x7e00;  // group 1, column 5
+  const auto matrix = QuantizedMatrix::from_gptq(interpreted(), info->device, source.tensors());
+  for (const char* tactic : {"gemv half2=1", "tile half2=1"}) {
+    const HostRows x = random_rows(DType::kF16, 1, 256);
+    HostRows out(DType::kF16, 1, 64);
+    multiply(interpreted(), info->device, MatmulPlan(interpreted(), matrix, with(tactic)), x, out);
+    for (std::int64_t c = 0; c < 64; ++c) CHECK(std::isnan(out.at(0, c)) == (c == 5));
+  }
+}
+
+TEST_CASE("interpreted gfx90a: plans as they come agree with fp64") { check_defaults("gfx90a"); }
+TEST_CASE("interpreted gfx1030: plans as they come agree with fp64") { check_defaults("gfx1030"); }
+TEST_CASE("interpreted gfx1100: plans as they come agree with fp64") { check_defaults("gfx1100"); }
+TEST_CASE("interpreted gfx90a: kernels of every kind agree with fp64") { check_tactics("gfx90a"); }
+TEST_CASE("interpreted gfx1030: kernels of every kind agree with fp64") { check_tactics("gfx1030"); }
+TEST_CASE("interpreted gfx1100: kernels of every kind agree with fp64") { check_tactics("gfx1100"); }
+TEST_CASE("interpreted gfx90a: half2 gives no gibberish") { check_half2("gfx90a"); }
+TEST_CASE("interpreted gfx1030: half2 gives no gibberish") { check_half2("gfx1030"); }
+TEST_CASE("interpreted gfx1100: half2 gives no gibberish") { check_half2("gfx1100"); }
+
+TEST_CASE("interpreted gfx942 and gfx906: the tile kernel agrees with fp64") {
+  for (const char* target : {"gfx942", "gfx906"})
+    if (const auto info = device(target)) {
+      check_products(*info, kPlain, with("tile half2=1 rows=32"), {40});
+      check_products(*info, kPlain, with("tile half2=0 rows=32", DType::kBF16), {17});
+    }
+}
+
+TEST_CASE("interpreted: AWQ tensors, a graph, column_remap, and what the backend says of itself") {
+  const auto info = device("gfx1030");
+  if (!info) return;
+  const GptqMatrix source = make_gptq({.k = 256, .n = 64, .group_size = 64});
+  const AwqMatrix awq = to_awq(source);
+  const auto matrix = QuantizedMatrix::from_awq(interpreted(), info->device, awq.tensors());
+  const MatmulPlan plan(interpreted(), matrix, with("gemv half2=0"));
+  const HostRows x = random_rows(DType::kF16, 1, 256);
+  HostRows out(DType::kF16, 1, 64);
+  auto backend = interpreted().impl().open(info->device);
+  const DeviceMemory device_x(backend, x.bytes()), device_out(backend, out.bytes());
+  backend->copy(device_x.get(), x.data(), x.bytes(), CopyKind::kToDevice);
+  CHECK(
+      backend->measure([&](void* stream) { plan.run({stream}, {device_x.get()}, {device_out.get()}, 1); }, 2).size() ==
+      2);
+  backend->copy(out.data(), device_out.get(), out.bytes(), CopyKind::kToHost);
+  CHECK(relative_error(out, product(x, unpack(awq.tensors()))) <= tolerance(DType::kF16));
+
+  const std::vector<std::int32_t> map = {5, 0, 255, 7, 7};
+  const DeviceMemory remapped(backend, 16);
+  column_remap(interpreted(), info->device, {}, {device_x.get()}, 256, {remapped.get()}, map.data(), 5, 1);
+  HostRows gathered(DType::kF16, 1, 5);
+  backend->copy(gathered.data(), remapped.get(), 10, CopyKind::kToHost);
+  for (std::int64_t c = 0; c < 5; ++c) CHECK(gathered.at(0, c) == x.at(0, map[static_cast<std::size_t>(c)]));
+
+  std::string problem;
+  CHECK_FALSE(backend->reachable(x.data(), problem));
+  CHECK(problem == "ordinary host memory");
+  CHECK_THROWS_AS(plan.run({}, {x.data()}, {device_out.get()}, 1), Error);
+  for (const auto& status : interpreted().backends())
+    if (status.kind == BackendKind::kHip) {
+      CHECK(status.available);
+      CHECK(status.components.back().second.find("never run on AMD silicon") != std::string::npos);
+    }
+}
+
+TEST_CASE("HIP without an AMD GPU: no device, and a reason") {
+  for (const auto& status : shared_runtime().backends())
+    if (status.kind == BackendKind::kHip && !status.available) CHECK(status.reason.size() > 20);
+  ::setenv("Q4_HIP_RUNTIME", "/nowhere/libamdhip64.so", 1);
+  const Runtime runtime;
+  for (const auto& status : runtime.backends())
+    if (status.kind == BackendKind::kHip) {
+      CHECK_FALSE(status.available);
+      CHECK(status.reason.find("/nowhere/libamdhip64.so") != std::string::npos);
+      CHECK(status.reason.find("Q4_HIP_RUNTIME") != std::string::npos);
+    }
+  ::unsetenv("Q4_HIP_RUNTIME");
+}
+
+}  // namespace
+}  // namespace q4::test
