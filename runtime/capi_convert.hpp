@@ -18,7 +18,7 @@ static_assert(Q4_INVALID_ARGUMENT == int(ErrorCode::kInvalidArgument) &&
               Q4_IO_ERROR == int(ErrorCode::kIo) && Q4_CORRUPT == int(ErrorCode::kCorrupt) &&
               Q4_NOT_FOUND == int(ErrorCode::kNotFound) && Q4_INTERNAL == int(ErrorCode::kInternal));
 static_assert(Q4_F32 == int(DType::kF32) && Q4_U8 == int(DType::kU8) && Q4_HIP == int(BackendKind::kHip) &&
-              Q4_ZEROS_V2 == int(ZeroFormat::kV2) && Q4_MATH_FP32 == int(Math::kFp32) &&
+              Q4_ZEROS_V2 == int(ZeroFormat::kV2) && Q4_MATH_INT8 == int(Math::kInt8) &&
               Q4_GATHER_SEPARATE == int(Gather::kSeparate) &&
               Q4_CACHE_REQUIRE_PREBUILT == int(CacheMode::kRequirePrebuilt) && Q4_LOG_DEBUG == int(LogLevel::kDebug));
 
@@ -117,6 +117,16 @@ inline RuntimeOptions runtime_options(const q4_runtime_options& given) {
   if (given.cache_dir) options.cache_dir = given.cache_dir;
   options.cache_mode = enumerated(given.cache_mode, CacheMode::kRequirePrebuilt, "options.cache_mode");
   options.cpu_threads = given.cpu_threads;
+  if (given.cpu_isa) options.cpu_isa = given.cpu_isa;
+  if (given.parallel_for) {
+    options.parallel_for = [run = given.parallel_for, user = given.parallel_for_user](
+                               int tasks, const std::function<void(int)>& task) {
+      const auto call = [](void* state, std::int32_t index) {
+        (*static_cast<const std::function<void(int)>*>(state))(index);
+      };
+      run(user, tasks, call, const_cast<void*>(static_cast<const void*>(&task)));
+    };
+  }
   check(given.tuning_files != nullptr || given.tuning_file_count == 0,
         "options.tuning_files is null, but tuning_file_count is {}", given.tuning_file_count);
   for (std::size_t i = 0; i < given.tuning_file_count; ++i) {
@@ -135,7 +145,7 @@ inline PlanOptions plan_options(const q4_plan_options& given) {
   PlanOptions options;
   if (given.max_m != 0) options.max_m = given.max_m;
   options.activation = enumerated(given.activation, DType::kU8, "options.activation");
-  options.math = enumerated(given.math, Math::kFp32, "options.math");
+  options.math = enumerated(given.math, Math::kInt8, "options.math");
   options.gather = enumerated(given.gather, Gather::kSeparate, "options.gather");
   // C: 0 means the default, -1 never; C++: -1 means the default, 0 never.
   check(given.reconstruct_from >= -1, "options.reconstruct_from is {}: it must be -1 (never), 0 (default) or an m",

@@ -49,15 +49,19 @@ const MatmulPlan::Impl& require(const std::shared_ptr<const MatmulPlan::Impl>& i
   return *impl;
 }
 
-void check_options(const PlanOptions& options) {
+void check_options(const PlanOptions& options, Device device) {
   constexpr const char* kCall = "MatmulPlan";
   check(options.max_m >= 1 && options.max_m <= INT32_MAX, "{}: max_m = {}; it must be in [1, {}]", kCall, options.max_m,
         INT32_MAX);
   check(options.activation == DType::kF16 || options.activation == DType::kBF16 || options.activation == DType::kF32,
         "{}: activation is {}; it must be fp16, bf16 or (on the CPU) fp32", kCall, to_string(options.activation));
-  check(options.math <= Math::kFp32 && options.gather <= Gather::kSeparate,
+  check(options.math <= Math::kInt8 && options.gather <= Gather::kSeparate,
         "{}: math = {} or gather = {} is no value of its enumeration", kCall, static_cast<int>(options.math),
         static_cast<int>(options.gather));
+  check(options.math != Math::kInt8 || (device.kind == BackendKind::kCpu && options.reconstruct_from <= 0),
+        "{}: math = int8 on {} with reconstruct_from = {}; only the CPU quantizes activations, and not for the BLAS: "
+        "leave math as it is there",
+        kCall, device.str(), options.reconstruct_from);
   check(options.reconstruct_from >= -1,
         "{}: reconstruct_from = {}; it must be -1 (chosen), 0 (never) or the first m that is reconstructed", kCall,
         options.reconstruct_from);
@@ -70,7 +74,7 @@ void check_options(const PlanOptions& options) {
 
 MatmulPlan::MatmulPlan(const Runtime& runtime, const QuantizedMatrix& matrix, const PlanOptions& options) {
   const auto& m = require(matrix, "MatmulPlan");
-  check_options(options);
+  check_options(options, m.device->info().device);
   const auto& device = m.device->info();
   const TuningKey key{device.fingerprint, device.arch, device.compute_units, m.k, m.n,
                       m.group_size,       m.act_order, options.activation};

@@ -89,6 +89,8 @@ TEST_CASE_FIXTURE(Fixture, "MatmulPlan rejects bad options") {
           with([](PlanOptions& o) { o.activation = DType::kI32; }));
   rejects("reconstruct_from", {"MatmulPlan", "reconstruct_from", "-2"},
           with([](PlanOptions& o) { o.reconstruct_from = -2; }));
+  rejects("int8 for the BLAS", {"MatmulPlan", "int8", "cpu", "reconstruct_from", "8"},
+          with([](PlanOptions& o) { o.math = Math::kInt8, o.reconstruct_from = 8; }));
   rejects("tactic", {"MatmulPlan", "tactic", "no such"}, with([](PlanOptions& o) { o.tactic = "no such"; }));
   rejects("empty matrix", {"MatmulPlan", "matrix", "empty"}, [&] { MatmulPlan(runtime, QuantizedMatrix(), {}); });
   rejects("empty matrix", {"QuantizedMatrix", "empty"}, [] { (void)QuantizedMatrix().k(); });
@@ -134,6 +136,9 @@ TEST_CASE_FIXTURE(Fixture, "MatmulPlan::run rejects bad calls on a GPU") {
     rejects(bad.what, bad.code, bad.words, [&] { on_gpu.run({}, {c.x, c.x_stride}, {c.out, c.out_stride}, c.m); });
   }
   on_gpu.run({}, {nullptr}, {nullptr}, 0);
+  rejects("int8", {"MatmulPlan", "int8", gpu.str(), "CPU"}, [&] {
+    MatmulPlan(runtime, QuantizedMatrix::from_gptq(runtime, gpu, source.tensors()), {.math = Math::kInt8});
+  });
 }
 
 TEST_CASE_FIXTURE(Fixture, "column_remap rejects bad calls") {

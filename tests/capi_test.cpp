@@ -310,6 +310,42 @@ TEST_CASE("runtime options of the C ABI") {
   q4_runtime_destroy(runtime);
 }
 
+TEST_CASE_FIXTURE(Fixture, "the C ABI multiplies on an embedder's threads, on a named instruction set, with int8") {
+  static int calls = 0;
+  q4_runtime_options options = {};
+  options.size = sizeof options;
+  options.cpu_threads = 3;
+  options.cpu_isa = "portable";
+  options.parallel_for_user = &calls;
+  options.parallel_for = [](void* user, int32_t tasks, void (*task)(void*, int32_t), void* state) {
+    ++*static_cast<int*>(user);
+    for (int32_t i = 0; i < tasks; ++i) task(state, i);
+  };
+  q4_runtime* other = nullptr;
+  Q4_REQUIRE_OK(q4_runtime_create(&options, &other));
+  q4_device_info info = {};
+  info.size = sizeof info;
+  size_t count = 0;
+  Q4_REQUIRE_OK(q4_device_count(other, &count));
+  Q4_REQUIRE_OK(q4_device_get(other, count - 1, &info));
+  CHECK(std::string(info.arch) == "portable");
+  CHECK(info.compute_units == 3);
+  q4_matrix weights = 0;
+  q4_plan quantized = 0;
+  Q4_REQUIRE_OK(q4_matrix_from_gptq(other, kHere, &tensors.all, &weights));
+  q4_plan_options plan_options = {};
+  plan_options.size = sizeof plan_options;
+  plan_options.max_m = 4;
+  plan_options.math = Q4_MATH_INT8;
+  Q4_REQUIRE_OK(q4_plan_create(other, weights, &plan_options, &quantized));
+  Q4_REQUIRE_OK(q4_plan_run(other, quantized, nullptr, x.data(), 0, out.data(), 0, 4));
+  CHECK(calls > 0);
+  const double error = relative_error(out, product(x, unpack(source.tensors())));
+  CHECK(error > 1e-3);
+  CHECK(error < 1e-2);
+  q4_runtime_destroy(other);
+}
+
 TEST_CASE_FIXTURE(Fixture, "the C ABI loads checkpoints") {
   const TempFolder folder;
   const auto made =

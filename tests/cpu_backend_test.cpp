@@ -2,116 +2,14 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "reference.hpp"
-#include "runtime/backends/cpu/cpu.hpp"
-#include "runtime/backends/cpu/kernels.hpp"
-#include "runtime/context.hpp"
+#include "cpu_device.hpp"
 
 namespace q4::test {
-namespace {
-
-/// A device of its own: `threads` threads, the best kernels or the forced ones.
-struct CpuDevice {
-  BackendContext context;
-  std::unique_ptr<Backend> backend;
-  std::shared_ptr<DeviceBackend> device;
-  explicit CpuDevice(int threads = 2, const char* isa = nullptr) {
-    context.options.cpu_threads = threads;
-    if (isa) setenv("Q4_CPU_ISA", isa, 1);
-    backend = make_cpu_backend(context);
-    device = backend->open(0);
-    if (isa) unsetenv("Q4_CPU_ISA");
-  }
-};
-
-MatrixSource source_of(const PlainMatrix& plain, const std::uint32_t* qweight, std::int64_t group_size, bool awq,
-                       const std::vector<std::int32_t>& g_idx) {
-  MatrixSource source;
-  source.k = plain.k;
-  source.n = plain.n;
-  source.groups = plain.groups;
-  source.group_size = group_size < 0 ? plain.k : group_size;
-  source.awq = awq;
-  source.qweight = qweight;
-  source.zeros = plain.zeros;
-  for (const double scale : plain.scales) source.scales.push_back(half_bits(scale));
-  for (const double value : plain.bias) source.bias.push_back(static_cast<float>(value));
-  source.g_idx = g_idx;
-  source.order = make_row_order(source.k, source.group_size, source.groups, source.g_idx);
-  return source;
-}
-
-struct Packed {
-  PlainMatrix plain;
-  std::shared_ptr<const PackedMatrix> matrix;
-};
-
-Packed pack(DeviceBackend& device, const MatrixSpec& spec, bool awq = false) {
-  const GptqMatrix gptq = make_gptq(spec);
-  Packed packed{unpack(gptq.tensors()), nullptr};
-  const bool ordered = spec.act_order == ActOrder::kPermuted || spec.act_order == ActOrder::kUneven;
-  const AwqMatrix other = awq ? to_awq(gptq) : AwqMatrix{};
-  packed.matrix = device.pack(source_of(packed.plain, awq ? other.qweight.data() : gptq.qweight.data(), spec.group_size,
-                                        awq, ordered ? gptq.g_idx : std::vector<std::int32_t>{}));
-  return packed;
-}
-
-void run(DeviceBackend& device, const Packed& packed, const PlanOptions& options, const HostRows& x, HostRows& out) {
-  const auto plan = device.plan(packed.matrix, options, nullptr);
-  plan->run(nullptr, x.data(), x.row_stride(), out.data(), out.row_stride(), x.rows(), nullptr);
-}
-
-/// fp16 and bf16 are limited by the rounding of the output, fp32 by that of the sums.
-double limit(DType type) { return type == DType::kF32 ? 1e-6 : tolerance(type); }
-
-PlanOptions options_for(std::int64_t m, DType type, const std::string& tactic = {}) {
-  PlanOptions options;
-  options.max_m = m;
-  options.activation = type;
-  options.tactic = tactic;
-  return options;
-}
-
-std::vector<std::string> tactics(DeviceBackend& device, const Packed& packed, DType type) {
-  return device.plan(packed.matrix, options_for(1, type), nullptr)->tactics(1);
-}
-
-void check_all(DeviceBackend& device, const MatrixSpec& spec, const std::vector<std::int64_t>& rows, bool awq = false) {
-  const Packed packed = pack(device, spec, awq);
-  for (const std::int64_t m : rows) {
-    for (const DType type : {DType::kF16, DType::kBF16, DType::kF32}) {
-      const HostRows x = random_rows(type, m, spec.k, 7, spec.k + 8);
-      const auto expected = product(x, packed.plain);
-      for (const std::string& tactic : tactics(device, packed, type)) {
-        HostRows out(type, m, spec.n, spec.n + 16);
-        run(device, packed, options_for(m, type, tactic), x, out);
-        CAPTURE(spec.k);
-        CAPTURE(spec.n);
-        CAPTURE(spec.group_size);
-        CAPTURE(m);
-        CAPTURE(std::string(to_string(type)));
-        CAPTURE(tactic);
-        CHECK(relative_error(out, expected) <= limit(type));
-        CHECK(out.padding_intact());
-      }
-    }
-  }
-}
-
-bool same_bits(const HostRows& a, const HostRows& b) {
-  return a.bytes() == b.bytes() && std::memcmp(a.data(), b.data(), a.bytes()) == 0;
-}
-
-const char* const kIsas[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
-
-}  // namespace
 
 TEST_CASE("cpu: every group size, with tails of k and n") {
   CpuDevice cpu;
@@ -177,29 +75,6 @@ TEST_CASE("cpu: every number of rows up to and over each tile") {
   for (std::int64_t m = 1; m <= 34; ++m) rows.push_back(m);
   for (const std::int64_t m : {127, 128, 129, 145, 511, 512, 513, 530}) rows.push_back(m);
   check_all(*cpu.device, spec, rows);
-}
-
-TEST_CASE("cpu: each instruction set that this processor has") {
-  for (const char* isa : kIsas) {
-    std::unique_ptr<CpuDevice> cpu;
-    try {
-      cpu = std::make_unique<CpuDevice>(2, isa);
-    } catch (const Error& error) {
-      CHECK(error.code() == ErrorCode::kUnsupported);
-      unsetenv("Q4_CPU_ISA");
-      MESSAGE("skipped: ", std::string(error.what()));
-      continue;
-    }
-    CHECK(cpu->device->info().arch == isa);
-    for (const std::int64_t group : {16, 128}) {
-      MatrixSpec spec;
-      spec.k = 400;
-      spec.n = 104;
-      spec.group_size = group;
-      spec.act_order = group == 16 ? ActOrder::kPermuted : ActOrder::kNone;
-      check_all(*cpu->device, spec, {1, 2, 3, 6, 13, 40});
-    }
-  }
 }
 
 TEST_CASE("cpu: the same bits for every number of threads") {

@@ -12,6 +12,7 @@
 #include "tools/baseline.hpp"
 #include "tools/chain.hpp"
 #include "tools/common.hpp"
+#include "tools/cpu_ceilings.hpp"
 #include "tools/shapes.hpp"
 
 namespace {
@@ -35,12 +36,14 @@ constexpr const char* kExamples =
     "replayed graph. floor us: a kernel that only reads the packed weights, in this run. rel_err: ||out - ref|| / "
     "||ref||\n"
     "against fp64 over sampled rows and columns, out filled with NaN before. Exit 1 if any point is over its "
-    "tolerance.\n";
+    "tolerance. On the CPU the floor is max(packed bytes / read bandwidth, operations / best peak), all measured in "
+    "this\nrun, and reconstruct + BLAS is timed at every point.\n";
 
 struct Options {
   ShapeOptions shapes;
   std::vector<std::int64_t> m;
   DType activation = DType::kF16;
+  Math math = Math::kAuto;
   std::string tactic, csv, baseline;
   bool untuned = false, dense = false;
   double seconds = 1;      ///< of a point
@@ -53,12 +56,15 @@ struct Point {
   std::string kernel;
   Interval us;
   double error = 0, floor_us = 0, dense_us = 0;
+  double blas_us = 0, vector_share = 0;  ///< CPU: reconstruct + BLAS; share of the vector unit's measured peak
   bool exact = false;
   double tflops() const { return us.value > 0 ? problem.flops(m) / us.value / 1e6 : 0; }
   double gbps() const { return us.value > 0 ? problem.bytes(m) / us.value / 1e3 : 0; }
 };
 
 constexpr int kMostSamples = 25, kFewestSamples = 3;
+
+constexpr const char* kBlasTactic = "reconstruct+blas";
 
 /// Samples until there are enough or `seconds` are over.
 template <class F>
@@ -71,6 +77,12 @@ Interval timed(const F& sample, double seconds) {
           std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds))
     us.push_back(sample());
   return autotune::median_interval(us);
+}
+
+Math parse_math(const std::string& text) {
+  if (text == "int8") return Math::kInt8;
+  check(text == "auto", "--math = {}: use auto or int8", text);
+  return Math::kAuto;
 }
 
 class Bench {
@@ -128,7 +140,9 @@ class Bench {
     if (options_.untuned) options.tuning_files = {"/dev/null"};
     return Runtime(options);
   }
-  double tolerance() const { return autotune::tolerance(options_.activation); }
+  double tolerance() const {
+    return options_.math == Math::kInt8 ? 1e-2 : autotune::tolerance(options_.activation);  // as Math states it
+  }
 
   void measure_shape(std::size_t index, Progress& progress) {
     const Problem& problem = problems_[index];
@@ -140,7 +154,10 @@ class Bench {
     show(0, "packing");
     autotune::Workload workload(problem, options_.activation);
     const Rig rig(runtime_, device_, workload, options_.m.back(), 5);
-    const double floor_us = rig.backend().read_floor_us(static_cast<std::size_t>(problem.bytes(0)));
+    const bool cpu = !rig.gpu();
+    if (cpu) ceilings_.merge(measure_cpu_ceilings(rig.backend()));
+    const double floor_us = cpu ? 0 : rig.backend().read_floor_us(static_cast<std::size_t>(problem.bytes(0)));
+    const std::size_t first = points_.size();
     for (std::size_t i = 0; i < options_.m.size() && !interrupted(); ++i) {
       show(i, fmt::format("m = {}", options_.m[i]));
       try {
@@ -150,8 +167,19 @@ class Bench {
       }
       points_.back().floor_us = floor_us;
     }
+    if (cpu) {
+      ceilings_.merge(measure_cpu_ceilings(rig.backend()));
+      for (std::size_t i = first; i < points_.size(); ++i) compare_with_ceilings(points_[i]);
+    }
     progress.line(fmt::format("[{}/{}] {} {}x{}: {} copies of the weights, {}", index + 1, problems_.size(),
                               problem.label, problem.k, problem.n, rig.copies(), megabytes(rig.cold_bytes())));
+  }
+
+  void compare_with_ceilings(Point& p) const {
+    const double flops = p.problem.flops(p.m);
+    p.floor_us = ceilings_.floor_us(p.problem.bytes(0), flops, options_.activation, options_.math);
+    const double peak = ceilings_.vector_peak(options_.activation, options_.math);
+    if (p.us.value > 0 && peak > 0) p.vector_share = flops / p.us.value / 1e3 / peak;
   }
 
   Point measure_point(const Rig& rig, const Problem& problem, std::int64_t m) {
@@ -160,11 +188,22 @@ class Bench {
     options.max_m = m;
     options.activation = options_.activation;
     options.tactic = options_.tactic;
+    options.math = options_.math;
     const auto variant = rig.prepare(options);
     point.kernel = variant->plans.front().tactic(m);
     point.error = rig.error(*variant, m);
     point.exact = point.error <= tolerance();
     point.us = timed([&] { return rig.sample(*variant, m); }, options_.seconds);
+    if (!rig.gpu()) {
+      options.math = Math::kAuto;
+      options.tactic.clear();
+      const auto tactics = rig.plan(options).tactics(m);
+      if (std::find(tactics.begin(), tactics.end(), kBlasTactic) != tactics.end()) {
+        options.tactic = kBlasTactic;
+        const auto blas = rig.prepare(options);
+        point.blas_us = timed([&] { return rig.sample(*blas, m); }, options_.seconds / 2).value;
+      }
+    }
     if (options_.dense)
       if (const auto dense = rig.prepare_dense(m))
         point.dense_us = timed([&] { return rig.sample(*dense, m); }, options_.seconds).value;
@@ -187,6 +226,8 @@ class Bench {
   void print_table() const {
     std::vector<std::string> header = {"k x n",   "group", "m",        "us",      "95% interval",
                                        "TFLOP/s", "GB/s",  "floor us", "x floor", "rel_err"};
+    const bool cpu = device_.kind == BackendKind::kCpu;
+    if (cpu) header.insert(header.end(), {"vector peak", "rec+blas us", "x blas"});
     if (options_.dense) header.insert(header.end(), {"dense us", "x dense"});
     if (baseline_)
       header.insert(header.end(), {"best 4-bit peer", "peer us", "x peer", "peers' floor us", "cuBLAS fp16 us"});
@@ -204,6 +245,9 @@ class Bench {
                                       number(p.floor_us),
                                       ratio(p.us.value, p.floor_us),
                                       fmt::format("{:.1e}{}", p.error, p.exact ? "" : " WRONG")};
+      if (cpu)
+        row.insert(row.end(),
+                   {fmt::format("{:.0f}%", 100 * p.vector_share), number(p.blas_us), ratio(p.us.value, p.blas_us)});
       if (options_.dense) row.insert(row.end(), {number(p.dense_us), ratio(p.us.value, p.dense_us)});
       if (baseline_) {
         const auto peers = baseline_->at(p.problem, p.m);
@@ -214,10 +258,10 @@ class Bench {
       table.add(row);
     }
     const DeviceInfo info = runtime_.info(device_);
-    fmt::print("{} ({}, {}), {} activations, {}\n\n{}", info.device.str(), info.name, info.arch,
-               to_string(options_.activation),
+    fmt::print("{} ({}, {}), {} activations{}, {}\n{}\n{}", info.device.str(), info.name, info.arch,
+               to_string(options_.activation), options_.math == Math::kInt8 ? " quantized to int8" : "",
                options_.untuned ? "default tactics" : fmt::format("tuning records: {}", runtime_.tuning().size()),
-               table.str());
+               cpu ? ceilings_.str() + "\n" : "", table.str());
   }
 
   void print_json() const {
@@ -227,6 +271,8 @@ class Bench {
              {"activation", to_string(options_.activation)},
              {"tuning_records", runtime_.tuning().size()},
              {"points", Json::array()}};
+    const bool cpu = device_.kind == BackendKind::kCpu;
+    if (cpu) out["ceilings"] = ceilings_.json();
     for (const Point& p : points_) {
       Json point{{"kernel", p.kernel},
                  {"k", p.problem.k},
@@ -242,6 +288,7 @@ class Bench {
                  {"rel_err", p.error},
                  {"exact", p.exact},
                  {"floor_us", p.floor_us}};
+      if (cpu) point["vector_share"] = p.vector_share, point["blas_us"] = p.blas_us;
       if (options_.dense) point["dense_us"] = p.dense_us;
       if (baseline_) {
         const auto peers = baseline_->at(p.problem, p.m);
@@ -259,6 +306,7 @@ class Bench {
   std::vector<Problem> problems_;
   std::optional<Baseline> baseline_;
   std::vector<Point> points_;
+  CpuCeilings ceilings_;
 };
 
 }  // namespace
@@ -278,6 +326,11 @@ int main(int argc, char** argv) {
       .add_option_function<std::string>(
           "--activation", [&](const std::string& s) { options.activation = parse_activation(s); },
           "fp16 (default), bf16, or fp32 on the CPU")
+      ->type_name("T");
+  tool.app
+      .add_option_function<std::string>(
+          "--math", [&](const std::string& s) { options.math = parse_math(s); },
+          "int8: quantized activations, CPU only")
       ->type_name("T");
   tool.app.add_option("--tactic", options.tactic, "run this tactic everywhere, as q4-autotune prints it")
       ->type_name("T");

@@ -42,7 +42,7 @@ enum { Q4_CPU = 0, Q4_CUDA = 1, Q4_HIP = 2 };
 typedef int32_t q4_zeros; /* how stored zeros are read: detected, stored + 1, stored */
 enum { Q4_ZEROS_AUTO = 0, Q4_ZEROS_V1 = 1, Q4_ZEROS_V2 = 2 };
 typedef int32_t q4_math; /* products of the direct kernels; sums are always fp32 */
-enum { Q4_MATH_AUTO = 0, Q4_MATH_HALF2 = 1, Q4_MATH_FP32 = 2 };
+enum { Q4_MATH_AUTO = 0, Q4_MATH_HALF2 = 1, Q4_MATH_FP32 = 2, Q4_MATH_INT8 = 3 }; /* INT8: see q4::Math */
 typedef int32_t q4_gather; /* act-order: x permuted inside the kernel or before it */
 enum { Q4_GATHER_AUTO = 0, Q4_GATHER_FUSED = 1, Q4_GATHER_SEPARATE = 2 };
 typedef int32_t q4_cache_mode;
@@ -79,6 +79,12 @@ typedef struct q4_runtime_options {
   size_t tuning_file_count;
   void (*log)(void* user, q4_log_level level, const char* text); /* from any thread; null: warnings to stderr */
   void* log_user;
+  /* Instead of the CPU backend's own threads: calls task(state, i) once for each i in [0, tasks), from any threads,
+   * together or in turn, and returns when all have returned; at most cpu_threads tasks, perhaps from several threads at
+   * once. Null: own threads. */
+  void (*parallel_for)(void* user, int32_t tasks, void (*task)(void* state, int32_t index), void* state);
+  void* parallel_for_user;
+  const char* cpu_isa; /* "avx2", "neon", ...; null: $Q4_CPU_ISA, else the best that runs */
 } q4_runtime_options;
 
 /* `options` may be null. Strings and lists are copied. Opens no driver. */

@@ -22,6 +22,10 @@ enum class CacheMode : std::uint8_t {
   kRequirePrebuilt,  ///< a kernel that no layer holds is an error; nothing is compiled
 };
 
+/// Calls task(0), task(1), ... task(tasks - 1), each once, from any threads, together or in turn, and returns when all
+/// have returned. It may be called from several threads at once, as plans run.
+using ParallelFor = std::function<void(int tasks, const std::function<void(int task)>& task)>;
+
 struct RuntimeOptions {
   /// Folder of compiled kernels; empty: $Q4_CACHE_DIR, else $XDG_CACHE_HOME/q4, else $HOME/.cache/q4, else memory only.
   std::string cache_dir = {};
@@ -36,8 +40,15 @@ struct RuntimeOptions {
   /// Tuning files to read, later ones win. Empty: $Q4_TUNING (colon-separated), else <cache folder>/tuning.jsonl if it
   /// exists. A file that is named but missing or corrupt is an error; the default one only warns.
   std::vector<std::string> tuning_files = {};
-  /// Threads of the CPU backend; 0: what the affinity mask and the cgroup allow.
+  /// Threads of the CPU backend, the caller of run() among them; 0: what the affinity mask and the cgroup allow. With 1
+  /// everything happens in the calling thread: what a program wants that calls run() from threads of its own.
   int cpu_threads = 0;
+  /// An embedder's thread pool in place of the CPU backend's own threads: it gets at most cpu_threads tasks at a time.
+  /// Results have the same bits. Empty: own threads.
+  ParallelFor parallel_for = {};
+  /// Instruction set of the CPU backend: "avx2", "neon", ... (q4-info names those of this build). One that cannot run
+  /// makes the CPU absent. Empty: $Q4_CPU_ISA, else the best one.
+  std::string cpu_isa = {};
   /// Receives messages; called from any thread. Empty: warnings and errors to stderr
   /// ($Q4_LOG=debug|info|warning|error).
   std::function<void(LogLevel, const std::string&)> log = {};

@@ -171,7 +171,8 @@ std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, con
   PlanOptions o;
   o.max_m = max_m;
   o.activation = activation(kCall, dtype);
-  o.math = choice<Math>(kCall, "math", math, {{"auto", Math::kAuto}, {"half2", Math::kHalf2}, {"fp32", Math::kFp32}});
+  o.math = choice<Math>(kCall, "math", math,
+                        {{"auto", Math::kAuto}, {"half2", Math::kHalf2}, {"fp32", Math::kFp32}, {"int8", Math::kInt8}});
   o.gather = choice<Gather>(kCall, "gather", gather,
                             {{"auto", Gather::kAuto}, {"fused", Gather::kFused}, {"separate", Gather::kSeparate}});
   o.reconstruct_from = reconstruct_from;
@@ -282,7 +283,8 @@ void bind_matrix(nb::module_& m) {
                   "kwargs"_a = none)
       .def("plan", &make_plan, "max_m"_a, nb::kw_only(), "dtype"_a = "float16", "math"_a = "auto", "gather"_a = "auto",
            "reconstruct_from"_a = -1, "batch_invariant"_a = false, "overlap_previous"_a = false, "tactic"_a = "",
-           "Prepares x @ W for up to max_m rows. math: 'auto', 'half2', 'fp32'; gather (act-order): 'auto', 'fused', "
+           "Prepares x @ W for up to max_m rows. math: 'auto', 'half2', 'fp32', 'int8'; gather (act-order): 'auto', "
+           "'fused', "
            "'separate'; reconstruct_from: first m that is reconstructed (-1: chosen, 0: never).")
       .def("warmup", &warmup, "max_m"_a, "dtype"_a = "float16", "stream"_a = none,
            "Compiles and allocates what x @ W needs for up to max_m rows on a stream (None: torch's current one).")

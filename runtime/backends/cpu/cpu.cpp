@@ -23,7 +23,7 @@ namespace cpu {
 namespace {
 
 /// Raise when a kernel or the layout changes speed: tuning records of another version are stale.
-constexpr const char* kKernelsVersion = "cpu-1";
+constexpr const char* kKernelsVersion = "cpu-2";
 
 std::string model_name() {
   std::ifstream file("/proc/cpuinfo");
@@ -54,8 +54,8 @@ DeviceInfo describe(const char* isa, int threads) {
 
 class CpuDevice final : public DeviceBackend {
  public:
-  CpuDevice(const Kernels& kernels, int threads)
-      : kernels_(kernels), info_(describe(kernels.isa, threads)), pool_(threads) {}
+  CpuDevice(const Kernels& kernels, int threads, const ParallelFor& parallel_for)
+      : kernels_(kernels), info_(describe(kernels.isa, threads)), pool_(threads, parallel_for) {}
 
   const DeviceInfo& info() const override { return info_; }
   void* allocate(std::size_t bytes) override { return allocate_aligned(bytes); }
@@ -158,6 +158,9 @@ class CpuBackend final : public Backend {
       status.components.emplace_back("instruction set", kernels().isa);
       status.available = true;
     } catch (const Error& error) { status.reason = error.what(); }
+    std::string all;
+    for (const char* name : kernel_names()) all += (all.empty() ? "" : " ") + std::string(name);
+    status.components.emplace_back("instruction sets of this build", all);
     status.components.emplace_back("threads", std::to_string(threads()));
     status.components.emplace_back("blas", blas().name);
     return status;
@@ -171,10 +174,15 @@ class CpuBackend final : public Backend {
     }
   }
 
-  std::shared_ptr<DeviceBackend> open(int) override { return std::make_shared<CpuDevice>(kernels(), threads()); }
+  std::shared_ptr<DeviceBackend> open(int) override {
+    return std::make_shared<CpuDevice>(kernels(), threads(), context_.options.parallel_for);
+  }
 
  private:
-  static Kernels kernels() { return select_kernels(std::getenv("Q4_CPU_ISA")); }
+  Kernels kernels() const {
+    const std::string& isa = context_.options.cpu_isa;
+    return select_kernels(isa.empty() ? std::getenv("Q4_CPU_ISA") : isa.c_str());
+  }
   int threads() const { return context_.options.cpu_threads > 0 ? context_.options.cpu_threads : usable_threads(); }
 
   const BackendContext& context_;

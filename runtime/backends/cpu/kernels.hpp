@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "runtime/backends/cpu/layout.hpp"
 
@@ -18,7 +19,7 @@ enum class Element : std::uint8_t { kF16, kBF16, kF32 };  // of x and out
 constexpr int bf16_terms(Element element) { return element == Element::kBF16 ? 1 : element == Element::kF16 ? 2 : 3; }
 
 /// Rows of x to packed form. fp32: [block][row][128] floats. bf16: [block][row][128]. AMX:
-/// [block][row / 16][term][32-row step][16 rows][32], rows padded to 16 with zeros.
+/// [block][row / 16][term][32-row step][16 rows][32], rows padded to 16 with zeros. int8: [block][row][128] bytes.
 struct PackX {
   const void* x;
   std::int64_t x_stride;
@@ -77,20 +78,34 @@ struct Kernels {
   void (*panel_bf16)(const TileJob&) = nullptr;
   int direct_rows_bf16 = 0;
 
+  // For activations quantized to 8 bits, which only Math::kInt8 asks for; in every table.
+  void (*pack_x_int8)(const PackX&, std::int64_t row_begin, std::int64_t row_end) = nullptr;
+  void (*int8)(const TileJob&) = nullptr;
+
   // Where it has AMX, else null. Segments of 32 rows and more.
   void (*pack_x_amx)(const PackX&, std::int64_t row_begin, std::int64_t row_end) = nullptr;
   void (*amx)(const TileJob&) = nullptr;
 };
 
-// One per file; each returns false and does nothing when the file was built without its instructions.
+// One per file; each returns false and does nothing when the file was built without its instructions. Each adds to the
+// tables before it in select_kernels.
 bool portable_kernels(Kernels& kernels);
+bool sse4_kernels(Kernels& kernels);
 bool avx2_kernels(Kernels& kernels);
+bool avx_vnni_kernels(Kernels& kernels);
 bool avx512_kernels(Kernels& kernels);
-bool avx512_bf16_kernels(Kernels& kernels);  // adds to avx512's
-bool amx_kernels(Kernels& kernels);          // adds to avx512's
+bool avx512_vnni_kernels(Kernels& kernels);
+bool avx512_bf16_kernels(Kernels& kernels);
+bool amx_kernels(Kernels& kernels);
+bool neon_kernels(Kernels& kernels);
+bool neon_dot_kernels(Kernels& kernels);
+bool sve256_kernels(Kernels& kernels);
 
-/// The best table that this processor can run, or the one named by `forced` ("portable", "avx2", "avx512",
-/// "avx512_bf16", "amx_bf16"); throws kUnsupported when it cannot. Each one contains the ones before.
+/// The names of all tables, worst first: "portable", "sse4", "avx2", "avx_vnni", "avx512", "avx512_vnni",
+/// "avx512_bf16", "amx_bf16", "neon", "neon_dot", "sve256".
+std::span<const char* const> kernel_names();
+
+/// The best table that this processor can run, or the one named by `forced`; throws kUnsupported when it cannot.
 Kernels select_kernels(const char* forced);
 
 }  // namespace q4::cpu

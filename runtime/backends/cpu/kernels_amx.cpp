@@ -176,7 +176,6 @@ void amx(const TileJob& job) {
 }  // namespace
 
 bool amx_kernels(Kernels& kernels) {
-  kernels.isa = "amx_bf16";
   kernels.pack_x_amx = &pack_x;
   kernels.amx = &amx;
   return true;

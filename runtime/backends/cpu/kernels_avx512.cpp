@@ -1,13 +1,14 @@
-// The fp32 kernels for AVX-512; built with its flags (flags.cmake).
+// The fp32 and int8 kernels for AVX-512; built with its flags (flags.cmake).
 #include "runtime/backends/cpu/kernels.hpp"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
-#include "runtime/backends/cpu/kernels_fp32.hpp"
+#include "runtime/backends/cpu/kernels_int8.hpp"
 #include "runtime/backends/cpu/simd_avx512.hpp"
 
 namespace q4::cpu {
 bool avx512_kernels(Kernels& kernels) {
-  Fp32Kernels<Avx512>::fill(kernels, "avx512");
+  Fp32Kernels<Avx512>::fill(kernels);
+  Int8Kernels<Avx512>::fill(kernels);
   return true;
 }
 }  // namespace q4::cpu

@@ -145,7 +145,6 @@ void panel(const TileJob& job) {
 }  // namespace
 
 bool avx512_bf16_kernels(Kernels& kernels) {
-  kernels.isa = "avx512_bf16";
   kernels.pack_x_bf16 = &pack_x;
   kernels.direct_bf16 = &direct;
   kernels.panel_bf16 = &panel;

@@ -246,8 +246,7 @@ struct Fp32Kernels {
     }
   }
 
-  static void fill(Kernels& kernels, const char* isa) {
-    kernels.isa = isa;
+  static void fill(Kernels& kernels) {
     kernels.pack_x = &pack_x;
     kernels.direct = &direct;
     kernels.panel = &panel;

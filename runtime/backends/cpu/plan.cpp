@@ -14,7 +14,8 @@ constexpr std::int64_t kRowBlock = 256;            // rows of a task: y stays in
 constexpr std::int64_t kDenseColumns = 4 * kTile;  // columns that reconstruct + BLAS takes at a time
 constexpr std::size_t kAlign = 256;
 constexpr std::size_t kThreadScratch = kScratch + kRowBlock * kTile * sizeof(float);
-constexpr Path kPaths[] = {Path::kDirect, Path::kPanel, Path::kDirectBf16, Path::kPanelBf16, Path::kAmx, Path::kBlas};
+constexpr Path kPaths[] = {Path::kDirect, Path::kPanel, Path::kDirectBf16, Path::kPanelBf16,
+                           Path::kAmx,    Path::kInt8,  Path::kBlas};
 
 std::size_t round_up(std::size_t value, std::size_t to) { return (value + to - 1) / to * to; }
 
@@ -45,6 +46,8 @@ const char* to_string(Path path) noexcept {
       return "cpu-panel math=bf16";
     case Path::kAmx:
       return "cpu-amx math=bf16";
+    case Path::kInt8:
+      return "cpu-direct math=int8";
     case Path::kBlas:
       return "reconstruct+blas";
   }
@@ -57,12 +60,15 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
       kernels_(kernels),
       pool_(pool),
       element_(element_of(options.activation)),
+      int8_(options.math == Math::kInt8),
       batch_invariant_(options.batch_invariant) {
   if (!options.tactic.empty()) {
     forced_ = true;
     forced_path_ = parse(options.tactic);
-  } else if (!batch_invariant_) {
-    const bool slow_kernels = std::string_view(kernels_.isa) == "portable";
+  } else if (!batch_invariant_ && !int8_) {
+    const std::string_view isa = kernels_.isa;
+    // The BLAS brings threads of its own, which an embedder's pool need not have room for.
+    const bool slow_kernels = (isa == "portable" || isa == "sse4") && !pool_.embedded();
     blas_from_ = options.reconstruct_from >= 0 ? options.reconstruct_from
                  : tuned                       ? tuned->reconstruct_from
                  : slow_kernels                ? 32
@@ -79,9 +85,11 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
 }
 
 bool CpuPlan::valid(Path path) const {
+  if (int8_ != (path == Path::kInt8)) return false;  // quantized activations are asked for, never chosen
   switch (path) {
     case Path::kDirect:
     case Path::kPanel:
+    case Path::kInt8:
       return true;
     case Path::kDirectBf16:
     case Path::kPanelBf16:
@@ -107,6 +115,7 @@ Path CpuPlan::parse(const std::string& name) const {
 }
 
 Path CpuPlan::default_path(std::int64_t m) const {
+  if (int8_) return Path::kInt8;
   // One way of adding for every m: the fp32 kernels agree to the bit.
   const bool few = m <= kernels_.direct_rows;
   if (batch_invariant_) return few ? Path::kDirect : Path::kPanel;
@@ -139,7 +148,8 @@ void CpuPlan::layout_workspace(std::int64_t max_m) {
   const auto packed_k = std::size_t(matrix_->blocks * kBlock);
   const std::size_t element = std::max(4, 2 * bf16_terms(element_));
   sums_at_ = round_up(rows * packed_k * element, kAlign);
-  scratch_at_ = sums_at_ + round_up(rows * packed_k / std::size_t(matrix_->segment) * sizeof(float), kAlign);
+  const std::size_t sums = int8_ ? 2 : 1;  // scales and sums
+  scratch_at_ = sums_at_ + round_up(rows * packed_k / std::size_t(matrix_->segment) * sums * sizeof(float), kAlign);
   workspace_bytes_ = scratch_at_ + std::size_t(pool_.threads()) * kThreadScratch;
   if (blas_from_ > 0 || forced_path_ == Path::kBlas) {
     dense_at_ = round_up(workspace_bytes_, kAlign);
@@ -182,8 +192,12 @@ PackX CpuPlan::pack_job(const Rows& rows, std::byte* workspace) const {
 
 void CpuPlan::run_tiles(Path path, const Rows& rows, std::byte* workspace) const {
   const bool bf16 = path == Path::kDirectBf16 || path == Path::kPanelBf16;
-  const auto pack_x = path == Path::kAmx ? kernels_.pack_x_amx : bf16 ? kernels_.pack_x_bf16 : kernels_.pack_x;
+  const auto pack_x = path == Path::kAmx    ? kernels_.pack_x_amx
+                      : path == Path::kInt8 ? kernels_.pack_x_int8
+                      : bf16                ? kernels_.pack_x_bf16
+                                            : kernels_.pack_x;
   const auto multiply = path == Path::kAmx          ? kernels_.amx
+                        : path == Path::kInt8       ? kernels_.int8
                         : path == Path::kDirectBf16 ? kernels_.direct_bf16
                         : path == Path::kPanelBf16  ? kernels_.panel_bf16
                         : path == Path::kDirect     ? kernels_.direct

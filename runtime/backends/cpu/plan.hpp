@@ -13,7 +13,7 @@
 namespace q4::cpu {
 
 /// The ways to multiply; their names are the tactics.
-enum class Path : std::uint8_t { kDirect, kPanel, kDirectBf16, kPanelBf16, kAmx, kBlas };
+enum class Path : std::uint8_t { kDirect, kPanel, kDirectBf16, kPanelBf16, kAmx, kInt8, kBlas };
 const char* to_string(Path path) noexcept;
 
 class CpuPlan final : public PlanBackend {
@@ -49,7 +49,7 @@ class CpuPlan final : public PlanBackend {
   Kernels kernels_;
   ThreadPool& pool_;
   Element element_;
-  bool batch_invariant_;
+  bool int8_, batch_invariant_;
   std::int64_t blas_from_ = 0;  // 0: never
   struct Bucket {
     std::int64_t m;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include <immintrin.h>
 
@@ -23,6 +24,7 @@ struct Avx512 {
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
 
@@ -33,9 +35,30 @@ struct Avx512 {
     const F table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
     return _mm512_permutexvar_ps(_mm512_srli_epi32(words, nibble_shift(I)), table);
   }
-  static F load_u8(const std::uint8_t* from) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  // Of 8-bit activations (simd_portable.hpp says what).
+  using I = __m512i;
+  static I zero_int() { return _mm512_setzero_si512(); }
+  template <int kHalf>
+  static W bytes(W words) {
+    return _mm512_and_si512(_mm512_srli_epi32(words, 4 * kHalf), _mm512_set1_epi8(15));
   }
+  static I dot(I sum, W codes, const std::int8_t* x) {  // pairs are at most 2 * 15 * 127: no 16-bit saturation
+    const __m512i pairs = _mm512_maddubs_epi16(codes, broadcast4(x));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
+  static F correct(I sum, I zero, std::int32_t x) {
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, _mm512_set1_epi32(x))));
+  }
+  static I load_u8_int(const std::uint8_t* from) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+  static I broadcast4(const std::int8_t* x) {
+    std::int32_t four;
+    std::memcpy(&four, x, sizeof four);
+    return _mm512_set1_epi32(four);
+  }
+
+  static F load_u8(const std::uint8_t* from) { return _mm512_cvtepi32_ps(load_u8_int(from)); }
   static F load_f16(const std::uint16_t* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }

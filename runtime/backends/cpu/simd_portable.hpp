@@ -1,4 +1,4 @@
-// The vector operations of the fp32 kernels in GCC's and clang's vector extension: SSE2, NEON, or whatever there is.
+// The vector operations of the fp32 kernels in GCC's and clang's vector extension: SSE2, SSE4, or whatever there is.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,8 @@
 
 namespace q4::cpu {
 
+/// Isa names the including file's own copy of the code, which its target flags shape.
+template <class Isa>
 struct Portable {
   typedef float F __attribute__((vector_size(16)));
   typedef std::uint32_t W __attribute__((vector_size(16)));
@@ -24,6 +26,7 @@ struct Portable {
   static F mul(F a, F b) { return a * b; }
   static F fma(F a, F b, F c) { return c + a * b; }
   static F fnma(F a, F b, F c) { return c - a * b; }
+  static F max(F a, F b) { return F((I32(a > b) & I32(a)) | (~I32(a > b) & I32(b))); }
 
   static W load_words(const std::uint32_t* from) { return read<W>(from); }
   /// q - 8 of row I of the octet.
@@ -31,6 +34,23 @@ struct Portable {
   static F code(W words) {
     return __builtin_convertvector(I32((words >> nibble_shift(I)) & 15u) - 8, F);
   }
+  // Of 8-bit activations: 32-bit lanes, each with four codes of one column.
+  using I = I32;
+  static I zero_int() { return I{}; }
+  /// Rows 0, 4, 1, 5 (half 0) or 2, 6, 3, 7 (half 1) of the octet as unsigned bytes.
+  template <int kHalf>
+  static W bytes(W words) {
+    return (words >> (4 * kHalf)) & 0x0F0F0F0Fu;
+  }
+  /// sum + the products of each lane's four codes with four signed bytes.
+  static I dot(I sum, W codes, const std::int8_t* x) {
+    for (int i = 0; i < 4; ++i) sum += I((codes >> (8 * i)) & 15u) * std::int32_t(x[i]);
+    return sum;
+  }
+  /// float(sum - zero x)
+  static F correct(I sum, I zero, std::int32_t x) { return __builtin_convertvector(sum - zero * x, F); }
+  static I load_u8_int(const std::uint8_t* from) { return I{from[0], from[1], from[2], from[3]}; }
+
   static F load_u8(const std::uint8_t* from) {
     return F{float(from[0]), float(from[1]), float(from[2]), float(from[3])};
   }

@@ -8,9 +8,12 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <utility>
 
 namespace q4::cpu {
 namespace {
+
+thread_local bool working = false;  // inside a job's body: jobs that it starts run in this thread
 
 constexpr int kSpins = 2000;  // of a pause, some tens of nanoseconds each
 
@@ -50,26 +53,37 @@ double quota_limit(const std::string& root, std::string folder, bool v2, double 
 
 }  // namespace
 
-int usable_threads() {
-  double limit = std::max(1u, std::thread::hardware_concurrency());
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) limit = CPU_COUNT(&set);
-  std::ifstream groups("/proc/self/cgroup");
+double cgroup_cpus(const std::string& root, double limit) {
+  std::ifstream groups(root + "/proc/self/cgroup");
   for (std::string line; std::getline(groups, line);) {  // "4:cpu,cpuacct:/path" or "0::/path"
     std::istringstream fields(line);
     std::string id, controllers, path;
     std::getline(std::getline(std::getline(fields, id, ':'), controllers, ':'), path);
     if (path == "/") path.clear();
     const bool cpu = ("," + controllers + ",").find(",cpu,") != std::string::npos;
-    if (controllers.empty()) limit = quota_limit("/sys/fs/cgroup", path, true, limit);
-    if (cpu) limit = quota_limit("/sys/fs/cgroup/cpu", path, false, limit);
+    if (controllers.empty()) limit = quota_limit(root + "/sys/fs/cgroup", path, true, limit);
+    if (cpu) limit = quota_limit(root + "/sys/fs/cgroup/cpu", path, false, limit);
   }
+  return limit;
+}
+
+int usable_threads() {
+  double limit = std::max(1u, std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) limit = CPU_COUNT(&set);
+  limit = cgroup_cpus("", limit);
 #endif
   return std::max(1, int(limit + 0.999));
 }
 
-ThreadPool::ThreadPool(int threads) : threads_(std::max(1, threads)), process_(getpid()) {}
+ThreadPool::ThreadPool(int threads, ParallelFor parallel_for)
+    : threads_(std::max(1, threads)), process_(getpid()), parallel_for_(std::move(parallel_for)) {
+#if defined(__linux__)
+  affinity_.resize(sizeof(cpu_set_t));
+  if (sched_getaffinity(0, affinity_.size(), reinterpret_cast<cpu_set_t*>(affinity_.data())) != 0) affinity_.clear();
+#endif
+}
 
 ThreadPool::~ThreadPool() {
   const bool here = getpid() == process_;
@@ -91,10 +105,11 @@ void ThreadPool::start() {
 }
 
 void ThreadPool::run(std::int64_t count, Chunk chunk, void* self) {
-  if (count <= 1 || threads_ == 1 || getpid() != process_) {
+  if (count <= 1 || threads_ == 1 || working || (getpid() != process_ && !parallel_for_)) {
     for (std::int64_t index = 0; index < count; ++index) chunk(self, index, 0);
     return;
   }
+  if (parallel_for_) return run_embedded(count, chunk, self);
   const std::lock_guard lock(mutex_);
   if (workers_.empty()) start();
   const std::uint32_t job = job_.load(std::memory_order_relaxed) + 1;
@@ -112,6 +127,24 @@ void ThreadPool::run(std::int64_t count, Chunk chunk, void* self) {
     wait_while(done_, done);
 }
 
+void ThreadPool::run_embedded(std::int64_t count, Chunk chunk, void* self) {
+  struct Job {
+    std::atomic<std::int64_t> next{0};
+    std::int64_t count;
+    Chunk chunk;
+    void* self;
+    void share(int worker) {
+      for (std::int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+        const bool before = std::exchange(working, true);
+        chunk(self, index, worker);
+        working = before;
+      }
+    }
+  } job{{}, count, chunk, self};
+  parallel_for_(int(std::min<std::int64_t>(threads_, count)), [&job](int worker) { job.share(worker); });
+  job.share(0);  // what is left if some task was not called
+}
+
 void ThreadPool::share(std::uint32_t job, int worker) {
   const std::uint64_t number = (std::uint64_t(job) << kIndexBits) >> kIndexBits;  // as much as a ticket keeps of it
   std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
@@ -122,13 +155,19 @@ void ThreadPool::share(std::uint32_t job, int worker) {
     if (index >= count) return;
     if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire))
       continue;
+    working = true;
     chunk(self, std::int64_t(index), worker);
+    working = false;
     if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) done_.notify_one();
     ticket = ticket_.load(std::memory_order_acquire);
   }
 }
 
 void ThreadPool::serve(int worker) {
+#if defined(__linux__)
+  if (!affinity_.empty())
+    sched_setaffinity(0, affinity_.size(), reinterpret_cast<const cpu_set_t*>(affinity_.data()));  // advice
+#endif
   std::uint32_t seen = 0;
   for (;;) {
     wait_while(job_, seen);

@@ -52,7 +52,7 @@ class Matrix:
         max_m: int,
         *,
         dtype: _Dtype = "float16",
-        math: Literal["auto", "half2", "fp32"] = "auto",
+        math: Literal["auto", "half2", "fp32", "int8"] = "auto",
         gather: Literal["auto", "fused", "separate"] = "auto",
         reconstruct_from: int = -1,
         batch_invariant: bool = False,

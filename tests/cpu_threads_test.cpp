@@ -1,0 +1,153 @@
+// The CPU backend's threads: how many there are, whose they are, and that they wait for nobody who waits for them.
+#include <doctest/doctest.h>
+#include <sched.h>
+
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "cpu_device.hpp"
+#include "runtime/backends/cpu/thread_pool.hpp"
+
+namespace q4::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A tree that stands before /proc and /sys.
+struct Root {
+  fs::path path = fs::temp_directory_path() / ("q4-cgroup-" + std::to_string(getpid()));
+  Root() { fs::remove_all(path); }
+  ~Root() { fs::remove_all(path); }
+  void write(const std::string& name, const std::string& text) const {
+    fs::create_directories((path / name).parent_path());
+    std::ofstream(path / name) << text;
+  }
+  double cpus(double limit) const { return cpu::cgroup_cpus(path.string(), limit); }
+};
+
+int allowed_cpus() {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
+}
+
+/// The calling thread on one of its CPUs, for as long as this lives.
+struct OnOneCpu {
+  cpu_set_t before;
+  OnOneCpu() {
+    REQUIRE(sched_getaffinity(0, sizeof before, &before) == 0);
+    int first = 0;
+    while (!CPU_ISSET(first, &before)) ++first;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(first, &one);
+    REQUIRE(sched_setaffinity(0, sizeof one, &one) == 0);
+  }
+  ~OnOneCpu() { sched_setaffinity(0, sizeof before, &before); }
+};
+
+void in_turn(int tasks, const std::function<void(int)>& task) {
+  for (int i = tasks - 1; i >= 0; --i) task(i);
+}
+void on_threads(int tasks, const std::function<void(int)>& task) {
+  std::vector<std::thread> threads;
+  for (int i = 0; i < tasks; ++i) threads.emplace_back([&task, i] { task(i); });
+  for (std::thread& thread : threads) thread.join();
+}
+void not_at_all(int, const std::function<void(int)>&) {}
+
+}  // namespace
+
+TEST_CASE("cpu threads: cgroup limits, v1 and v2, of the process and of its parents") {
+  Root root;
+  CHECK(root.cpus(8) == 8);  // no cgroups at all
+  root.write("proc/self/cgroup", "0::/a/b\n");
+  root.write("sys/fs/cgroup/a/b/cpu.max", "max 100000\n");
+  CHECK(root.cpus(8) == 8);
+  root.write("sys/fs/cgroup/a/cpu.max", "300000 100000\n");
+  CHECK(root.cpus(8) == 3);
+  CHECK(root.cpus(2) == 2);
+  root.write("sys/fs/cgroup/a/b/cpu.max", "150000 100000\n");
+  CHECK(root.cpus(8) == 1.5);
+
+  root.write("proc/self/cgroup", "5:memory:/x\n4:cpu,cpuacct:/c\n0::/\n");
+  root.write("sys/fs/cgroup/cpu/c/cpu.cfs_quota_us", "-1\n");
+  root.write("sys/fs/cgroup/cpu/c/cpu.cfs_period_us", "100000\n");
+  CHECK(root.cpus(8) == 8);
+  root.write("sys/fs/cgroup/cpu/c/cpu.cfs_quota_us", "250000\n");
+  CHECK(root.cpus(8) == 2.5);
+}
+
+TEST_CASE("cpu threads: the affinity mask bounds them, and they keep the mask of the pool's maker") {
+  const int allowed = allowed_cpus();
+  CHECK(cpu::usable_threads() <= allowed);
+  cpu::ThreadPool pool(2);
+  const OnOneCpu pinned;
+  CHECK(cpu::usable_threads() == 1);
+  std::atomic<int> arrived{0}, others_cpus{0};
+  pool.run(2, [&](std::int64_t, int worker) {
+    if (worker == 1) others_cpus = allowed_cpus();
+    ++arrived;  // wait for the other, so that each takes one
+    for (int i = 0; i < 5000 && arrived < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  });
+  CHECK(others_cpus == allowed);
+}
+
+TEST_CASE("cpu threads: a job that starts a job does not wait for itself") {
+  for (const ParallelFor& hook : {ParallelFor(), ParallelFor(on_threads)}) {
+    cpu::ThreadPool pool(3, hook);
+    std::atomic<int> inner{0};
+    pool.run(5, [&](std::int64_t, int) { pool.run(7, [&](std::int64_t, int) { ++inner; }); });
+    CHECK(inner == 35);
+  }
+}
+
+TEST_CASE("cpu threads: an embedder's pool gets every task, and the bits are the same") {
+  MatrixSpec spec;
+  spec.k = 512;
+  spec.n = 520;
+  const HostRows x = random_rows(DType::kF16, 40, spec.k);
+  HostRows expected(DType::kF16, 40, spec.n);
+  {
+    CpuDevice own(3);
+    run(*own.device, pack(*own.device, spec), options_for(40, DType::kF16), x, expected);
+  }
+  for (const auto hook : {in_turn, on_threads, not_at_all}) {
+    int calls = 0, most = 0;
+    CpuDevice cpu(3, {}, [&](int tasks, const std::function<void(int)>& task) {
+      ++calls;
+      most = std::max(most, tasks);
+      hook(tasks, task);
+    });
+    const Packed packed = pack(*cpu.device, spec);
+    HostRows out(DType::kF16, 40, spec.n);
+    run(*cpu.device, packed, options_for(40, DType::kF16), x, out);
+    CHECK(same_bits(out, expected));
+    CHECK(calls >= 2);  // packing W, the product
+    CHECK(most == 3);
+  }
+}
+
+TEST_CASE("cpu threads: plans run at once from an embedder's own threads, with its pool or with none") {
+  MatrixSpec spec;
+  spec.k = 256;
+  spec.n = 264;
+  for (const bool hooked : {false, true}) {
+    CpuDevice cpu(hooked ? 2 : 1, {}, hooked ? ParallelFor(on_threads) : ParallelFor());
+    const Packed packed = pack(*cpu.device, spec);
+    const HostRows x = random_rows(DType::kF16, 20, spec.k);
+    HostRows expected(DType::kF16, 20, spec.n);
+    run(*cpu.device, packed, options_for(20, DType::kF16), x, expected);
+    std::vector<HostRows> outs(4, HostRows(DType::kF16, 20, spec.n));
+    on_threads(4, [&](int user) {
+      const auto plan = cpu.device->plan(packed.matrix, options_for(20, DType::kF16), nullptr);
+      HostRows& out = outs[static_cast<std::size_t>(user)];
+      for (int i = 0; i < 5; ++i) plan->run(nullptr, x.data(), spec.k, out.data(), spec.n, 20, nullptr);
+    });
+    for (const HostRows& out : outs) CHECK(same_bits(out, expected));
+  }
+}
+
+}  // namespace q4::test
