@@ -1,7 +1,7 @@
 // The PTX instructions of Hopper that the prefill kernel uses, one helper each: barriers, copies, clusters, registers.
 // Addresses of shared memory are 32-bit (shared_address). tests/emulation models them for a C++ compiler.
 #pragma once
-#include "async.h"
+#include "words.h"
 
 namespace q4 {
 
@@ -11,12 +11,6 @@ struct alignas(64) TensorMap {
 };
 
 #if Q4_EMULATED
-u32 bf16x2_add(u32 a, u32 b);
-u32 bf16x2_mul(u32 a, u32 b);
-template <bool kBf16>
-u32 pack(float low, float high);
-u32 byte_perm(u32 a, u32 b, u32 selector);
-float fma_float(float a, float b, float c);
 bool elect_one();
 void mbar_arrive(u32 bar);
 void mbar_arrive_remote(u32 bar, u32 block);
@@ -34,42 +28,8 @@ template <int kRegisters>
 void registers_raise() {}
 template <int kRegisters>
 void registers_lower() {}
-u32 load_shared(u32 address);
-u32 load_shared_byte(u32 address);
-void load_shared4(u32 (&d)[4], u32 address);
-void store_shared(u32 address, u32 v);
-template <int kCount>
-void load_shared_floats(float (&v)[kCount], u32 address);
-template <int kCount>
-void store_shared_floats(u32 address, const float (&v)[kCount]);
 void store_matrix4_transposed(u32 address, u32 a, u32 b, u32 c, u32 d);
-u32 atomic_add(u32* counter, u32 v);
-Words4 load_l2(const void* p);
 #else
-
-// ---- arithmetic on pairs of 16-bit floats -------------------------------------------------------------------------
-Q4_DEVICE u32 bf16x2_add(u32 a, u32 b) {
-  u32 d;
-  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-  return d;
-}
-Q4_DEVICE u32 bf16x2_mul(u32 a, u32 b) {
-  u32 d;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-  return d;
-}
-template <bool kBf16>
-Q4_DEVICE u32 pack(float low, float high) {
-  u32 d;
-  if constexpr (kBf16)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
-  else
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
-  return d;
-}
-
-Q4_DEVICE u32 byte_perm(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
-Q4_DEVICE float fma_float(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
 /// True in one lane of a converged warp; ptxas keeps what only that lane does in uniform registers.
 Q4_DEVICE bool elect_one() {
@@ -131,13 +91,6 @@ Q4_DEVICE void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tenso
 /// Ordinary stores to shared memory before it, tensor copies and wgmma after it.
 Q4_DEVICE void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-/// Releases what this thread knows of to the GPU, and acquires what others released there; returns the value before.
-Q4_DEVICE u32 atomic_add(u32* p, u32 v) {
-  u32 before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(p), "r"(v) : "memory");
-  return before;
-}
-
 // ---- registers of a warpgroup
 // -------------------------------------------------------------------------------------------
 template <int kRegisters>
@@ -151,44 +104,6 @@ Q4_DEVICE void registers_lower() {
 
 // ---- shared memory
 // ---------------------------------------------------------------------------------------------------------
-Q4_DEVICE u32 load_shared(u32 address) {
-  u32 d;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(d) : "r"(address));
-  return d;
-}
-Q4_DEVICE u32 load_shared_byte(u32 address) {
-  u32 d;
-  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(d) : "r"(address));
-  return d;
-}
-Q4_DEVICE void load_shared4(u32 (&d)[4], u32 address) {
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-               : "r"(address));
-}
-Q4_DEVICE void store_shared(u32 address, u32 v) {
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
-}
-/// 2 or 4 floats, aligned to their size.
-template <int kCount>
-Q4_DEVICE void load_shared_floats(float (&v)[kCount], u32 address) {
-  static_assert(kCount == 2 || kCount == 4);
-  if constexpr (kCount == 2)
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v[0]), "=f"(v[1]) : "r"(address));
-  else
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
-                 : "r"(address));
-}
-template <int kCount>
-Q4_DEVICE void store_shared_floats(u32 address, const float (&v)[kCount]) {
-  static_assert(kCount == 2 || kCount == 4);
-  if constexpr (kCount == 2)
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(v[0]), "f"(v[1]) : "memory");
-  else
-    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
-                 : "memory");
-}
 /// Four 8x8 matrices of 16-bit elements, each transposed: lane l gives the address of row l % 8 of matrix l / 8.
 Q4_DEVICE void store_matrix4_transposed(u32 address, u32 a, u32 b, u32 c, u32 d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b),
@@ -196,13 +111,6 @@ Q4_DEVICE void store_matrix4_transposed(u32 address, u32 a, u32 b, u32 c, u32 d)
                : "memory");
 }
 
-// ---- between blocks, through global memory
-// -------------------------------------------------------------------------------
-/// 16 bytes that another block wrote: past the first cache.
-Q4_DEVICE Words4 load_l2(const void* p) {
-  const uint4 v = __ldcg(static_cast<const uint4*>(p));
-  return {v.x, v.y, v.z, v.w};
-}
 #endif
 
 }  // namespace q4

@@ -111,11 +111,10 @@ Q4_BOTH constexpr i64 grid(const PrefillConfig& c, i64 m, const Limits& limits) 
   const i64 all = tiles(c, m);
   return (one_tile(c) || (all < workers && !c.cut) ? all : workers) * cluster(c);
 }
-/// The workspace: counters (zero before the first launch, left zero), then two fp32 tiles a block.
-constexpr int kPrefillCounterBytes = 16384;
+/// The workspace: counters, then two fp32 tiles a block.
 Q4_BOTH constexpr i64 workspace_bytes(const PrefillConfig& c, i64 m, const Limits& limits) {
   if (!c.cut || m <= 0) return 0;
-  return kPrefillCounterBytes + grid(c, m, limits) * 2 * tile_columns(c) * c.rows * 4;
+  return kCounterBytes + grid(c, m, limits) * 2 * tile_columns(c) * c.rows * 4;
 }
 
 Q4_BOTH constexpr bool valid(const PrefillConfig& c, const Limits& limits) {
@@ -128,8 +127,8 @@ Q4_BOTH constexpr bool valid(const PrefillConfig& c, const Limits& limits) {
   if (one_tile(c) && (c.share > 1 || c.cut)) return false;  // its cluster runs along k
   if (slabs(c.p.k) / c.split < c.teams) return false;       // every part has a slab
   if (gather_in_ring(c) && gather_bytes(c) > x_stages(c) * x_tile_bytes(c)) return false;
-  if (x_stages(c) < 4 * c.teams || stages(c) < 2 * c.teams) return false;  // a slab for each team, one to come
-  if (c.cut && 2 * limits.units * c.strips * 4 > kPrefillCounterBytes) return false;  // one counter a tile and strip
+  if (x_stages(c) < 4 * c.teams || stages(c) < 2 * c.teams) return false;      // a slab for each team, one to come
+  if (c.cut && 2 * limits.units * c.strips * 4 > kCounterBytes) return false;  // one counter a tile and strip
   return !c.fold || (one_ring(c) && c.p.unit % kSlabRows == 0);
 }
 /// A row's bits depend neither on m nor on where the row stands, for one config: how k is cut does not depend on m.
@@ -140,17 +139,21 @@ Q4_BOTH constexpr bool batch_invariant(const PrefillConfig& c) { return c.cut ==
 Q4_BOTH constexpr double prefill_estimate(const PrefillConfig& c, i64 m, const Limits& limits) {
   // One strip x 16 rows of k on one SM: its codes, their conversion and its wgmma hardly hide one another.
   const double step = c.rows == 16 ? 17.7 : c.rows == 32 ? 20.2 : c.rows == 64 ? 29.3 : c.rows == 128 ? 43.4 : 83;
-  double part = 1;                     // small things, as factors
-  if (consumers(c) == 1) part *= 1.5;  // few warps hide little latency
-  if (consumers(c) == 2 && c.rows <= 128 && !(one_tile(c) && c.rows == 128)) part *= 1.04;
+  double part = 1;  // small things, as factors
+  const bool long_part = c.split > 1 && slabs(c.p.k) / c.split >= 32;
+  if (consumers(c) == 1) part *= c.rows > 32 || c.split == 1 ? 1.5 : long_part ? 0.97 : 1.13;  // latencies show
+  if (consumers(c) == 2 && c.teams == 1 && long_part && c.rows <= 64)
+    part *= 0.97;
+  else if (consumers(c) == 2 && c.rows <= 128 && !(c.rows == 128 && (one_tile(c) || slabs(c.p.k) <= 32)))
+    part *= 1.04;
   if (c.rows <= 32 && !c.fold) part *= 1.1;
   if (c.rows == 256 ? c.share == 1 : c.share == 2 || (c.rows == 128 && c.strips == 1)) part *= 1.04;  // traffic of x
-  if (c.strips == 4) part *= 1.01;                                                                    // registers
-  if (c.rows >= 128 && parts(c) == 4) part *= 1.03;
+  if (c.strips == 4) part *= c.rows == 128 ? 1.03 : c.rows <= 32 && !c.cut ? 0.94 : 1.01;
+  if (c.rows == 128 && c.teams == 2) part *= 1.03;
   const double tile = step * part * c.strips * slabs(c.p.k) * 8 / c.split;
   const double all = static_cast<double>(tiles(c, m)), workers = larger(1, limits.units / cluster(c));
   const i64 waves = (tiles(c, m) + static_cast<i64>(workers) - 1) / static_cast<i64>(workers);
-  const double ends = 3500 + (c.split > 1 ? 4.0 * c.rows : 0);
+  const double ends = 3500 + (c.split > 1 ? (c.rows == 256 ? 8.0 : 4.0) * c.rows : 0);
   if (one_tile(c)) return static_cast<double>(waves) * (tile + ends);
   if (c.cut && cut_tiles(c, tiles(c, m), static_cast<int>(workers)) > 0)
     return 1.02 * tile * all / workers + ends + 7000 + 42.0 * c.rows +

@@ -53,7 +53,7 @@ Q4_DEVICE bool sum_cut(float (&acc)[kRegs], const MatmulArgs& a, const Schedule<
                        const Shared<C>& s, const Place& at) {
   const int begin = work.tile * slabs(C.p.k);
   const int first = schedule.cut_owner(begin), last = schedule.cut_owner(begin + slabs(C.p.k) - 1);
-  float* parts = reinterpret_cast<float*>(a.workspace + kPrefillCounterBytes);
+  float* parts = reinterpret_cast<float*>(a.workspace + kCounterBytes);
   const auto part_of = [&](int worker) {  // a worker has at most two: the end of a tile and the beginning of one
     const int which = schedule.cut_begin(worker) > begin ? 0 : 1;
     const u64 slot = (static_cast<u64>(worker * C.share + at.rank) * 2 + which) * C.strips + at.strip;

@@ -1,6 +1,7 @@
 // Prefill, stage "mma": a consumer warpgroup converts the next codes while the tensor cores work on the last ones.
 #pragma once
-#include "prefill_dequantize.h"
+#include "dequantize.h"
+#include "prefill_pipeline.h"
 #include "wgmma.h"
 
 namespace q4::prefill_detail {

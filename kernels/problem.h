@@ -28,6 +28,9 @@ struct Limits {
   int registers = 65536;     ///< of one SM
 };
 
+/// The head of a workspace, in which kernels that split k count arrivals: zero before the first launch, left zero.
+constexpr int kCounterBytes = 16384;
+
 /// Arguments of every matmul kernel. Pointers are 16-byte aligned, strides in elements and multiples of 8.
 struct MatmulArgs {
   const u8* codes;   ///< codes_bytes(k, n)
@@ -36,7 +39,7 @@ struct MatmulArgs {
   const i32* x_map;  ///< [k] when gather
   const u16* bias;   ///< [n] in the activations' type when bias
   u16* out;          ///< [m, n], row stride out_stride
-  u8* workspace;     ///< workspace_bytes(C, m) of the kernel; zero before the first launch, left zero where it counts
+  u8* workspace;     ///< workspace_bytes(C, m) of the kernel; its first kCounterBytes are zero
   i64 x_stride, out_stride;
   i32 m;
 };

@@ -23,7 +23,7 @@ const std::vector<std::string> kOptions = {"-std=c++20", "--ptxas-options=-v"};
 const cuda::Nvrtc* compiler(const std::string& arch) {
   static const cuda::Nvrtc nvrtc;
   if (!nvrtc.available()) skip("no NVRTC: " + nvrtc.problem());
-  if (arch == "sm_100" && nvrtc.available() && nvrtc.version() < "12.8") {
+  if ((arch == "sm_100" || arch == "sm_120") && nvrtc.available() && nvrtc.version() < "12.8") {
     skip("NVRTC " + nvrtc.version() + " does not know " + arch);
     return nullptr;
   }
@@ -61,7 +61,8 @@ Limits limits_of(const std::string& arch) {
   Limits limits;
   limits.arch = std::atoi(arch.c_str() + 3);
   limits.units = limits.arch >= 90 ? 132 : 80;
-  limits.shared_bytes = limits.arch >= 90 ? 232448 : limits.arch == 80 ? 166912 : limits.arch > 80 ? 101376 : 65536;
+  const bool large = limits.arch >= 90 && limits.arch < 120;  // sm_120 has what sm_86 has
+  limits.shared_bytes = large ? 232448 : limits.arch == 80 ? 166912 : limits.arch > 80 ? 101376 : 65536;
   return limits;
 }
 
@@ -124,6 +125,7 @@ TEST_CASE("sm_86: every kernel compiles, no default spills") { check_table("sm_8
 TEST_CASE("sm_89: every kernel compiles, no default spills") { check_table("sm_89", 0); }
 TEST_CASE("sm_90a: every kernel compiles, no default spills") { check_table("sm_90a", 4); }
 TEST_CASE("sm_100: every kernel compiles, no default spills") { check_table("sm_100", 0); }
+TEST_CASE("sm_120: every kernel compiles, no default spills") { check_table("sm_120", 0); }
 
 TEST_CASE("cubin_info agrees with ptxas, and sees a stack") {
   const cuda::Nvrtc* nvrtc = compiler("sm_90");

@@ -5,6 +5,7 @@ namespace q4 {
 inline void skip_barrier() {}
 }  // namespace q4
 #define sync_block() skip_barrier()  // in the kernels below, and nowhere else: their configs occur in no other file
+#include "kernels/batch.h"
 #include "kernels/gemv.h"
 #include "kernels/reconstruct.h"
 #undef sync_block
@@ -51,6 +52,19 @@ double decode_error(Engine engine) {
   });
 }
 
+constexpr EmulatedCase kBatchMatrix{.k = 640, .n = 136};
+constexpr BatchConfig kBatch{.p = kBatchMatrix.problem(), .rows = 16, .strips = 2, .teams = 2, .stages = 2};
+
+double batch_error(Engine engine) {
+  return largest_error(kBatchMatrix, {5}, 0, [&](const MatmulArgs& args) {
+    emulate({.grid = grid(kBatch, args.m),
+             .threads = threads(kBatch),
+             .shared_bytes = shared_bytes(kBatch),
+             .engine = engine},
+            [&] { batch<kBatch>(args); });
+  });
+}
+
 const bool kThreads = emulation::default_engine() == Engine::kThreads;
 
 TEST_CASE("fibers: gemv without its barrier gives NaN" * doctest::skip(kThreads)) {
@@ -59,6 +73,11 @@ TEST_CASE("fibers: gemv without its barrier gives NaN" * doctest::skip(kThreads)
 TEST_CASE("fibers: decode without the barrier of its teams is wrong" * doctest::skip(kThreads)) {
   CHECK_FALSE(decode_error(Engine::kFibers) <= tolerance(DType::kF16));
 }
+TEST_CASE("fibers: batch without its barriers is wrong" * doctest::skip(kThreads)) {
+  CHECK_FALSE(batch_error(Engine::kFibers) <= tolerance(DType::kF16));
+}
+
+TEST_CASE("child: batch without its barriers" * doctest::skip()) { batch_error(Engine::kThreads); }
 
 TEST_CASE("child: decode without the barrier of its teams" * doctest::skip()) { decode_error(Engine::kThreads); }
 
@@ -102,6 +121,8 @@ TEST_CASE("threads: ThreadSanitizer reports a missing barrier") {
   CHECK(exit_code_of("gemv without its barrier", output) == 66);
   CHECK(output.find("ThreadSanitizer: data race") != std::string::npos);
   CHECK(exit_code_of("decode without the barrier of its teams", output) == 66);
+  CHECK(output.find("ThreadSanitizer: data race") != std::string::npos);
+  CHECK(exit_code_of("batch without its barriers", output) == 66);
   CHECK(output.find("ThreadSanitizer: data race") != std::string::npos);
   CHECK(exit_code_of("reconstruct without its barrier", output) == 66);
   CHECK(output.find("ThreadSanitizer: data race") != std::string::npos);

@@ -149,7 +149,7 @@ void Plan::place(std::size_t kernel_bytes, bool remaps, const std::vector<Path>&
       blas = std::max(blas, path.gemm->workspace_bytes());
     }
   // Nothing else is ever written over the kernels' counters: plans may share a workspace.
-  if (remaps || w || blas) kernel_bytes = std::max<std::size_t>(kernel_bytes, kPrefillCounterBytes);
+  if (remaps || w || blas) kernel_bytes = std::max<std::size_t>(kernel_bytes, kCounterBytes);
   places_.x = align(kernel_bytes);
   places_.w = places_.x + (remaps ? align(static_cast<std::size_t>(options_.max_m * matrix_->packed_k * 2)) : 0);
   places_.blas = places_.w + align(w);

@@ -10,8 +10,14 @@ namespace {
 
 constexpr const char* kReconstruct = "reconstruct+blas";
 constexpr const char* kRemap = "remap+";
-/// First m at which an untuned plan reconstructs W for the BLAS, where no tensor-core kernel serves.
+/// First m at which an untuned plan reconstructs W for the BLAS where gemv alone serves.
 constexpr std::int64_t kReconstructFrom = 33;
+/// The same where the batch kernel serves, estimated (kernels/README.md): mma.sync is what the BLAS has too on sm_80 to
+/// 89 and sm_120, but a third of its rate on sm_100.
+std::int64_t reconstruct_from(const Limits& limits) {
+  if (limits.arch < 80 || limits.arch == 90) return INT64_MAX;
+  return limits.arch >= 100 && limits.arch < 120 ? 257 : 2049;
+}
 
 bool mapped(const Matrix& matrix) { return matrix.x_map.get() != nullptr; }
 
@@ -71,13 +77,15 @@ bool usable(const Tactic& tactic, const Matrix& matrix, bool bf16, std::int64_t 
 Tactic default_tactic(const Matrix& matrix, const PlanOptions& options, std::int64_t m, const Limits& limits,
                       bool direct) {
   const bool bf16 = options.activation == DType::kBF16, invariant = options.batch_invariant;
+  const bool may_reconstruct = !direct && !invariant && options.math == Math::kAuto;
   Tactic tactic;
+  if (may_reconstruct && m >= reconstruct_from(limits)) return tactic;
   // The table is in order of preference, gemv last: it alone has the math variants, and serves everywhere. A kernel
   // that cannot gather gets its x permuted first.
   for (const auto& kernel : jit::matmul_kernels()) {
     tactic.kernel = &kernel;
     const bool last = &kernel == &jit::matmul_kernels().back();
-    if (last && !direct && !invariant && options.math == Math::kAuto && m >= kReconstructFrom) return {};
+    if (last && may_reconstruct && m >= kReconstructFrom) return {};
     if (!last && options.math != Math::kAuto) continue;
     for (const bool remap : {remap_first(matrix, options, m, invariant), mapped(matrix)}) {
       tactic.remap = remap;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <charconv>
 
+#include "kernels/batch_config.h"
 #include "kernels/decode_default.h"
 #include "kernels/gemv.h"
 #include "kernels/pack.h"
@@ -65,6 +66,19 @@ struct Traits<TileConfig> {
     return tile_default(p, m, limits);
   }
   static TileConfig invariant(const Problem& p, const Limits&) { return {.p = p, .half2 = !p.bf16, .rows = 64}; }
+};
+
+template <>
+struct Traits<BatchConfig> {
+  static constexpr const char *name = "batch", *header = "batch.h", *type = "BatchConfig";
+  static std::optional<BatchConfig> defaults(const Problem& p, i64 m, const Limits& limits) {
+    return batch_default(p, m, limits);
+  }
+  static BatchConfig invariant(const Problem& p, const Limits& limits) { return batch_default(p, 64, limits, true); }
+  static bool serves(const BatchConfig& c, i64 m) { return q4::serves(c, m); }
+  /// Hopper's wgmma does the same work faster: not worth the tuner's time there.
+  static bool searched(const Limits& limits) { return limits.arch != 90; }
+  static constexpr bool overlaps = true;
 };
 
 template <class C>
@@ -133,6 +147,8 @@ constexpr std::size_t kWholeSpace = 256;
 
 template <class C>
 std::vector<Values> space(const Problem& problem, i64 m, const Limits& limits) {
+  if constexpr (requires { Traits<C>::searched(limits); })
+    if (!Traits<C>::searched(limits)) return {};
   const auto base = Traits<C>::defaults(problem, m, limits);
   C config = base ? *base : C{};
   config.p = problem;
@@ -227,8 +243,8 @@ MatmulKernel row() {
 }  // namespace
 
 const std::vector<MatmulKernel>& matmul_kernels() {
-  static const std::vector<MatmulKernel> kernels = {row<DecodeConfig>(), row<PrefillConfig>(), row<TileConfig>(),
-                                                    row<GemvConfig>()};
+  static const std::vector<MatmulKernel> kernels = {row<DecodeConfig>(), row<PrefillConfig>(), row<BatchConfig>(),
+                                                    row<TileConfig>(), row<GemvConfig>()};
   return kernels;
 }
 

@@ -1,8 +1,9 @@
-// Prefill, stage "dequantize": a word of codes becomes the register A fragment of one k16 step of wgmma.
+// A word of codes becomes the register A fragment of one k16 step of mma.sync or wgmma, scaled, in 16-bit floats.
 #pragma once
-#include "prefill_pipeline.h"
+#include "layout.h"
+#include "words.h"
 
-namespace q4::prefill_detail {
+namespace q4 {
 
 /// Scales and zeros of columns g and g + 8. Pairs hold a value twice. offset + the bits of `center` = q - z, exactly:
 ///   fp16  0x6400 | q = 1024 + q, offset -(1024 + z) = 0xe400 | z                          (column g)
@@ -14,10 +15,10 @@ struct Scaling {
   u32 scale_pair[2], offset[2];
 };
 
+/// From a tile's word of scales and its byte of zeros.
 template <bool kBf16>
-Q4_DEVICE Scaling load_scaling(u32 set, int tile, int g) {
-  const u32 pair = load_shared(set + scale_offset(tile, g));
-  const u32 zeros = load_shared_byte(set + zero_offset(tile, g)) * 0x00010001u;
+Q4_DEVICE Scaling make_scaling(u32 pair, u32 zero_byte) {
+  const u32 zeros = zero_byte * 0x00010001u;
   Scaling v;
   v.scale[0] = half_to_float(static_cast<u16>(pair));
   v.scale[1] = half_to_float(static_cast<u16>(pair >> 16));
@@ -33,6 +34,12 @@ Q4_DEVICE Scaling load_scaling(u32 set, int tile, int g) {
     v.offset[1] = and_or<0x00f000f0u, 0xd400d400u>(zeros);
   }
   return v;
+}
+
+/// From a set of meta in shared memory.
+template <bool kBf16>
+Q4_DEVICE Scaling load_scaling(u32 set, int tile, int g) {
+  return make_scaling<kBf16>(load_shared(set + scale_offset(tile, g)), load_shared_byte(set + zero_offset(tile, g)));
 }
 
 /// q - z: 9 instructions for 8 weights in fp16, 11 in bf16.
@@ -60,4 +67,4 @@ Q4_DEVICE void dequantize(u32 (&frag)[4], u32 word, const Scaling& v) {
     frag[i] = kBf16 ? bf16x2_mul(frag[i], v.scale_pair[i & 1]) : half2_mul(frag[i], v.scale_pair[i & 1]);
 }
 
-}  // namespace q4::prefill_detail
+}  // namespace q4
