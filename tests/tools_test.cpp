@@ -244,6 +244,8 @@ TEST_CASE("q4-bench: columns of the CSV, one tactic, a wrong tactic") {
   const auto kernel = Json::parse(box.run(bench + "--json").out)["points"].at(0)["kernel"].get<std::string>();
   CHECK(box.run(bench + "--tactic '" + kernel + "'").status == 0);
   CHECK(box.run(bench + "--tactic 'no such tactic'").status == 1);
+  CHECK(box.run(bench + "--batch-invariant").status == 0);
+  CHECK(box.run(bench + "--batch-invariant --tactic '" + kernel + "'").status == 1);  // it chooses the kernel itself
 }
 
 TEST_CASE("q4-autotune: Ctrl-C ends cleanly, and what is done is kept") {

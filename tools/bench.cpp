@@ -45,7 +45,7 @@ struct Options {
   DType activation = DType::kF16;
   Math math = Math::kAuto;
   std::string tactic, csv, baseline;
-  bool untuned = false, dense = false;
+  bool untuned = false, dense = false, batch_invariant = false;
   double seconds = 1;      ///< of a point
   std::int64_t chain = 0;  ///< layers; 0: points, no chain
 };
@@ -189,6 +189,7 @@ class Bench {
     options.activation = options_.activation;
     options.tactic = options_.tactic;
     options.math = options_.math;
+    options.batch_invariant = options_.batch_invariant;
     const auto variant = rig.prepare(options);
     point.kernel = variant->plans.front().tactic(m);
     point.error = rig.error(*variant, m);
@@ -334,6 +335,8 @@ int main(int argc, char** argv) {
       ->type_name("T");
   tool.app.add_option("--tactic", options.tactic, "run this tactic everywhere, as q4-autotune prints it")
       ->type_name("T");
+  tool.app.add_flag("--batch-invariant", options.batch_invariant,
+                    "plans whose rows have the same bits whatever m is (PlanOptions::batch_invariant)");
   tool.app.add_flag("--untuned", options.untuned, "read no tuning file");
   tool.app.add_flag("--dense", options.dense, "time the dense BLAS on unquantized weights too");
   tool.app.add_option("--baseline", options.baseline, "CSV of others' times: peer,k,n,group,act_order,m,us")
