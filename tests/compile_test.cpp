@@ -27,6 +27,11 @@ const cuda::Nvrtc* compiler(const std::string& arch) {
     skip("NVRTC " + nvrtc.version() + " does not know " + arch);
     return nullptr;
   }
+  std::string problem;
+  if (nvrtc.available() && !nvrtc.knows(arch, problem)) {
+    skip(problem);
+    return nullptr;
+  }
   return nvrtc.available() ? &nvrtc : nullptr;
 }
 
@@ -126,6 +131,28 @@ TEST_CASE("sm_89: every kernel compiles, no default spills") { check_table("sm_8
 TEST_CASE("sm_90a: every kernel compiles, no default spills") { check_table("sm_90a", 4); }
 TEST_CASE("sm_100: every kernel compiles, no default spills") { check_table("sm_100", 0); }
 TEST_CASE("sm_120: every kernel compiles, no default spills") { check_table("sm_120", 0); }
+
+// NVRTC 13 begins at sm_75: Q4_NVRTC=.../libnvrtc.so.12 (PyPI: nvidia-cuda-nvrtc-cu12) runs this one.
+TEST_CASE("sm_61: what a GPU without fast fp16 runs compiles") {
+  const cuda::Nvrtc* nvrtc = compiler("sm_61");
+  if (nvrtc == nullptr) return;
+  const jit::MatmulKernel& gemv = *jit::find_matmul_kernel("gemv");
+  const Limits limits{.arch = 61, .units = 20};
+  for (std::size_t v = 0; v < 8; ++v) {
+    const Problem p = problem(v);
+    check(*nvrtc, jit::reconstruct_source(p), "sm_61", 256);
+    for (const std::int64_t m : {1, 2, 4, 8}) {
+      auto values = gemv.defaults(p, m, limits).value();
+      for (auto& [name, value] : values)
+        if (name == "half2") value = 0;
+      check(*nvrtc, gemv.source(p, values), "sm_61", gemv.shape(p, values, m, limits).threads);
+    }
+  }
+  for (const bool other : {false, true}) {
+    check(*nvrtc, jit::pack_source(other), "sm_61", 256);
+    check(*nvrtc, jit::remap_source(256, other), "sm_61", 256);
+  }
+}
 
 TEST_CASE("cubin_info agrees with ptxas, and sees a stack") {
   const cuda::Nvrtc* nvrtc = compiler("sm_90");
