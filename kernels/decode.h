@@ -58,15 +58,16 @@ Q4_DEVICE void apply_meta(float (&acc)[kBatch][4], const float (&sum)[kBatch][4]
     }
 }
 
-/// acc += brick x slab `i` of x.
-template <DecodeConfig C>
-Q4_DEVICE void multiply(float (*acc)[C.batch][4], const Brick<C>& brick, const XRing<C>& x, int i) {
+/// acc += brick x slab `i` of x. `refill(half)` runs when half of the words has been used.
+template <DecodeConfig C, class F>
+Q4_DEVICE void multiply(float (*acc)[C.batch][4], const Brick<C>& brick, const XRing<C>& x, int i, F refill) {
   // Dependent mma are some 33 clocks apart: few tiles in one go are summed in two chains each.
   constexpr int kChains = C.brick * C.batch < 4 && set_steps(C) > 1 ? 2 : 1;
   u32 frag[C.batch][4];
 #pragma unroll
   for (int u = 0; u < slab_sets(C); ++u) {
     float sum[C.brick][kChains][C.batch][4];
+    [[maybe_unused]] float ones_sum[2][C.batch][4];
 #pragma unroll
     for (int j = 0; j < set_steps(C); ++j) {
       const int step = u * set_steps(C) + j;
@@ -84,12 +85,21 @@ Q4_DEVICE void multiply(float (*acc)[C.batch][4], const Brick<C>& brick, const X
             mma_16816<kBf16<C>>(sum[s][j % kChains][b], a, frag[b][step % 2 * 2], frag[b][step % 2 * 2 + 1]);
         }
       }
+      if constexpr (sums_itself(C)) sum_step<C>(ones_sum, frag, j, step);
+      if (step % 4 == 3) refill(step / 4);
     }
+    u32 scales[C.brick], zeros;
+    spread_meta<C>(scales, zeros, brick, u, x.lane);
     float sum_x[C.batch][2];
 #pragma unroll
     for (int b = 0; b < C.batch; ++b) {
-      const Words2 v = *reinterpret_cast<const Words2*>(x.slab_sums(i) + u * rows(C) + 8 * b);
-      sum_x[b][0] = bits_to_float(v.x), sum_x[b][1] = bits_to_float(v.y);
+      if constexpr (sums_itself(C)) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) sum_x[b][e] = total_of<C>(ones_sum, b, e);
+      } else {
+        const Words2 v = *reinterpret_cast<const Words2*>(x.slab_sums(i) + u * rows(C) + 8 * b);
+        sum_x[b][0] = bits_to_float(v.x), sum_x[b][1] = bits_to_float(v.y);
+      }
     }
 #pragma unroll
     for (int s = 0; s < C.brick; ++s) {
@@ -99,7 +109,7 @@ Q4_DEVICE void multiply(float (*acc)[C.batch][4], const Brick<C>& brick, const X
 #pragma unroll
           for (int e = 0; e < 4; ++e) sum[s][0][b][e] += sum[s][1][b][e];
       }
-      apply_meta<kBf16<C>, C.batch>(acc[s], sum[s][0], sum_x, brick.scales[u][s], brick.zeros[u] >> (8 * s));
+      apply_meta<kBf16<C>, C.batch>(acc[s], sum[s][0], sum_x, scales[s], zeros >> (8 * s));
     }
   }
 }
@@ -153,10 +163,14 @@ Q4_DEVICE void decode(const MatmulArgs& a) {
       x.next(a, at, i + d);
 #pragma unroll
       for (int b = 0; b < kBricks; ++b) {
-        multiply<C>(acc + b * C.brick, buffer[d][b], x, i + d);
-        if (most_slabs(C) > C.depth && i + d + C.depth < at.count) {
-          load_meta<C>(buffer[d][b], source[b], at.slot + (i + d + C.depth) * slots(C));
-          load_words<C>(buffer[d][b], source[b], at.slot + (i + d + C.depth) * slots(C));
+        const int next = i + d + C.depth, next_slab = at.slot + next * slots(C);
+        const bool more = most_slabs(C) > C.depth && next < at.count;
+        multiply<C>(acc + b * C.brick, buffer[d][b], x, i + d, [&](int half) {
+          if (C.early && more) load_words<C>(buffer[d][b], source[b], next_slab, half);
+        });
+        if (more) {
+          load_meta<C>(buffer[d][b], source[b], next_slab);
+          if (!C.early) load_words<C>(buffer[d][b], source[b], next_slab);
         }
       }
     }

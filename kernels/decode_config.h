@@ -21,6 +21,7 @@ struct DecodeConfig {
   int x_slots = 3;  ///< slabs of x a team has room for
   int cluster = 1;  ///< blocks that split k; above 1 from sm_90 on
   int stagger = 1;  ///< the upper half of the warps asks for weights later than the lower half
+  int early = 0;    ///< half a slab is asked for when the half in its registers is unpacked, not after the slab
 
   /// Each tunable with the values worth trying.
   template <class V>
@@ -30,6 +31,7 @@ struct DecodeConfig {
     v("side", side, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 14), v("brick", brick, 2, 1, 4);
     v("teams", teams, 16, 1, 2, 4, 5, 8, 11, 12, 15, 20, 32), v("depth", depth, 2, 1, 3, 4);
     v("x_slots", x_slots, 3, 1, 2, 4), v("cluster", cluster, 1, 2), v("stagger", stagger, 1, 0);
+    v("early", early, 0, 1);
   }
 };
 
@@ -55,7 +57,14 @@ Q4_BOTH constexpr int x_ahead(const DecodeConfig& c) {
 }
 /// Sets of scales that one slab meets, and 16-row steps of each.
 Q4_BOTH constexpr int slab_sets(const DecodeConfig& c) { return c.p.unit < kSlabRows ? kSlabRows / c.p.unit : 1; }
+/// Of which a lane keeps so many: the four lanes that share columns take turns, and tell each other.
+Q4_BOTH constexpr int kept_sets(const DecodeConfig& c) { return ceil_div(slab_sets(c), 4); }
 Q4_BOTH constexpr int set_steps(const DecodeConfig& c) { return kSlabRows / kStepRows / slab_sets(c); }
+
+/// A warp alone on its slab sums x as it multiplies, if registers allow; of several, one sums ahead for all.
+Q4_BOTH constexpr bool sums_itself(const DecodeConfig& c) {
+  return c.side == 1 && c.tiles <= 4 && (c.brick > 1 || most_slabs(c) <= c.depth);
+}
 
 // ---- shared memory: [x: team, slot, row] [sums of x: team, parity, set, row] [sums: team, row, column]
 // -----------------
@@ -81,7 +90,7 @@ Q4_BOTH constexpr int thread_registers(const DecodeConfig& c, const Limits& limi
 /// What cannot be less: the sums, the weights in flight and what one brick needs at a time. A config above it can still
 /// spill, which the compiler's log shows and which costs up to half the speed: such a config is not worth measuring.
 Q4_BOTH constexpr int wanted_registers(const DecodeConfig& c) {
-  const int weights = c.depth * warp_bricks(c) * (8 * c.brick + slab_sets(c) * (c.brick + 1));
+  const int weights = c.depth * warp_bricks(c) * (8 * c.brick + kept_sets(c) * (c.brick + 1));
   return weights + warp_tiles(c) * 4 * c.batch + c.brick * 4 * c.batch + 8 * c.batch + 5 * warp_bricks(c) + 8;
 }
 

@@ -5,19 +5,49 @@
 namespace q4 {
 namespace decode_detail {
 
-/// Tiles of a block, so that `blocks` of them (in each of as few waves as 28 tiles allow) cover all.
+/// Tiles of a block, so that `blocks` of them (in each of as few waves as 28 tiles allow) cover all. A warp likes
+/// four.
 Q4_BOTH constexpr int default_tiles(int all, int blocks, int batch) {
   int waves = 1;
   while (ceil_div(all, blocks * waves) > 28) ++waves;
   const int need = ceil_div(all, blocks * waves);
-  return need <= (batch == 1 ? 3 : 2) ? need : round_up(need, 2);
+  if (batch == 2) return need <= 2 ? need : round_up(need, 2);
+  return need <= 3 ? need : round_up(need, need <= 6 ? 2 : 4);
 }
 
-/// Bytes that a multiprocessor is sent. x comes from the L2 and counts less; a cluster's exchange takes as long as 10
-/// KB.
-Q4_BOTH constexpr i64 default_cost(const Problem& p, i64 m, int tiles, int cluster) {
-  const i64 slab = tiles * static_cast<i64>(kTileBytes + kMetaBytes / kStripTiles) + m * kSlabRows * 2 * 3 / 10;
-  return slab * slabs(p.k) / cluster + (cluster - 1) * 10000;
+/// Up to 8 rows: what a warp does of the block's tiles, and how many slabs it keeps in flight without a spill.
+Q4_BOTH constexpr void divide_8(DecodeConfig& c, int share) {
+  const bool pair = c.cluster > 1;
+  const int each = c.tiles <= 3 ? c.tiles : c.tiles == 6 || (c.tiles == 12 && pair) ? 3 : c.tiles == 4 && pair ? 2 : 4;
+  c.side = c.tiles / each;
+  c.brick = each == 3 ? 1 : each;
+  c.teams = larger(1, c.side == 3 && each == 4 ? 4 : 16 / c.side);
+  if (each == 3) c.teams = ceil_div(share, ceil_div(share, c.side > 1 ? c.teams : c.p.unit < kSlabRows ? 12 : 20));
+  c.teams = smaller(c.teams, share);
+  c.depth = each == 1   ? 4
+            : each == 2 ? 2
+            : each == 3 ? (slabs(c.p.k) == 2 * slots(c) ? 2 : 1)
+                        : (c.side * c.teams <= 12 && c.p.unit >= kSlabRows ? 2 : 1);
+  if (each == 3 && c.side == 1) {  // few slabs: all of them in registers at once, where they divide
+    for (int depth = c.p.unit < kSlabRows ? 2 : 3; depth > 0; --depth)
+      if (share % depth == 0 && share / depth <= (depth <= 2 ? 16 : 12)) c.teams = share / depth, c.depth = depth;
+  }
+  // Where unpacking takes long beside a slab's loads.
+  c.early = each == 4 || (each == 2 && pair) || c.p.bf16;
+  c.stagger = c.tiles < 16;
+}
+
+/// The same for 9 to 16 rows.
+Q4_BOTH constexpr void divide_16(DecodeConfig& c, int share) {
+  const int each = c.tiles <= 2 ? c.tiles : 2;
+  c.side = c.tiles / each;
+  c.brick = each;
+  c.teams = smaller(larger(1, 16 / c.side), share);
+  c.depth = each == 1 ? 4 : 2;
+  const int warps = c.side * c.teams;
+  if (warps <= 12 && c.p.unit >= kSlabRows && c.side >= 6) c.depth = c.teams == 1 ? 4 : 3;
+  if (c.p.unit < kSlabRows && warps > 12 && each == 2) c.depth = 1;
+  c.stagger = c.tiles < 24 || c.teams == 1;
 }
 
 }  // namespace decode_detail
@@ -28,39 +58,19 @@ Q4_BOTH constexpr DecodeConfig decode_default(const Problem& p, i64 m, const Lim
   DecodeConfig c{p};
   c.batch = m > 8 ? 2 : 1;
   const int all = ceil_div(p.n, kTileColumns), units = larger(1, limits.units);
-  // Two blocks that split k meet half of x each and divide few columns better, for an exchange at the end.
+  // Two blocks that split k meet half of x each, for an exchange at the end: worth it from a few rows on, and where
+  // half of the multiprocessors would be idle.
   const int alone = default_tiles(all, units, c.batch), shared = default_tiles(all, larger(1, units / 2), c.batch);
-  const bool pair = limits.arch >= 90 && units > 1 && alone <= 6 && slabs(p.k) > 1 &&
-                    default_cost(p, m, shared, 2) < default_cost(p, m, alone, 1);
+  const bool pair =
+      limits.arch >= 90 && units > 1 && alone <= 6 && slabs(p.k) > 1 && (alone == shared || m > (alone <= 2 ? 1 : 2));
   c.cluster = pair ? 2 : 1;
   c.tiles = pair ? shared : alone;
-  // A warp has all tiles of a few, else four or two: 16 warps (12 with more each) that share what x costs.
-  const bool even = c.tiles % 2 == 0;
-  int each = 2;
-  if (c.tiles <= 3 && (c.batch == 1 || c.tiles <= 2))
-    each = c.tiles;
-  else if (c.batch == 1 && c.tiles == 6)
-    each = p.unit < kSlabRows ? 2 : 6;
-  else if (c.batch == 1 && c.tiles % 4 == 0 && (c.tiles > 4 || !pair) && p.unit >= kSlabRows)
-    each = 4;
-  c.side = c.tiles / each;
-  c.brick = !even ? 1 : each == 4 && !pair ? 4 : 2;
   const int share = ceil_div(slabs(p.k), c.cluster);  // slabs of a block
-  if (each == 3)
-    c.teams = ceil_div(share, ceil_div(share, p.unit < kSlabRows ? 12 : 20));
-  else
-    c.teams = each == 6 ? 8 : c.side == 3 && each == 4 ? 4 : larger(1, 16 / c.side);
-  c.teams = smaller(c.teams, share);
-  // Weights in flight, as many as registers hold without a spill.
-  c.depth = each == 1 ? 4 : each == 6 ? 1 : each == 3 ? (share == 2 * c.teams ? 2 : 1) : 4 / each;
-  if (c.side * c.teams <= 12 && p.unit >= kSlabRows) {
-    if (each == 4) c.depth = 2;
-    if (each == 2 && c.side >= 6) c.depth = c.teams == 1 ? 4 : 3;
-  }
-  if (p.unit < kSlabRows && c.side * c.teams > 12 && c.depth > 1 && each > 1) --c.depth;
+  c.batch == 1 ? divide_8(c, share) : divide_16(c, share);
   while (c.depth > most_slabs(c)) --c.depth;
+  // The compiler does not keep in registers what some teams never load.
+  if (c.depth > 1 && c.depth == most_slabs(c) && slabs(p.k) % slots(c) != 0) --c.depth;
   c.x_slots = smaller(3, most_slabs(c));
-  c.stagger = c.tiles < 24 || c.teams == 1;
   while (shared_bytes(c) > limits.shared_bytes && c.teams > 1) {
     --c.teams;
     c.x_slots = smaller(3, most_slabs(c));

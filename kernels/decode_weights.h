@@ -30,9 +30,10 @@ Q4_DEVICE Place<C> place() {
 /// `brick` tiles of one slab.
 template <DecodeConfig C>
 struct Brick {
-  Words4 words[C.brick][2];           // [tile][half]
-  u32 scales[slab_sets(C)][C.brick];  // columns g (low) and g + 8 (high)
-  u32 zeros[slab_sets(C)];            // a byte a tile: column g (low nibble) and g + 8
+  Words4 words[C.brick][2];  // [tile][half]
+  // Of a slab's sets, lane 4 g + t has t, t + 4, ... (modulo their number).
+  u32 scales[kept_sets(C)][C.brick];  // columns g (low) and g + 8 (high)
+  u32 zeros[kept_sets(C)];            // a byte a tile: column g (low nibble) and g + 8
 };
 
 /// Where this lane finds slab 0 of one brick. Tiles past the last strip repeat the last: they are never stored.
@@ -45,22 +46,25 @@ Q4_DEVICE BrickSource brick_source(const MatmulArgs& a, int tile, int lane) {
   if constexpr (strips(C.p.n) * kStripTiles % C.tiles != 0) tile = smaller(tile, strips(C.p.n) * kStripTiles - C.brick);
   const int strip = tile / kStripTiles, in_strip = tile % kStripTiles, g = lane >> 2;
   return {a.codes + codes_offset(C.p.k, strip, 0, in_strip, 0, lane),
-          a.meta + meta_offset(C.p.k, C.p.unit, strip, 0) + scale_offset(in_strip, g),
+          a.meta + meta_offset(C.p.k, C.p.unit, strip, lane & 3 & (slab_sets(C) - 1)) + scale_offset(in_strip, g),
           zero_offset(in_strip, g) - scale_offset(in_strip, g)};
 }
 template <DecodeConfig C>
+Q4_DEVICE void load_words(Brick<C>& b, const BrickSource& from, int slab, int half) {
+#pragma unroll
+  for (int s = 0; s < C.brick; ++s)
+    b.words[s][half] = load_stream(from.codes + static_cast<i64>(slab) * kSlabBytes + s * kTileBytes + half * 512);
+}
+template <DecodeConfig C>
 Q4_DEVICE void load_words(Brick<C>& b, const BrickSource& from, int slab) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half)
-#pragma unroll
-    for (int s = 0; s < C.brick; ++s)
-      b.words[s][half] = load_stream(from.codes + static_cast<i64>(slab) * kSlabBytes + s * kTileBytes + half * 512);
+  load_words<C>(b, from, slab, 0);
+  load_words<C>(b, from, slab, 1);
 }
 template <DecodeConfig C>
 Q4_DEVICE void load_meta(Brick<C>& b, const BrickSource& from, int slab) {
 #pragma unroll
-  for (int u = 0; u < slab_sets(C); ++u) {
-    const int set = C.p.unit > kSlabRows ? slab / (C.p.unit / kSlabRows) : slab * slab_sets(C) + u;
+  for (int u = 0; u < kept_sets(C); ++u) {
+    const int set = C.p.unit > kSlabRows ? slab / (C.p.unit / kSlabRows) : slab * slab_sets(C) + 4 * u;
     const u8 *scales = from.scales + static_cast<i64>(set) * kMetaBytes, *zeros = scales + from.zeros;
     if constexpr (C.brick == 1) {
       b.scales[u][0] = *reinterpret_cast<const u32*>(scales);
@@ -75,6 +79,14 @@ Q4_DEVICE void load_meta(Brick<C>& b, const BrickSource& from, int slab) {
       b.zeros[u] = *reinterpret_cast<const u32*>(zeros);
     }
   }
+}
+/// The scales and zeros of set `u`, from the lane that has them.
+template <DecodeConfig C>
+Q4_DEVICE void spread_meta(u32 (&scales)[C.brick], u32& zeros, const Brick<C>& b, int u, int lane) {
+  const auto of = [&](u32 v) { return slab_sets(C) == 1 ? v : shuffle(v, (lane & ~3) | (u & 3)); };
+#pragma unroll
+  for (int s = 0; s < C.brick; ++s) scales[s] = of(b.scales[u / 4][s]);
+  zeros = of(b.zeros[u / 4]);
 }
 
 }  // namespace decode_detail

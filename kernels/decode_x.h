@@ -6,6 +6,24 @@
 namespace q4 {
 namespace decode_detail {
 
+/// Adds one step of x to the sums of a set, by an mma with A = 1. Two chains: dependent mma are some 33 clocks apart.
+template <DecodeConfig C>
+Q4_DEVICE void sum_step(float (&total)[2][C.batch][4], const u32 (&frag)[C.batch][4], int j, int step) {
+  constexpr u32 kOne = kBf16<C> ? 0x3f803f80u : 0x3c003c00u;
+  const u32 ones[4] = {kOne, kOne, kOne, kOne};
+#pragma unroll
+  for (int b = 0; b < C.batch; ++b) {
+    if (j < 2)
+      mma_16816_first<kBf16<C>>(total[j][b], ones, frag[b][step % 2 * 2], frag[b][step % 2 * 2 + 1]);
+    else
+      mma_16816<kBf16<C>>(total[j % 2][b], ones, frag[b][step % 2 * 2], frag[b][step % 2 * 2 + 1]);
+  }
+}
+template <DecodeConfig C>
+Q4_DEVICE float total_of(const float (&total)[2][C.batch][4], int b, int e) {
+  return set_steps(C) > 1 ? total[0][b][e] + total[1][b][e] : total[0][b][e];
+}
+
 /// A team's ring of slabs of x in shared memory, and the sums of x over each set of a slab, which the zeros meet. Rows
 /// from m on are neither read nor written: their columns of B repeat row m - 1, meet no other column, and are not
 /// stored.
@@ -68,31 +86,25 @@ struct XRing {
   /// One warp of the team sums x of slab `i` by an mma with A = 1.
   Q4_DEVICE void sum(int i, int slot) {
     if (C.side > 1 && i % C.side != side) return;
-    constexpr u32 kOne = kBf16<C> ? 0x3f803f80u : 0x3c003c00u;
-    const u32 ones[4] = {kOne, kOne, kOne, kOne};
     u32 frag[C.batch][4];
 #pragma unroll
     for (int u = 0; u < slab_sets(C); ++u) {
-      float total[C.batch][4];
+      float total[2][C.batch][4];
 #pragma unroll
-      for (int step = u * set_steps(C); step < (u + 1) * set_steps(C); ++step) {
+      for (int j = 0; j < set_steps(C); ++j) {
+        const int step = u * set_steps(C) + j;
         if (step % 2 == 0) load(frag, slot, step / 2);
-#pragma unroll
-        for (int b = 0; b < C.batch; ++b) {
-          if (step == u * set_steps(C))
-            mma_16816_first<kBf16<C>>(total[b], ones, frag[b][step % 2 * 2], frag[b][step % 2 * 2 + 1]);
-          else
-            mma_16816<kBf16<C>>(total[b], ones, frag[b][step % 2 * 2], frag[b][step % 2 * 2 + 1]);
-        }
+        sum_step<C>(total, frag, j, step);
       }
       if (lane < 4)
 #pragma unroll
         for (int b = 0; b < C.batch; ++b)
 #pragma unroll
-          for (int e = 0; e < 2; ++e) sums[(i % 2 * slab_sets(C) + u) * rows(C) + 8 * b + 2 * lane + e] = total[b][e];
+          for (int e = 0; e < 2; ++e)
+            sums[(i % 2 * slab_sets(C) + u) * rows(C) + 8 * b + 2 * lane + e] = total_of<C>(total, b, e);
     }
   }
-  /// Asks for the first slabs and sums the first. `then` runs when this thread's part of it has come.
+  /// Asks for the first slabs and sums the first (as `next`). `then` runs when this thread's part of it has come.
   template <class F>
   Q4_DEVICE void first(const MatmulArgs& a, const Place<C>& at, F then) {
 #pragma unroll
@@ -102,15 +114,17 @@ struct XRing {
     }
     async_wait<x_ahead(C) - 1>();
     then();
-    if (at.count == 0) return;
-    sync_team();
-    sum(0, 0);
+    if constexpr (!sums_itself(C)) {
+      if (at.count == 0) return;
+      sync_team();
+      sum(0, 0);
+    }
   }
   /// Makes slab `i` of the team and its sums readable, asks for the one that takes the slot all have left behind, and
-  /// sums the next.
+  /// sums the next, unless each warp sums for itself.
   Q4_DEVICE void next(const MatmulArgs& a, const Place<C>& at, int i) {
     if (i > 0) slot = slot + 1 == C.x_slots ? 0 : slot + 1;
-    if constexpr (most_slabs(C) > 1) async_wait<x_ahead(C) - 2>();
+    if constexpr (most_slabs(C) > 1) async_wait<x_ahead(C) - (sums_itself(C) ? 1 : 2)>();
     sync_team();
     if constexpr (most_slabs(C) > x_ahead(C)) {
       if (i + x_ahead(C) < at.count)
@@ -118,7 +132,7 @@ struct XRing {
     }
     if constexpr (most_slabs(C) > 1) {
       async_commit();  // a group each time, so that waiting for all but some goes on meaning the oldest
-      if (i + 1 < at.count) sum(i + 1, slot + 1 == C.x_slots ? 0 : slot + 1);
+      if (!sums_itself(C) && i + 1 < at.count) sum(i + 1, slot + 1 == C.x_slots ? 0 : slot + 1);
     }
   }
   Q4_DEVICE const float* slab_sums(int i) const { return sums + i % 2 * slab_sets(C) * rows(C) + 2 * (lane & 3); }

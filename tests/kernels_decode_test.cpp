@@ -11,7 +11,7 @@ const bool kThreads = emulation::default_engine() == emulation::Engine::kThreads
 /// A kernel's tunables beside the case, as one template argument.
 struct DecodeTest {
   EmulatedCase matrix;
-  int batch = 1, tiles = 2, side = 1, brick = 1, teams = 2, depth = 2, x_slots = 3, cluster = 1;
+  int batch = 1, tiles = 2, side = 1, brick = 1, teams = 2, depth = 2, x_slots = 3, cluster = 1, early = 0;
   constexpr DecodeConfig config() const {
     return {.p = matrix.problem(),
             .batch = batch,
@@ -21,7 +21,8 @@ struct DecodeTest {
             .teams = teams,
             .depth = depth,
             .x_slots = x_slots,
-            .cluster = cluster};
+            .cluster = cluster,
+            .early = early};
   }
 };
 
@@ -50,6 +51,9 @@ TEST_CASE("decode: teams, sides, bricks, depths") {
   CHECK_DECODE(.matrix = {.k = 1024, .n = 128}, .batch = 2, .tiles = 4, .side = 4, .teams = 4);
   CHECK_DECODE(.matrix = {.k = 640, .n = 48}, .tiles = 3, .teams = 4, .depth = 3);  // slabs that do not divide by teams
   CHECK_DECODE(.matrix = {.k = 128, .n = 64}, .tiles = 1, .teams = 2);              // a team with nothing to do
+  CHECK_DECODE(.matrix = {.k = 1152, .n = 64}, .tiles = 4, .brick = 4, .depth = 1, .early = 1);
+  CHECK_DECODE(.matrix = {.k = 1152, .n = 96}, .tiles = 6, .brick = 2, .depth = 1);  // too many sums to sum x itself
+  CHECK_DECODE(.matrix = {.k = 1024, .n = 128, .bf16 = true}, .batch = 2, .tiles = 4, .side = 2, .early = 1);
 }
 
 TEST_CASE("decode: tails, units, zeros, bias, types") {
@@ -60,6 +64,8 @@ TEST_CASE("decode: tails, units, zeros, bias, types") {
   CHECK_DECODE(.matrix = {.k = 512, .n = 64, .group = 64, .unit = 64, .zeros = ZeroFormat::kV2});
   CHECK_DECODE(.matrix = {.k = 1000, .n = 200, .group = -1, .unit = 1024, .bf16 = true}, .tiles = 4, .brick = 2);
   CHECK_DECODE(.matrix = {.k = 768, .n = 64, .group = 256, .unit = 256});
+  CHECK_DECODE(.matrix = {.k = 768, .n = 64, .group = 16, .unit = 16}, .tiles = 4, .brick = 4, .depth = 1, .early = 1);
+  CHECK_DECODE(.matrix = {.k = 768, .n = 128, .group = 32, .unit = 32}, .tiles = 8, .side = 2, .brick = 4, .early = 1);
 }
 
 TEST_CASE("decode: act-order, gathered inside and before") {
