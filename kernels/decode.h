@@ -67,7 +67,7 @@ Q4_DEVICE void multiply(float (*acc)[C.batch][4], const Brick<C>& brick, const X
 #pragma unroll
   for (int u = 0; u < slab_sets(C); ++u) {
     float sum[C.brick][kChains][C.batch][4];
-    [[maybe_unused]] float ones_sum[2][C.batch][4];
+    [[maybe_unused]] float ones_sum[kSumChains<C>][C.batch][4];
 #pragma unroll
     for (int j = 0; j < set_steps(C); ++j) {
       const int step = u * set_steps(C) + j;

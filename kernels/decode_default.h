@@ -5,35 +5,43 @@
 namespace q4 {
 namespace decode_detail {
 
-/// Tiles of a block, so that `blocks` of them (in each of as few waves as 28 tiles allow) cover all. A warp likes
-/// four.
+/// Tiles of a block, so that `blocks` of them (in each of as few waves as 28 tiles allow) cover all. Warps like four.
 Q4_BOTH constexpr int default_tiles(int all, int blocks, int batch) {
   int waves = 1;
   while (ceil_div(all, blocks * waves) > 28) ++waves;
   const int need = ceil_div(all, blocks * waves);
   if (batch == 2) return need <= 2 ? need : round_up(need, 2);
-  return need <= 3 ? need : round_up(need, need <= 6 ? 2 : 4);
+  return need <= 3 ? need : round_up(need, need <= 12 ? 2 : 4);
 }
 
 /// Up to 8 rows: what a warp does of the block's tiles, and how many slabs it keeps in flight without a spill.
 Q4_BOTH constexpr void divide_8(DecodeConfig& c, int share) {
   const bool pair = c.cluster > 1;
-  const int each = c.tiles <= 3 ? c.tiles : c.tiles == 6 || (c.tiles == 12 && pair) ? 3 : c.tiles == 4 && pair ? 2 : 4;
+  const bool one_set = c.p.unit >= kSlabRows;
+  int each = 4;
+  if (c.tiles <= 3 || (c.tiles == 6 && !pair && one_set && share > 40))
+    each = c.tiles;
+  else if (c.tiles == 6 || (c.tiles == 12 && pair))
+    each = 3;
+  else if (c.tiles % 4 != 0 || (c.tiles == 4 && pair))
+    each = 2;
   c.side = c.tiles / each;
-  c.brick = each == 3 ? 1 : each;
-  c.teams = larger(1, c.side == 3 && each == 4 ? 4 : 16 / c.side);
-  if (each == 3) c.teams = ceil_div(share, ceil_div(share, c.side > 1 ? c.teams : c.p.unit < kSlabRows ? 12 : 20));
+  c.brick = each == 3 ? 1 : each == 6 ? 2 : each;
+  c.teams = each == 6 ? 8 : larger(1, c.side == 3 && each == 4 ? 4 : 16 / c.side);
+  if (each == 3) c.teams = ceil_div(share, ceil_div(share, c.side > 1 ? c.teams : one_set ? 20 : 12));
   c.teams = smaller(c.teams, share);
-  c.depth = each == 1   ? 4
-            : each == 2 ? 2
-            : each == 3 ? (slabs(c.p.k) == 2 * slots(c) ? 2 : 1)
-                        : (c.side * c.teams <= 12 && c.p.unit >= kSlabRows ? 2 : 1);
+  if (each <= 2)
+    c.depth = each == 1 ? 4 : 2;
+  else if (each == 3)
+    c.depth = slabs(c.p.k) == 2 * slots(c) ? 2 : 1;
+  else
+    c.depth = each == 4 && c.side * c.teams <= 12 && one_set ? 2 : 1;
   if (each == 3 && c.side == 1) {  // few slabs: all of them in registers at once, where they divide
-    for (int depth = c.p.unit < kSlabRows ? 2 : 3; depth > 0; --depth)
-      if (share % depth == 0 && share / depth <= (depth <= 2 ? 16 : 12)) c.teams = share / depth, c.depth = depth;
+    for (int depth = 2; depth > 0; --depth)
+      if (share % depth == 0 && share / depth <= 16) c.teams = share / depth, c.depth = depth;
   }
   // Where unpacking takes long beside a slab's loads.
-  c.early = each == 4 || (each == 2 && pair) || c.p.bf16;
+  c.early = each == 4 || (c.tiles == 4 && pair) || c.p.bf16;
   c.stagger = c.tiles < 16;
 }
 

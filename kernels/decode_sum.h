@@ -45,7 +45,7 @@ Q4_DEVICE void sum_teams(float (&v)[4], const float* sums, int row, int quad, in
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int team = part * kEach + i;
-    if (C.teams % kEach != 0 && team >= C.teams) break;
+    if (kEach * kParts<C> != C.teams && team >= C.teams) break;
     const Words4 w = *reinterpret_cast<const Words4*>(sums + (team * rows(C) + row) * sum_stride(C) + quad * 4);
     v[0] += bits_to_float(w.x), v[1] += bits_to_float(w.y), v[2] += bits_to_float(w.z), v[3] += bits_to_float(w.w);
   }

@@ -6,22 +6,27 @@
 namespace q4 {
 namespace decode_detail {
 
-/// Adds one step of x to the sums of a set, by an mma with A = 1. Two chains: dependent mma are some 33 clocks apart.
+/// Chains that the sum of a set's x is made in: dependent mma are some 33 clocks apart, registers dear at 16 rows.
 template <DecodeConfig C>
-Q4_DEVICE void sum_step(float (&total)[2][C.batch][4], const u32 (&frag)[C.batch][4], int j, int step) {
+inline constexpr int kSumChains = C.batch == 1 && set_steps(C) > 1 ? 2 : 1;
+
+/// Adds step `j` of a set to its sums of x, by an mma with A = 1.
+template <DecodeConfig C>
+Q4_DEVICE void sum_step(float (&total)[kSumChains<C>][C.batch][4], const u32 (&frag)[C.batch][4], int j, int step) {
   constexpr u32 kOne = kBf16<C> ? 0x3f803f80u : 0x3c003c00u;
   const u32 ones[4] = {kOne, kOne, kOne, kOne};
 #pragma unroll
   for (int b = 0; b < C.batch; ++b) {
-    if (j < 2)
-      mma_16816_first<kBf16<C>>(total[j][b], ones, frag[b][step % 2 * 2], frag[b][step % 2 * 2 + 1]);
+    float(&sum)[4] = total[j % kSumChains<C>][b];
+    if (j < kSumChains<C>)
+      mma_16816_first<kBf16<C>>(sum, ones, frag[b][step % 2 * 2], frag[b][step % 2 * 2 + 1]);
     else
-      mma_16816<kBf16<C>>(total[j % 2][b], ones, frag[b][step % 2 * 2], frag[b][step % 2 * 2 + 1]);
+      mma_16816<kBf16<C>>(sum, ones, frag[b][step % 2 * 2], frag[b][step % 2 * 2 + 1]);
   }
 }
 template <DecodeConfig C>
-Q4_DEVICE float total_of(const float (&total)[2][C.batch][4], int b, int e) {
-  return set_steps(C) > 1 ? total[0][b][e] + total[1][b][e] : total[0][b][e];
+Q4_DEVICE float total_of(const float (&total)[kSumChains<C>][C.batch][4], int b, int e) {
+  return kSumChains<C> == 2 ? total[0][b][e] + total[kSumChains<C> - 1][b][e] : total[0][b][e];
 }
 
 /// A team's ring of slabs of x in shared memory, and the sums of x over each set of a slab, which the zeros meet. Rows
@@ -89,7 +94,7 @@ struct XRing {
     u32 frag[C.batch][4];
 #pragma unroll
     for (int u = 0; u < slab_sets(C); ++u) {
-      float total[2][C.batch][4];
+      float total[kSumChains<C>][C.batch][4];
 #pragma unroll
       for (int j = 0; j < set_steps(C); ++j) {
         const int step = u * set_steps(C) + j;

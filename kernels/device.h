@@ -20,7 +20,11 @@
 #define Q4_BOTH __host__ __device__
 /// Heads the one entry point of a generated source: block size, and how many blocks a multiprocessor should hold.
 #define Q4_KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
+#if __CUDA_ARCH__ >= 700
 #define Q4_PARAMETER(type) const __grid_constant__ type
+#else
+#define Q4_PARAMETER(type) const type
+#endif
 #else
 // Attributes and builtins of the compiler instead of HIP's headers and device libraries: clang alone compiles this too.
 #define Q4_DEVICE __attribute__((device, always_inline)) inline
@@ -205,7 +209,11 @@ Q4_DEVICE u32 and_or(u32 w) {
 Q4_DEVICE Words4 load_stream(const void* p) {
 #if Q4_CUDA
   Words4 v;
+#if __CUDA_ARCH__ >= 700
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+#else
+  asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+#endif
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;

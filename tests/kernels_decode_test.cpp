@@ -51,6 +51,7 @@ TEST_CASE("decode: teams, sides, bricks, depths") {
   CHECK_DECODE(.matrix = {.k = 1024, .n = 128}, .batch = 2, .tiles = 4, .side = 4, .teams = 4);
   CHECK_DECODE(.matrix = {.k = 640, .n = 48}, .tiles = 3, .teams = 4, .depth = 3);  // slabs that do not divide by teams
   CHECK_DECODE(.matrix = {.k = 128, .n = 64}, .tiles = 1, .teams = 2);              // a team with nothing to do
+  CHECK_DECODE(.matrix = {.k = 1152, .n = 64}, .tiles = 1, .teams = 9, .depth = 1);  // parts of the sum without teams
   CHECK_DECODE(.matrix = {.k = 1152, .n = 64}, .tiles = 4, .brick = 4, .depth = 1, .early = 1);
   CHECK_DECODE(.matrix = {.k = 1152, .n = 96}, .tiles = 6, .brick = 2, .depth = 1);  // too many sums to sum x itself
   CHECK_DECODE(.matrix = {.k = 1024, .n = 128, .bf16 = true}, .batch = 2, .tiles = 4, .side = 2, .early = 1);
