@@ -7,24 +7,50 @@
 #include <cstring>
 #include <string>
 
+#include "checkpoint_maker.hpp"
 #include "on_device.hpp"
 #include "tests/amdgpu/disassemble.hpp"
 
 namespace q4::test {
 namespace {
 
+constexpr const char* kStandIn = Q4_BINARY_DIR "/lib/libq4-amdgpu.so";
+
+/// Environment variables for a scope.
+class Environment {
+ public:
+  explicit Environment(const std::vector<std::pair<std::string, std::string>>& values) {
+    for (const auto& [name, value] : values) {
+      const char* old = std::getenv(name.c_str());
+      before_.emplace_back(name, old ? std::optional<std::string>(old) : std::nullopt);
+      ::setenv(name.c_str(), value.c_str(), 1);
+    }
+  }
+  ~Environment() {
+    for (const auto& [name, value] : before_)
+      value ? ::setenv(name.c_str(), value->c_str(), 1) : ::unsetenv(name.c_str());
+  }
+  Environment(const Environment&) = delete;
+
+ private:
+  std::vector<std::pair<std::string, std::optional<std::string>>> before_;
+};
+
+/// Within it, a Runtime that is made finds the interpreted devices.
+Environment stand_in() {
+  return Environment({{"Q4_HIP_RUNTIME", kStandIn},
+                      {"Q4_ROCBLAS", kStandIn},
+                      {"Q4_AMDGPU_TARGETS", "gfx90a,gfx1030,gfx1100,gfx942,gfx906"}});
+}
+
 /// One Runtime with every interpreted device. Others, made before or after, see none of them.
 const Runtime& interpreted() {
   static const Runtime runtime = [] {
-    const char* library = Q4_BINARY_DIR "/lib/libq4-amdgpu.so";
-    ::setenv("Q4_ROCBLAS", library, 1);
-    ::setenv("Q4_HIP_RUNTIME", library, 1);
-    ::setenv("Q4_AMDGPU_TARGETS", "gfx90a,gfx1030,gfx1100,gfx942,gfx906", 1);
+    const Environment here = stand_in();
     RuntimeOptions options;
     options.cache_dir = std::string(Q4_BINARY_DIR) + "/test-cache";
     Runtime made(options);
     made.devices();
-    ::unsetenv("Q4_HIP_RUNTIME");
     return made;
   }();
   return runtime;
@@ -49,6 +75,7 @@ std::optional<DeviceInfo> device(const std::string& target) {
 
 void check_products(const DeviceInfo& info, const MatrixSpec& spec, const PlanOptions& given,
                     const std::vector<std::int64_t>& rows, double x_size = 1) {
+  const Environment here = stand_in();  // rocBLAS is opened when it is first needed
   const GptqMatrix source = make_gptq(spec);
   const PlainMatrix plain = unpack(source.tensors());
   const auto matrix = QuantizedMatrix::from_gptq(interpreted(), info.device, source.tensors());
@@ -178,10 +205,40 @@ TEST_CASE("interpreted: AWQ tensors, a graph, column_remap, and what the backend
     }
 }
 
+TEST_CASE("interpreted: a pack that q4-cache built without a GPU serves, and nothing is compiled") {
+  for (const char* target : {"gfx90a", "gfx1030", "gfx1100"})
+    if (!device(target)) return;
+  const TempFolder folder;
+  const std::string tool = Q4_BINARY_DIR "/bin/q4-cache ", cache = " --cache-dir " + (folder / "cache"),
+                    pack = folder / "amd.q4pack";
+  REQUIRE(std::system((tool + "build --target gfx90a/4,gfx1030/4,gfx1100/4 --shape 256x64 --group 64 --max-m 17" +
+                       cache + " >" + (folder / "out"))
+                          .c_str()) == 0);
+  REQUIRE(std::system((tool + "pack --out " + pack + cache + " >" + (folder / "out")).c_str()) == 0);
+  const Environment here = stand_in();
+  RuntimeOptions options;
+  options.packs = {pack}, options.cache_mode = CacheMode::kRequirePrebuilt, options.cache_dir = folder / "empty";
+  const Runtime runtime(options);
+  const GptqMatrix source = make_gptq({.k = 256, .n = 64, .group_size = 64});
+  for (const auto& info : runtime.devices()) {
+    if (info.arch != "gfx90a" && info.arch != "gfx1030" && info.arch != "gfx1100") continue;
+    const auto matrix = QuantizedMatrix::from_gptq(runtime, info.device, source.tensors());
+    PlanOptions plan;
+    plan.max_m = 17;
+    const HostRows x = random_rows(DType::kF16, 17, 256);
+    HostRows out(DType::kF16, 17, 64);
+    multiply(runtime, info.device, MatmulPlan(runtime, matrix, plan), x, out);
+    CHECK(relative_error(out, product(x, unpack(source.tensors()))) <= tolerance(DType::kF16));
+    plan.max_m = 17, plan.activation = DType::kBF16;  // not in the pack
+    CHECK_THROWS_AS(MatmulPlan(runtime, matrix, plan), Error);
+  }
+}
+
 TEST_CASE("HIP without an AMD GPU: no device, and a reason") {
   for (const auto& status : shared_runtime().backends())
     if (status.kind == BackendKind::kHip && !status.available) CHECK(status.reason.size() > 20);
-  ::setenv("Q4_HIP_RUNTIME", "/nowhere/libamdhip64.so", 1);
+  const Environment here(
+      std::vector<std::pair<std::string, std::string>>{{"Q4_HIP_RUNTIME", "/nowhere/libamdhip64.so"}});
   const Runtime runtime;
   for (const auto& status : runtime.backends())
     if (status.kind == BackendKind::kHip) {
@@ -189,7 +246,6 @@ TEST_CASE("HIP without an AMD GPU: no device, and a reason") {
       CHECK(status.reason.find("/nowhere/libamdhip64.so") != std::string::npos);
       CHECK(status.reason.find("Q4_HIP_RUNTIME") != std::string::npos);
     }
-  ::unsetenv("Q4_HIP_RUNTIME");
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ using cache::Entry;
 
 constexpr const char* kExamples =
     "  q4-cache build --target sm_90a,sm_80 --model llama-3-8b --max-m 512   needs NVRTC and no GPU\n"
+    "  q4-cache build --target gfx90a,gfx1100 --max-m 512                    needs hipRTC or clang and no GPU\n"
     "  q4-cache pack --out llama.q4pack                                      what a deployment ships\n"
     "  q4-cache verify llama.q4pack                                          0 sound, 1 not, 2 cannot be read\n"
     "  q4-cache ls                                                           each kernel of the folder\n"

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "runtime/backends/cuda/driver.hpp"
+#include "runtime/backends/hip/compiler.hpp"
 #include "runtime/check.hpp"
 #include "runtime/gpu/device.hpp"
 #include "runtime/jit/kernel_table.hpp"
@@ -24,29 +25,34 @@ namespace {
 /// for.
 const std::vector<Target>& known_targets() {
   constexpr int kRegisters = 65536;
-  static const std::vector<Target> targets = {
-      {"sm_100a", "B200", {100, 148, 232448, kRegisters}},
-      {"sm_90a", "H100 SXM, H200", {90, 132, 232448, kRegisters}},
-      {"sm_90a", "H100 PCIe", {90, 114, 232448, kRegisters}},
-      {"sm_89", "L40S", {89, 142, 101376, kRegisters}},
-      {"sm_89", "RTX 4090", {89, 128, 101376, kRegisters}},
-      {"sm_89", "L4", {89, 58, 101376, kRegisters}},
-      {"sm_86", "A40, RTX A6000", {86, 84, 101376, kRegisters}},
-      {"sm_86", "RTX 3090", {86, 82, 101376, kRegisters}},
-      {"sm_86", "A10", {86, 72, 101376, kRegisters}},
-      {"sm_80", "A100", {80, 108, 166912, kRegisters}},
-      {"sm_75", "T4", {75, 40, 65536, kRegisters}},
-  };
+  static const std::vector<Target> targets = [] {
+    std::vector<Target> all = {
+        {"sm_100a", "B200", {100, 148, 232448, kRegisters}},
+        {"sm_90a", "H100 SXM, H200", {90, 132, 232448, kRegisters}},
+        {"sm_90a", "H100 PCIe", {90, 114, 232448, kRegisters}},
+        {"sm_89", "L40S", {89, 142, 101376, kRegisters}},
+        {"sm_89", "RTX 4090", {89, 128, 101376, kRegisters}},
+        {"sm_89", "L4", {89, 58, 101376, kRegisters}},
+        {"sm_86", "A40, RTX A6000", {86, 84, 101376, kRegisters}},
+        {"sm_86", "RTX 3090", {86, 82, 101376, kRegisters}},
+        {"sm_86", "A10", {86, 72, 101376, kRegisters}},
+        {"sm_80", "A100", {80, 108, 166912, kRegisters}},
+        {"sm_75", "T4", {75, 40, 65536, kRegisters}},
+    };
+    for (const auto& amd : hip::targets())
+      all.push_back({amd.name, amd.products, {0, amd.units, amd.lds_bytes, kRegisters}});
+    return all;
+  }();
   return targets;
 }
 
 /// One loaded function is as good as another: none is launched.
 class CompileOnly : public gpu::Driver {
  public:
-  explicit CompileOnly(const Target& target) : limits_(target.limits) {
-    info_.device = {BackendKind::kCuda, 0};
+  explicit CompileOnly(const Target& target) : limits_(target.limits), amd_(hip::find_target(target.arch)) {
+    info_.device = {amd_ ? BackendKind::kHip : BackendKind::kCuda, 0};
     info_.name = target.name, info_.arch = target.arch, info_.compute_units = target.limits.units;
-    info_.shared_bytes = static_cast<std::size_t>(target.limits.shared_bytes), info_.warp_size = 32;
+    info_.shared_bytes = static_cast<std::size_t>(target.limits.shared_bytes), info_.warp_size = amd_ ? amd_->wave : 32;
   }
 
   const DeviceInfo& info() const override { return info_; }
@@ -58,11 +64,14 @@ class CompileOnly : public gpu::Driver {
   void synchronize() override {}
   std::vector<double> measure(const std::function<void(void*)>&, int) override { absent("measure"); }
   bool reachable(const void*, std::string&) const override { return true; }
-  bool can_compile(std::string& problem) override { return nvrtc_.get().knows(info_.arch, problem); }
-  std::string compiler() override { return nvrtc_.get().identity(); }
-  std::vector<std::string> options() const override { return cuda::compile_options(); }
+  bool can_compile(std::string& problem) override {
+    return amd_ ? hip_.knows(info_.arch, problem) : nvrtc_.get().knows(info_.arch, problem);
+  }
+  std::string compiler() override { return amd_ ? hip_.identity(info_.arch) : nvrtc_.get().identity(); }
+  std::vector<std::string> options() const override { return amd_ ? hip::compile_options() : cuda::compile_options(); }
   std::vector<char> compile(const jit::Source& source) override {
-    auto code = nvrtc_.get().compile(source, info_.arch, cuda::compile_options());
+    auto code =
+        amd_ ? hip_.compile(source, info_.arch) : nvrtc_.get().compile(source, info_.arch, cuda::compile_options());
     ++compiled_;
     return code;
   }
@@ -95,8 +104,10 @@ class CompileOnly : public gpu::Driver {
 
   DeviceInfo info_;
   Limits limits_;
+  const hip::Target* amd_;  ///< null: NVIDIA
   alignas(256) std::byte memory_[256] = {};
   cuda::SharedNvrtc nvrtc_;
+  hip::Compiler hip_;
   mutable std::mutex mutex_;
   std::set<std::string> loaded_;  ///< by name, which says everything that the source says
   std::atomic<std::size_t> compiled_ = 0;

@@ -22,7 +22,8 @@ struct Target {
 
 const std::vector<Target>& targets();
 
-/// The row of "gfx90a" or "gfx90a:sramecc+:xnack-"; null if there is none.
+/// The row of "gfx90a" or "gfx90a:sramecc+:xnack-"; null if there is none. HIP's NVIDIA platform, on which the host
+/// code is tested, has an unlisted row.
 const Target* find_target(const std::string& arch);
 /// "gfx906, gfx908, ..."
 std::string target_names();
