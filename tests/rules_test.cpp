@@ -109,6 +109,14 @@ TEST_CASE("kernels/device.h alone asks which compiler this is") {
   CHECK(device_asks);
 }
 
+TEST_CASE("kernels/device.h and kernels/mma_tile.h alone ask which AMD processor this is") {
+  const std::regex asks(R"(__gfx|__GFX|__AMDGCN|amdgcn|__amdgpu)");
+  std::set<std::string> who;
+  for (const auto& file : sources({"kernels"}, kCode))
+    if (std::regex_search(file.text(), asks)) who.insert(file.path);
+  CHECK(who == std::set<std::string>{"kernels/device.h", "kernels/mma_tile.h"});
+}
+
 TEST_CASE("macros Q4_* are under ten") {
   const std::regex define(R"(#\s*define\s+(Q4_\w+))"), undefine(R"(#\s*undef\s+(Q4_\w+))");
   std::set<std::string> macros;

@@ -34,7 +34,7 @@ struct Device {
 struct DeviceInfo {
   Device device;
   std::string name;              ///< marketing name, "NVIDIA H200"
-  std::string arch;              ///< exact compile target: "sm_90a", "gfx90a:sramecc+:xnack-", "avx512_bf16"
+  std::string arch;              ///< exact compile target: "sm_90a", "gfx90a", "avx512_bf16"
   int compute_units = 0;         ///< SMs, CUs or usable CPU threads
   std::size_t memory_bytes = 0;  ///< device memory; the host's RAM for the CPU
   std::size_t l2_bytes = 0;      ///< last cache before memory

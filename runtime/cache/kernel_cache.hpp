@@ -21,7 +21,7 @@ struct KernelKey {
   std::string name;     ///< for messages only
   std::string source;   ///< generated text
   std::string headers;  ///< digest of the embedded headers
-  std::string target;   ///< "sm_90a", "gfx90a:sramecc+:xnack-"
+  std::string target;   ///< "sm_90a", "gfx90a"
   std::vector<std::string> options;
   /// Identity of the compiler with its build. Called only when it has just compiled: the entry keeps it.
   std::function<std::string()> compiler;

@@ -53,7 +53,8 @@ std::string helper_program() {
   if (::dladdr(reinterpret_cast<const void*>(&helper_program), &info) && info.dli_fname)
     folders.push_back(fs::absolute(info.dli_fname, ignored).parent_path());
   for (const auto& folder : folders)
-    for (const auto& path : {folder / "q4-hip-compile", folder.parent_path() / "bin" / "q4-hip-compile"})
+    for (const auto& path : {folder / "q4-hip-compile", folder / "../bin/q4-hip-compile",
+                             folder / "../../bin/q4-hip-compile"})  // lib/x86_64-linux-gnu
       if (::access(path.c_str(), X_OK) == 0) return path.string();
   return "";
 }
