@@ -17,7 +17,7 @@ template <class S>
 struct Fp32Kernels {
   using F = typename S::F;
   using W = typename S::W;
-  static constexpr int kPanelColumns = S::kVectors * S::kLanes;
+  static constexpr int kPanelColumns = S::kPanelVectors * S::kLanes;
   /// Words that codes are asked for ahead of their use. Without it the stream runs at two thirds of the memory's speed,
   /// and from 4 KiB on the requests crowd out each other.
   static constexpr int kPrefetch = 1024 / 4;
@@ -144,14 +144,9 @@ struct Fp32Kernels {
   }
 
   using Multiply = void (*)(const TileJob&, std::int64_t, const float*, int, int);
-  template <bool kPanel, int... R>
+  template <int V, bool kPanel, int... R>
   static Multiply pick(std::integer_sequence<int, R...>, int rows) {
-    static constexpr Multiply table[] = {&multiply<R + 1, S::kVectors, kPanel>...};
-    return table[rows - 1];
-  }
-  template <int... R>
-  static Multiply pick_wide(std::integer_sequence<int, R...>, int rows) {
-    static constexpr Multiply table[] = {&multiply<R + 1, S::kWideVectors, false>...};
+    static constexpr Multiply table[] = {&multiply<R + 1, V, kPanel>...};
     return table[rows - 1];
   }
 
@@ -167,8 +162,8 @@ struct Fp32Kernels {
       for (int row = 0, count = 0; row < job.rows; row += count) {
         count = pass_rows(row, job.rows, S::kRows);
         const bool wide = count <= S::kWideRows;
-        const Multiply run = wide ? pick_wide(std::make_integer_sequence<int, S::kWideRows>{}, count)
-                                  : pick<false>(std::make_integer_sequence<int, S::kRows>{}, count);
+        const Multiply run = wide ? pick<S::kWideVectors, false>(std::make_integer_sequence<int, S::kWideRows>{}, count)
+                                  : pick<S::kVectors, false>(std::make_integer_sequence<int, S::kRows>{}, count);
         const int step = (wide ? S::kWideVectors : S::kVectors) * S::kLanes;
         for (int column = 0; column < kTile; column += step) run(job, block, nullptr, row, column);
       }
@@ -199,12 +194,17 @@ struct Fp32Kernels {
     std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
     float* panel = static_cast<float*>(job.scratch);
     for (std::int64_t block = 0; block < job.blocks; ++block) {
-      decode(job.weights + block * block_bytes(job.segment), job.segment, panel);
+      const std::byte* at = job.weights + block * block_bytes(job.segment);
+      decode(at, job.segment, panel);
+      // The next block comes from memory while this one is multiplied; decoding alone is too quick to wait for it.
+      if (block + 1 < job.blocks)
+        for (std::size_t line = 0; line < block_bytes(job.segment); line += 64)
+          S::prefetch(at + block_bytes(job.segment) + line);
       for (int column = 0; column < kTile; column += kPanelColumns) {
         for (int row = 0, count = 0; row < job.rows; row += count) {
-          count = pass_rows(row, job.rows, S::kRows);
-          pick<true>(std::make_integer_sequence<int, S::kRows>{}, count)(job, block, panel + column * kBlock, row,
-                                                                         column);
+          count = pass_rows(row, job.rows, S::kPanelRows);
+          pick<S::kPanelVectors, true>(std::make_integer_sequence<int, S::kPanelRows>{}, count)(
+              job, block, panel + column * kBlock, row, column);
         }
       }
     }

@@ -17,6 +17,7 @@ struct Sve256 {
   typedef svint32_t I __attribute__((arm_sve_vector_bits(256)));
   static constexpr int kLanes = 8;
   static constexpr int kWideRows = 1, kWideVectors = 4, kRows = 10, kVectors = 2;
+  static constexpr int kPanelRows = 10, kPanelVectors = 2;
   static svbool_t all() { return svptrue_b32(); }
 
   static F zero() { return svdup_n_f32(0); }

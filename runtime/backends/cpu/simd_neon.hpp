@@ -18,6 +18,7 @@ struct Neon {
   static constexpr int kLanes = 4;
   // 32 registers: 6 x 4 sums, four weights, a broadcast and constants.
   static constexpr int kWideRows = 1, kWideVectors = 8, kRows = 6, kVectors = 4;
+  static constexpr int kPanelRows = 6, kPanelVectors = 4;
 
   static F zero() { return vdupq_n_f32(0); }
   static F set(float value) { return vdupq_n_f32(value); }

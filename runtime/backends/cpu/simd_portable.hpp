@@ -16,6 +16,7 @@ struct Portable {
   typedef std::int32_t I32 __attribute__((vector_size(16)));
   static constexpr int kLanes = 4;
   static constexpr int kWideRows = 1, kWideVectors = 4, kRows = 5, kVectors = 2;
+  static constexpr int kPanelRows = 5, kPanelVectors = 2;
 
   static F zero() { return F{}; }
   static F set(float value) { return F{value, value, value, value}; }
