@@ -330,6 +330,9 @@ TEST_CASE_FIXTURE(Fixture, "the C ABI multiplies on an embedder's threads, on a 
   Q4_REQUIRE_OK(q4_device_get(other, count - 1, &info));
   CHECK(std::string(info.arch) == "portable");
   CHECK(info.compute_units == 3);
+  const GptqMatrix wide = make_gptq({.n = 256});  // several tiles
+  HostRows wide_out(DType::kF16, 4, 256);
+  to_c(wide.tensors(), tensors);
   q4_matrix weights = 0;
   q4_plan quantized = 0;
   Q4_REQUIRE_OK(q4_matrix_from_gptq(other, kHere, &tensors.all, &weights));
@@ -338,9 +341,9 @@ TEST_CASE_FIXTURE(Fixture, "the C ABI multiplies on an embedder's threads, on a 
   plan_options.max_m = 4;
   plan_options.math = Q4_MATH_INT8;
   Q4_REQUIRE_OK(q4_plan_create(other, weights, &plan_options, &quantized));
-  Q4_REQUIRE_OK(q4_plan_run(other, quantized, nullptr, x.data(), 0, out.data(), 0, 4));
+  Q4_REQUIRE_OK(q4_plan_run(other, quantized, nullptr, x.data(), 0, wide_out.data(), 0, 4));
   CHECK(calls > 0);
-  const double error = relative_error(out, product(x, unpack(source.tensors())));
+  const double error = relative_error(wide_out, product(x, unpack(wide.tensors())));
   CHECK(error > 1e-3);
   CHECK(error < 1e-2);
   q4_runtime_destroy(other);

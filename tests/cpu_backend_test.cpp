@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <string>
 #include <thread>
 #include <vector>
@@ -97,29 +98,58 @@ TEST_CASE("cpu: the same bits for every number of threads") {
   }
 }
 
-TEST_CASE("cpu: batch_invariant rows have the same bits in every batch") {
-  CpuDevice cpu;
+TEST_CASE("cpu: the tuner's choices of rows and threads change no bit") {
+  CpuDevice cpu(3);
   MatrixSpec spec;
-  spec.k = 384;
-  spec.n = 72;
+  spec.k = 256;
+  spec.n = 136;
   const Packed packed = pack(*cpu.device, spec);
-  for (const DType type : {DType::kF16, DType::kBF16, DType::kF32}) {
-    const HostRows x = random_rows(type, 200, spec.k);
-    const std::size_t row_bytes = static_cast<std::size_t>(spec.n) * size_of(type);
-    PlanOptions options = options_for(200, type);
-    options.batch_invariant = true;
-    options.reconstruct_from = 8;  // must not matter
-    const auto plan = cpu.device->plan(packed.matrix, options, nullptr);
-    HostRows all(type, 200, spec.n), some(type, 200, spec.n);
-    plan->run(nullptr, x.data(), spec.k, all.data(), spec.n, 200, nullptr);
-    for (const std::int64_t m : {1, 2, 7, 12, 13, 31, 64, 129}) {
-      plan->run(nullptr, x.data(), spec.k, some.data(), spec.n, m, nullptr);
-      CHECK(std::memcmp(some.data(), all.data(), row_bytes * static_cast<std::size_t>(m)) == 0);
+  for (const std::int64_t m : {3, 300}) {
+    const HostRows x = random_rows(DType::kF16, m, spec.k);
+    const auto names = cpu.device->plan(packed.matrix, options_for(m, DType::kF16), nullptr)->tactics(m);
+    std::map<std::string, HostRows> first;  // of each path
+    int variants = 0;
+    for (const std::string& name : names) {
+      HostRows out(DType::kF16, m, spec.n);
+      run(*cpu.device, packed, options_for(m, DType::kF16, name), x, out);
+      const std::string path = name.substr(0, name.find_first_of(' ', name.find("math=")));
+      const auto [same, is_new] = first.try_emplace(path, out);
+      CAPTURE(name);
+      CHECK(same_bits(out, same->second));
+      variants += !is_new;
     }
-    const auto* last = static_cast<const std::byte*>(x.data()) + 199 * static_cast<std::size_t>(spec.k) * size_of(type);
-    plan->run(nullptr, last, spec.k, some.data(), spec.n, 1, nullptr);
-    CHECK(std::memcmp(some.data(), static_cast<std::byte*>(all.data()) + 199 * row_bytes, row_bytes) == 0);
+    CHECK(variants >= 2);
+    TuningRecord record;
+    record.buckets = {{m, names.back() == "reconstruct+blas" ? names[names.size() - 2] : names.back()}};
+    CHECK(cpu.device->plan(packed.matrix, options_for(m, DType::kF16), &record)->tactic(m) == record.buckets[0].tactic);
   }
+}
+
+TEST_CASE("cpu: batch_invariant rows have the same bits in every batch") {
+  for_each_isa([](CpuDevice& cpu) {
+    MatrixSpec spec;
+    spec.k = 384;
+    spec.n = 72;
+    const Packed packed = pack(*cpu.device, spec);
+    for (const DType type : {DType::kF16, DType::kBF16, DType::kF32}) {
+      const HostRows x = random_rows(type, 200, spec.k);
+      const std::size_t row_bytes = static_cast<std::size_t>(spec.n) * size_of(type);
+      PlanOptions options = options_for(200, type);
+      options.batch_invariant = true;
+      options.reconstruct_from = 8;  // must not matter
+      const auto plan = cpu.device->plan(packed.matrix, options, nullptr);
+      HostRows all(type, 200, spec.n), some(type, 200, spec.n);
+      plan->run(nullptr, x.data(), spec.k, all.data(), spec.n, 200, nullptr);
+      for (const std::int64_t m : {1, 2, 7, 12, 13, 31, 64, 129}) {
+        plan->run(nullptr, x.data(), spec.k, some.data(), spec.n, m, nullptr);
+        CHECK(std::memcmp(some.data(), all.data(), row_bytes * static_cast<std::size_t>(m)) == 0);
+      }
+      const auto* last =
+          static_cast<const std::byte*>(x.data()) + 199 * static_cast<std::size_t>(spec.k) * size_of(type);
+      plan->run(nullptr, last, spec.k, some.data(), spec.n, 1, nullptr);
+      CHECK(std::memcmp(some.data(), static_cast<std::byte*>(all.data()) + 199 * row_bytes, row_bytes) == 0);
+    }
+  });
 }
 
 TEST_CASE("cpu: NaN scales reach their column alone; large values do not overflow inside") {

@@ -10,10 +10,11 @@ namespace q4::cpu {
 namespace {
 
 constexpr std::int64_t kChunkRows = 512;           // rows of a pass over the weights: bounds the workspace
-constexpr std::int64_t kRowBlock = 256;            // rows of a task: y stays in the caches, decoding a block pays off
+constexpr std::int64_t kMostRows = 512;            // of a task
+constexpr std::int64_t kFewRows = 4;               // that the fp32 kernels decode and multiply as fast as memory comes
 constexpr std::int64_t kDenseColumns = 4 * kTile;  // columns that reconstruct + BLAS takes at a time
 constexpr std::size_t kAlign = 256;
-constexpr std::size_t kThreadScratch = kScratch + kRowBlock * kTile * sizeof(float);
+constexpr std::size_t kThreadScratch = kScratch + kMostRows * kTile * sizeof(float);
 constexpr Path kPaths[] = {Path::kDirect, Path::kPanel, Path::kDirectBf16, Path::kPanelBf16,
                            Path::kAmx,    Path::kInt8,  Path::kBlas};
 
@@ -54,6 +55,18 @@ const char* to_string(Path path) noexcept {
   return "";
 }
 
+std::string CpuConfig::name() const {
+  std::string text = to_string(path);
+  CpuConfig now = *this, usual;
+  std::vector<int> values;
+  usual.fields([&](const char*, int& value, auto...) { values.push_back(value); });
+  std::size_t field = 0;
+  now.fields([&](const char* tunable, int& value, auto...) {
+    if (value != values[field++]) text += fmt::format(" {}={}", tunable, value);
+  });
+  return text;
+}
+
 CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels, ThreadPool& pool,
                  const PlanOptions& options, const TuningRecord* tuned)
     : matrix_(std::move(matrix)),
@@ -64,7 +77,7 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
       batch_invariant_(options.batch_invariant) {
   if (!options.tactic.empty()) {
     forced_ = true;
-    forced_path_ = parse(options.tactic);
+    forced_config_ = parse(options.tactic);
   } else if (!batch_invariant_ && !int8_) {
     const std::string_view isa = kernels_.isa;
     // The BLAS brings threads of its own, which an embedder's pool need not have room for.
@@ -76,9 +89,8 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
     if (blas_from_ > options.max_m || !valid(Path::kBlas)) blas_from_ = 0;
     if (tuned)
       for (const TunedBucket& bucket : tuned->buckets)
-        for (const Path path : kPaths)
-          if (path != Path::kBlas && bucket.tactic == to_string(path) && valid(path))
-            tuned_.push_back({bucket.m, path});
+        for (const CpuConfig& config : configs(options.max_m))
+          if (config.path != Path::kBlas && bucket.tactic == config.name()) tuned_.push_back({bucket.m, config});
   }
   layout_workspace(options.max_m);
   if (options.own_workspace) own_workspace_.reset(static_cast<std::byte*>(allocate_aligned(workspace_bytes_)));
@@ -102,43 +114,73 @@ bool CpuPlan::valid(Path path) const {
   return false;
 }
 
-Path CpuPlan::parse(const std::string& name) const {
-  std::string names;
+bool CpuPlan::competes(const CpuConfig& config, std::int64_t m) const {
+  constexpr CpuConfig kDefault;
+  if (config.path == Path::kBlas) return false;
+  if (config.rows != kDefault.rows && m <= std::min(config.rows, kDefault.rows)) return false;  // one task either way
+  return config.threads == 0 || (pool_.threads() > 1 && m <= kFewRows);  // for what ends before a thread wakes up
+}
+
+std::vector<CpuConfig> CpuPlan::configs(std::int64_t m) const {
+  std::vector<CpuConfig> list;
   for (const Path path : kPaths) {
     if (!valid(path)) continue;
-    if (name == to_string(path)) return path;
-    names += names.empty() ? "" : ", ";
-    names += to_string(path);
+    CpuConfig config{path};
+    list.push_back(config);
+    config.fields([&](const char*, int& value, auto... candidates) {  // one tunable at a time
+      const int usual = value;
+      for (const int candidate : {candidates...}) {
+        value = candidate;
+        if (competes(config, m)) list.push_back(config);
+      }
+      value = usual;
+    });
   }
+  return list;
+}
+
+CpuConfig CpuPlan::parse(const std::string& name) const {
+  std::string names;
+  for (const CpuConfig& config : configs(INT32_MAX)) {
+    if (name == config.name()) return config;
+    names += (names.empty() ? "" : ", ") + config.name();
+  }
+  for (const CpuConfig& config : configs(1))
+    if (name == config.name()) return config;
   fail(ErrorCode::kInvalidArgument,
        "MatmulPlan: tactic \"{}\" is not available on this CPU for this matrix; use one of: {}", name, names);
 }
 
 Path CpuPlan::default_path(std::int64_t m) const {
   if (int8_) return Path::kInt8;
-  // One way of adding for every m: the fp32 kernels agree to the bit.
   const bool few = m <= kernels_.direct_rows;
-  if (batch_invariant_) return few ? Path::kDirect : Path::kPanel;
-  // AMX multiplies once a term, the fp32 kernels once a row: measured, they cross there.
-  if (valid(Path::kAmx) && m > bf16_terms(element_)) return Path::kAmx;
+  // One way of adding for every m. A row's sums on AMX depend on nothing but the row; `direct` and `panel` of one math
+  // agree to the bit.
+  if (batch_invariant_) {
+    if (valid(Path::kAmx)) return Path::kAmx;
+    if (valid(Path::kDirectBf16)) return m <= kernels_.direct_rows_bf16 ? Path::kDirectBf16 : Path::kPanelBf16;
+    return few ? Path::kDirect : Path::kPanel;
+  }
+  // AMX multiplies once a term, the fp32 kernels once a row and not slower than memory for a few.
+  if (valid(Path::kAmx) && m > (bf16_terms(element_) == 1 ? 1 : kFewRows)) return Path::kAmx;
   // Where there is AMX, VDPBF16PS has half the speed of fp32; elsewhere (AMD) twice.
   if (valid(Path::kDirectBf16) && !kernels_.amx && m > 1)
     return m <= kernels_.direct_rows_bf16 ? Path::kDirectBf16 : Path::kPanelBf16;
   return few ? Path::kDirect : Path::kPanel;
 }
 
-Path CpuPlan::path(std::int64_t m) const {
-  if (forced_) return forced_path_;
-  if (blas_from_ > 0 && m >= blas_from_) return Path::kBlas;
+CpuConfig CpuPlan::config(std::int64_t m) const {
+  if (forced_) return forced_config_;
+  if (blas_from_ > 0 && m >= blas_from_) return {Path::kBlas};
   for (const Bucket& bucket : tuned_)
-    if (m <= bucket.m || &bucket == &tuned_.back()) return bucket.path;
-  return default_path(m);
+    if (m <= bucket.m || &bucket == &tuned_.back()) return bucket.config;
+  return {default_path(m)};
 }
 
 std::vector<std::string> CpuPlan::tactics(std::int64_t m) const {
   std::vector<std::string> names = {tactic(m)};
-  for (const Path path : kPaths)
-    if (valid(path) && to_string(path) != names.front()) names.emplace_back(to_string(path));
+  for (const CpuConfig& config : configs(m))
+    if (config.name() != names.front()) names.push_back(config.name());
   return names;
 }
 
@@ -151,7 +193,7 @@ void CpuPlan::layout_workspace(std::int64_t max_m) {
   const std::size_t sums = int8_ ? 2 : 1;  // scales and sums
   scratch_at_ = sums_at_ + round_up(rows * packed_k / std::size_t(matrix_->segment) * sums * sizeof(float), kAlign);
   workspace_bytes_ = scratch_at_ + std::size_t(pool_.threads()) * kThreadScratch;
-  if (blas_from_ > 0 || forced_path_ == Path::kBlas) {
+  if (blas_from_ > 0 || forced_config_.path == Path::kBlas) {
     dense_at_ = round_up(workspace_bytes_, kAlign);
     product_at_ = dense_at_ + packed_k * kDenseColumns * sizeof(float);
     workspace_bytes_ = product_at_ + rows * kDenseColumns * sizeof(float);
@@ -161,13 +203,13 @@ void CpuPlan::layout_workspace(std::int64_t max_m) {
 
 void CpuPlan::run(void*, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride, std::int64_t m,
                   void* workspace) const {
-  const Path chosen = path(m);
+  const CpuConfig chosen = config(m);
   auto* memory = workspace ? static_cast<std::byte*>(workspace) : own_workspace_.get();
   const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
   for (std::int64_t row = 0; row < m; row += kChunkRows) {
     const Rows rows{static_cast<const std::byte*>(x) + row * x_stride * size, x_stride,
                     static_cast<std::byte*>(out) + row * out_stride * size, out_stride, std::min(kChunkRows, m - row)};
-    if (chosen == Path::kBlas) {
+    if (chosen.path == Path::kBlas) {
       run_blas(rows, memory);
     } else {
       run_tiles(chosen, rows, memory);
@@ -190,7 +232,8 @@ PackX CpuPlan::pack_job(const Rows& rows, std::byte* workspace) const {
   return job;
 }
 
-void CpuPlan::run_tiles(Path path, const Rows& rows, std::byte* workspace) const {
+void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* workspace) const {
+  const Path path = config.path;
   const bool bf16 = path == Path::kDirectBf16 || path == Path::kPanelBf16;
   const auto pack_x = path == Path::kAmx    ? kernels_.pack_x_amx
                       : path == Path::kInt8 ? kernels_.pack_x_int8
@@ -205,22 +248,24 @@ void CpuPlan::run_tiles(Path path, const Rows& rows, std::byte* workspace) const
   const PackX packing = pack_job(rows, workspace);
   // Few values are packed sooner than the pool wakes up.
   const std::int64_t pack_rows = std::max<std::int64_t>(1, (std::int64_t(1) << 15) / (packing.blocks * kBlock));
-  pool_.run((rows.count + pack_rows - 1) / pack_rows, [&](std::int64_t task, int) {
+  const auto pack_task = [&](std::int64_t task, int) {
     pack_x(packing, task * pack_rows, std::min((task + 1) * pack_rows, rows.count));
-  });
+  };
+  pool_.run((rows.count + pack_rows - 1) / pack_rows, pack_task, config.threads);
 
   const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
-  pool_.run((rows.count + kRowBlock - 1) / kRowBlock * matrix_->tiles, [&](std::int64_t task, int worker) {
-    const std::int64_t tile = task % matrix_->tiles, row = task / matrix_->tiles * kRowBlock;
+  const auto multiply_task = [&](std::int64_t task, int worker) {
+    const std::int64_t tile = task % matrix_->tiles, row = task / matrix_->tiles * config.rows;
     std::byte* scratch = workspace + scratch_at_ + std::size_t(worker) * kThreadScratch;
     auto* y = reinterpret_cast<float*>(scratch + kScratch);
-    const int count = int(std::min(kRowBlock, rows.count - row));
+    const int count = int(std::min<std::int64_t>(config.rows, rows.count - row));
     multiply({matrix_->tile(tile), matrix_->blocks, matrix_->segment, packing.out, packing.sums, rows.count, row, count,
               bf16_terms(element_), y, scratch});
     kernels_.store({y, kTile, count, int(std::min<std::int64_t>(kTile, matrix_->n - tile * kTile)),
                     matrix_->bias.empty() ? nullptr : matrix_->bias.data() + tile * kTile,
                     rows.out + (row * rows.out_stride + tile * kTile) * size, rows.out_stride, element_});
-  });
+  };
+  pool_.run((rows.count + config.rows - 1) / config.rows * matrix_->tiles, multiply_task, config.threads);
 }
 
 void CpuPlan::run_blas(const Rows& rows, std::byte* workspace) const {

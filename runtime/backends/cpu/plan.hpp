@@ -12,9 +12,26 @@
 
 namespace q4::cpu {
 
-/// The ways to multiply; their names are the tactics.
+/// The ways to multiply; their names begin the tactics.
 enum class Path : std::uint8_t { kDirect, kPanel, kDirectBf16, kPanelBf16, kAmx, kInt8, kBlas };
 const char* to_string(Path path) noexcept;
+
+/// One choice of the tuner. Its name is the path and what is not the default: "cpu-amx math=bf16 rows=128". The bits of
+/// a result depend on the path alone.
+struct CpuConfig {
+  Path path = Path::kDirect;
+  int rows = 256;   ///< of x that a task multiplies by one tile: its share of the caches
+  int threads = 0;  ///< that take part; 0: all
+
+  /// Each tunable with the values that compete with the default; as the Configs of kernels/.
+  template <class V>
+  constexpr void fields(V&& v) {
+    v("rows", rows, 64, 128, 512);
+    v("threads", threads, 1);
+  }
+  std::string name() const;
+  friend bool operator==(const CpuConfig&, const CpuConfig&) = default;
+};
 
 class CpuPlan final : public PlanBackend {
  public:
@@ -24,7 +41,7 @@ class CpuPlan final : public PlanBackend {
   void run(void* stream, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride, std::int64_t m,
            void* workspace) const override;
   std::size_t workspace_bytes() const override { return workspace_bytes_; }
-  std::string tactic(std::int64_t m) const override { return to_string(path(m)); }
+  std::string tactic(std::int64_t m) const override { return config(m).name(); }
   std::vector<std::string> tactics(std::int64_t m) const override;
 
  private:
@@ -36,13 +53,16 @@ class CpuPlan final : public PlanBackend {
     std::int64_t out_stride;
     std::int64_t count;
   };
-  Path path(std::int64_t m) const;
+  CpuConfig config(std::int64_t m) const;
   Path default_path(std::int64_t m) const;
   bool valid(Path path) const;
-  Path parse(const std::string& name) const;
+  /// Whether `config` could be better than the default for some m up to this.
+  bool competes(const CpuConfig& config, std::int64_t m) const;
+  std::vector<CpuConfig> configs(std::int64_t m) const;
+  CpuConfig parse(const std::string& name) const;
   void layout_workspace(std::int64_t max_m);
   PackX pack_job(const Rows& rows, std::byte* workspace) const;
-  void run_tiles(Path path, const Rows& rows, std::byte* workspace) const;
+  void run_tiles(const CpuConfig& config, const Rows& rows, std::byte* workspace) const;
   void run_blas(const Rows& rows, std::byte* workspace) const;
 
   std::shared_ptr<const CpuMatrix> matrix_;
@@ -53,11 +73,11 @@ class CpuPlan final : public PlanBackend {
   std::int64_t blas_from_ = 0;  // 0: never
   struct Bucket {
     std::int64_t m;
-    Path path;
+    CpuConfig config;
   };
   std::vector<Bucket> tuned_;  // ascending m
   bool forced_ = false;
-  Path forced_path_ = Path::kDirect;
+  CpuConfig forced_config_;
 
   std::int64_t chunk_rows_ = 0;  // rows of one pass
   std::size_t sums_at_ = 0, scratch_at_ = 0, dense_at_ = 0, product_at_ = 0, workspace_bytes_ = 0;

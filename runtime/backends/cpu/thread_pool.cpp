@@ -104,12 +104,12 @@ void ThreadPool::start() {
   for (int worker = 1; worker < threads_; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
 }
 
-void ThreadPool::run(std::int64_t count, Chunk chunk, void* self) {
-  if (count <= 1 || threads_ == 1 || working || (getpid() != process_ && !parallel_for_)) {
+void ThreadPool::run(std::int64_t count, int threads, Chunk chunk, void* self) {
+  if (count <= 1 || threads == 1 || working || (getpid() != process_ && !parallel_for_)) {
     for (std::int64_t index = 0; index < count; ++index) chunk(self, index, 0);
     return;
   }
-  if (parallel_for_) return run_embedded(count, chunk, self);
+  if (parallel_for_) return run_embedded(count, threads, chunk, self);
   const std::lock_guard lock(mutex_);
   if (workers_.empty()) start();
   const std::uint32_t job = job_.load(std::memory_order_relaxed) + 1;
@@ -118,6 +118,7 @@ void ThreadPool::run(std::int64_t count, Chunk chunk, void* self) {
   count_.store(std::uint64_t(count), std::memory_order_release);
   chunk_.store(chunk, std::memory_order_release);
   self_.store(self, std::memory_order_release);
+  taking_part_.store(threads, std::memory_order_release);
   done_.store(0, std::memory_order_relaxed);
   ticket_.store(first, std::memory_order_release);
   job_.store(job, std::memory_order_release);
@@ -127,7 +128,7 @@ void ThreadPool::run(std::int64_t count, Chunk chunk, void* self) {
     wait_while(done_, done);
 }
 
-void ThreadPool::run_embedded(std::int64_t count, Chunk chunk, void* self) {
+void ThreadPool::run_embedded(std::int64_t count, int threads, Chunk chunk, void* self) {
   struct Job {
     std::atomic<std::int64_t> next{0};
     std::int64_t count;
@@ -141,7 +142,7 @@ void ThreadPool::run_embedded(std::int64_t count, Chunk chunk, void* self) {
       }
     }
   } job{{}, count, chunk, self};
-  parallel_for_(int(std::min<std::int64_t>(threads_, count)), [&job](int worker) { job.share(worker); });
+  parallel_for_(int(std::min<std::int64_t>(threads, count)), [&job](int worker) { job.share(worker); });
   job.share(0);  // what is left if some task was not called
 }
 
@@ -152,7 +153,7 @@ void ThreadPool::share(std::uint32_t job, int worker) {
     const std::uint64_t index = ticket & kIndex, count = count_.load(std::memory_order_acquire);
     const Chunk chunk = chunk_.load(std::memory_order_acquire);
     void* const self = self_.load(std::memory_order_acquire);
-    if (index >= count) return;
+    if (index >= count || worker >= taking_part_.load(std::memory_order_acquire)) return;
     if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire))
       continue;
     working = true;

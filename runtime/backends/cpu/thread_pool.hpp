@@ -7,6 +7,7 @@
 #include <q4/runtime.hpp>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace q4::cpu {
@@ -30,18 +31,22 @@ class ThreadPool {
   bool embedded() const { return static_cast<bool>(parallel_for_); }
 
   /// body(index, worker) for each index in [0, count), 0 <= worker < threads(). Returns when all are done; allocates
-  /// nothing after the first call. The body must not throw.
+  /// nothing after the first call. The body must not throw. `most`: threads that take part, 0: all.
   template <class Body>
-  void run(std::int64_t count, Body&& body) {
+  void run(std::int64_t count, Body&& body, int most = 0) {
+    const int threads = most > 0 && most < threads_ ? most : threads_;
     run(
-        count, [](void* self, std::int64_t index, int worker) { (*static_cast<Body*>(self))(index, worker); },
+        count, threads,
+        [](void* self, std::int64_t index, int worker) {
+          (*static_cast<std::remove_reference_t<Body>*>(self))(index, worker);
+        },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 
  private:
   using Chunk = void (*)(void* self, std::int64_t index, int worker);
-  void run(std::int64_t count, Chunk chunk, void* self);
-  void run_embedded(std::int64_t count, Chunk chunk, void* self);
+  void run(std::int64_t count, int threads, Chunk chunk, void* self);
+  void run_embedded(std::int64_t count, int threads, Chunk chunk, void* self);
   void start();
   void serve(int worker);
   void share(std::uint32_t job, int worker);
@@ -61,6 +66,7 @@ class ThreadPool {
   std::atomic<std::uint64_t> count_{0};
   std::atomic<Chunk> chunk_{nullptr};
   std::atomic<void*> self_{nullptr};
+  std::atomic<int> taking_part_{0};                 // workers below this number
   alignas(64) std::atomic<std::uint32_t> job_{0};   // what workers wait for
   alignas(64) std::atomic<std::uint64_t> done_{0};  // indices finished
   std::atomic<bool> stop_{false};
