@@ -15,7 +15,7 @@ enum class Math : std::uint8_t {
   kHalf2,
   kFp32,
   /// CPU only, and only when asked for: activations are quantized to 8 bits per row and group of at most 128, products
-  /// summed exactly. Relative error about 5e-3 on normal activations instead of 1e-7, more with outliers. Rows stay
+  /// summed exactly. Relative error 5e-3 to 7e-3 on normal activations instead of 1e-7, more with outliers. Rows stay
   /// independent of the batch; infinity or NaN makes its row NaN. Excludes reconstruct_from > 0.
   kInt8,
 };
