@@ -66,7 +66,7 @@ std::vector<Wanted> wanted(const hip::Target& target, std::size_t turn) {
 void check_target(const char* name, std::size_t turn) {
   const hip::Target* target = hip::find_target(name);
   REQUIRE(target != nullptr);
-  CAPTURE(name);
+  INFO(std::string(name));
   std::string problem;
   if (!compiler().knows(name, problem)) return skip(problem);
   for (const auto& [source, threads] : wanted(*target, turn)) {
@@ -118,7 +118,7 @@ TEST_CASE("AMD instructions: the ones that the design counts on") {
       const auto code = compiler().compile(source, target.name);
       const auto listing = amdgpu::disassemble(code, target.name, problem);
       if (!listing) return skip(problem);
-      CAPTURE(target.name);
+      INFO(std::string(target.name));
       CAPTURE(source.name);
       for (const auto& pattern : patterns) CHECK_MESSAGE(std::regex_search(*listing, std::regex(pattern)), pattern);
     };

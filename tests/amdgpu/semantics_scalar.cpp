@@ -61,6 +61,17 @@ u64 shl64(u64 a, u64 b) { return a << (b & 63); }
 u64 shr64(u64 a, u64 b) { return a >> (b & 63); }
 u64 sar64(u64 a, u64 b) { return static_cast<u64>(static_cast<i64>(a) >> (b & 63)); }
 
+u64 bfe_u64(u64 a, u64 b) {
+  const u64 width = b >> 16 & 127, v = a >> (b & 63);
+  return width >= 64 ? v : v & ((u64{1} << width) - 1);
+}
+u64 bfe_i64(u64 a, u64 b) {
+  const u64 width = b >> 16 & 127;
+  if (width == 0 || width >= 64) return width ? sar64(a, b) : 0;
+  const u64 sign = u64{1} << (width - 1);
+  return (bfe_u64(a, b) ^ sign) - sign;
+}
+
 i32 immediate16(const Operand& o) { return static_cast<std::int16_t>(o.bits); }
 
 /// a + b + carry in; scc = carry out, or signed overflow.
@@ -185,6 +196,7 @@ void add_scalar(Table& t) {
   t["s_and_b32"] = logic32<and32>, t["s_or_b32"] = logic32<or32>, t["s_xor_b32"] = logic32<xor32>;
   t["s_andn2_b32"] = logic32<andn32>, t["s_orn2_b32"] = logic32<orn32>;
   t["s_lshl_b32"] = logic32<shl32>, t["s_lshr_b32"] = logic32<shr32>, t["s_ashr_i32"] = logic32<sar32>;
+  t["s_bfe_u64"] = logic64<bfe_u64>, t["s_bfe_i64"] = logic64<bfe_i64>;
   t["s_bfe_u32"] = logic32<bfe_u32>, t["s_bfe_i32"] = logic32<bfe_i32>;
   t["s_and_b64"] = logic64<and64>, t["s_or_b64"] = logic64<or64>, t["s_xor_b64"] = logic64<xor64>;
   t["s_andn2_b64"] = logic64<andn64>, t["s_orn2_b64"] = logic64<orn64>;

@@ -10,7 +10,7 @@ namespace q4::hip {
 namespace {
 
 constexpr int kToDevice = 1, kToHost = 2, kOnDevice = 3;
-constexpr int kPointerMemoryType = 2, kPointerManaged = 8, kPointerOrdinal = 9;
+constexpr int kPointerManaged = 8, kPointerOrdinal = 9;
 constexpr unsigned kNonBlocking = 1;
 constexpr int kCaptureThreadLocal = 1;
 
@@ -124,13 +124,13 @@ std::vector<double> HipDriver::measure(const std::function<void(void* stream)>& 
 }
 
 bool HipDriver::reachable(const void* memory, std::string& problem) const {
-  int type = 0, managed = 0, owner = -1;
+  // The memory types' values changed in 6.0, so they are not asked for: pinned host memory names the device that it was
+  // pinned for and works there, ordinary host memory names none.
+  int managed = 0, owner = -1;
   void* address = const_cast<void*>(memory);
-  if (api_->pointer_attribute(&type, kPointerMemoryType, address) != 0) return problem = "ordinary host memory", false;
-  api_->pointer_attribute(&managed, kPointerManaged, address);
-  if (managed) return true;
-  // The types' values changed in 6.0; pinned host memory names the device that it was pinned for, and works there.
-  if (api_->pointer_attribute(&owner, kPointerOrdinal, address) != 0) owner = -1;
+  if (api_->pointer_attribute(&managed, kPointerManaged, address) == 0 && managed) return true;
+  if (api_->pointer_attribute(&owner, kPointerOrdinal, address) != 0 || owner < 0)
+    return problem = "ordinary host memory", false;
   if (owner == ordinal()) return true;
   return problem = fmt::format("memory of hip:{}", owner), false;
 }
