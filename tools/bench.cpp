@@ -197,6 +197,7 @@ class Bench {
     point.us = timed([&] { return rig.sample(*variant, m); }, options_.seconds);
     if (!rig.gpu()) {
       options.math = Math::kAuto;
+      options.batch_invariant = false;
       options.tactic.clear();
       const auto tactics = rig.plan(options).tactics(m);
       if (std::find(tactics.begin(), tactics.end(), kBlasTactic) != tactics.end()) {

@@ -49,7 +49,8 @@ const std::vector<Target>& known_targets() {
 /// One loaded function is as good as another: none is launched.
 class CompileOnly : public gpu::Driver {
  public:
-  explicit CompileOnly(const Target& target) : limits_(target.limits), amd_(hip::find_target(target.arch)) {
+  explicit CompileOnly(const Target& target)
+      : limits_(target.limits), amd_(target.arch.starts_with("gfx") ? hip::find_target(target.arch) : nullptr) {
     info_.device = {amd_ ? BackendKind::kHip : BackendKind::kCuda, 0};
     info_.name = target.name, info_.arch = target.arch, info_.compute_units = target.limits.units;
     info_.shared_bytes = static_cast<std::size_t>(target.limits.shared_bytes), info_.warp_size = amd_ ? amd_->wave : 32;
