@@ -137,6 +137,12 @@ q4_status q4_backend_reason(q4_runtime* runtime, q4_backend backend, char* text,
   });
 }
 
+q4_status q4_cache_counters(q4_runtime* runtime, q4_cache_counts* counts) {
+  return guard(__func__, [&] {
+    give(required(counts, "counts"), counts_of(required(runtime, "runtime").runtime.cache_counters()), "counts");
+  });
+}
+
 // ---- matrices -------------------------------------------------------------------------------------------------------
 q4_status q4_matrix_from_gptq(q4_runtime* runtime, q4_device device, const q4_tensors* tensors, q4_matrix* matrix) {
   return guard(__func__, [&] {
@@ -263,5 +269,32 @@ q4_status q4_column_remap(q4_runtime* runtime, q4_device device, void* stream, c
   return guard(__func__, [&] {
     q4::column_remap(required(runtime, "runtime").runtime, device_of(device, "device"), {stream}, {x, x_stride}, x_cols,
                      {x_new, x_new_stride}, x_map, cols, rows);
+  });
+}
+
+// ---- warm-up --------------------------------------------------------------------------------------------------------
+q4_status q4_warmup_shapes(q4_runtime* runtime, q4_device device, const q4_warmup_shape* shapes, size_t count,
+                           const q4_plan_options* plan, const q4_warmup_options* options, q4_warmup_report* report) {
+  return guard(__func__, [&] {
+    auto& owner = required(runtime, "runtime").runtime;
+    q4::check(shapes != nullptr || count == 0, "shapes is null, but count is {}", count);
+    std::vector<q4::WarmupShape> all;
+    for (std::size_t i = 0; i < count; ++i) {
+      const q4_warmup_shape& s = shapes[i];
+      all.push_back({s.k, s.n, s.group_size == 0 ? 128 : s.group_size, s.act_order != 0, s.has_bias != 0, s.awq != 0});
+    }
+    const auto result = report_of(owner.warmup(all, warmup_options(device, plan, options)));
+    if (report) give(*report, result, "report");
+  });
+}
+
+q4_status q4_warmup_checkpoint(q4_runtime* runtime, q4_device device, q4_checkpoint checkpoint,
+                               const q4_plan_options* plan, const q4_warmup_options* options,
+                               q4_warmup_report* report) {
+  return guard(__func__, [&] {
+    auto& owner = required(runtime, "runtime");
+    const auto& opened = find(owner.checkpoints, checkpoint, "checkpoint");
+    const auto result = report_of(owner.runtime.warmup(opened, warmup_options(device, plan, options)));
+    if (report) give(*report, result, "report");
   });
 }

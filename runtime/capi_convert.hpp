@@ -17,6 +17,8 @@ static_assert(Q4_INVALID_ARGUMENT == int(ErrorCode::kInvalidArgument) &&
               Q4_DEVICE_ERROR == int(ErrorCode::kDevice) && Q4_COMPILE_ERROR == int(ErrorCode::kCompile) &&
               Q4_IO_ERROR == int(ErrorCode::kIo) && Q4_CORRUPT == int(ErrorCode::kCorrupt) &&
               Q4_NOT_FOUND == int(ErrorCode::kNotFound) && Q4_INTERNAL == int(ErrorCode::kInternal));
+static_assert(Q4_LAYER_COMPILER == int(CacheLayer::kCompiler) && Q4_LAYER_PACK == int(CacheLayer::kPack) &&
+              Q4_LAYER_NONE == int(CacheLayer::kNone));
 static_assert(Q4_F32 == int(DType::kF32) && Q4_U8 == int(DType::kU8) && Q4_HIP == int(BackendKind::kHip) &&
               Q4_ZEROS_V2 == int(ZeroFormat::kV2) && Q4_MATH_INT8 == int(Math::kInt8) &&
               Q4_GATHER_SEPARATE == int(Gather::kSeparate) &&
@@ -112,6 +114,25 @@ Tensors tensors_of(const q4_tensors& given) {
   return tensors;
 }
 
+inline q4_cache_event event_of(const CacheEvent& event) {
+  return {sizeof(q4_cache_event), static_cast<q4_cache_layer>(event.layer),
+          event.key.c_str(),      event.kernel.c_str(),
+          event.target.c_str(),   event.from.c_str(),
+          event.missed.c_str(),   event.error.c_str(),
+          event.lookup_ms,        event.compile_ms,
+          event.load_ms};
+}
+
+inline std::vector<std::string> strings(const char* const* list, std::size_t count, const char* argument) {
+  check(list != nullptr || count == 0, "{} is null, but its count is {}", argument, count);
+  std::vector<std::string> all;
+  for (std::size_t i = 0; i < count; ++i) {
+    check(list[i] != nullptr, "{}[{}] is null", argument, i);
+    all.emplace_back(list[i]);
+  }
+  return all;
+}
+
 inline RuntimeOptions runtime_options(const q4_runtime_options& given) {
   RuntimeOptions options;
   if (given.cache_dir) options.cache_dir = given.cache_dir;
@@ -127,12 +148,17 @@ inline RuntimeOptions runtime_options(const q4_runtime_options& given) {
       run(user, tasks, call, const_cast<void*>(static_cast<const void*>(&task)));
     };
   }
-  check(given.tuning_files != nullptr || given.tuning_file_count == 0,
-        "options.tuning_files is null, but tuning_file_count is {}", given.tuning_file_count);
-  for (std::size_t i = 0; i < given.tuning_file_count; ++i) {
-    check(given.tuning_files[i] != nullptr, "options.tuning_files[{}] is null", i);
-    options.tuning_files.emplace_back(given.tuning_files[i]);
-  }
+  options.tuning_files = strings(given.tuning_files, given.tuning_file_count, "options.tuning_files");
+  options.cache_folders = strings(given.cache_folders, given.cache_folder_count, "options.cache_folders");
+  options.packs = strings(given.packs, given.pack_count, "options.packs");
+  if (given.pack_public_key) options.pack_public_key = given.pack_public_key;
+  if (given.cache_max_bytes) options.cache_max_bytes = given.cache_max_bytes == UINT64_MAX ? 0 : given.cache_max_bytes;
+  if (given.dump_dir) options.dump_dir = given.dump_dir;
+  if (given.cache_event)
+    options.cache_event = [callback = given.cache_event, user = given.cache_event_user](const CacheEvent& event) {
+      const q4_cache_event c = event_of(event);
+      callback(user, &c);
+    };
   if (given.log) {
     options.log = [log = given.log, user = given.log_user](LogLevel level, const std::string& text) {
       log(user, static_cast<q4_log_level>(level), text.c_str());
@@ -179,6 +205,48 @@ inline q4_matrix_info info_of(const QuantizedMatrix& matrix) {
   result.device = device_of(matrix.device());
   result.bytes = matrix.bytes();
   return result;
+}
+
+inline q4_cache_counts counts_of(const CacheCounters& c) {
+  return {sizeof(q4_cache_counts),
+          c.memory,
+          c.user_folder,
+          c.folder,
+          c.beside_library,
+          c.pack,
+          c.compiled,
+          c.failed,
+          c.problems,
+          c.lookup_ms,
+          c.compile_ms,
+          c.load_ms};
+}
+
+inline WarmupOptions warmup_options(q4_device device, const q4_plan_options* plan, const q4_warmup_options* given) {
+  const q4_warmup_options c = options_of(given, "options");
+  WarmupOptions options;
+  options.device = device_of(device, "device");
+  options.plan = plan_options(options_of(plan, "plan"));
+  options.threads = c.threads, options.deadline_s = c.deadline_s;
+  if (c.progress)
+    options.progress = [c](std::size_t done, std::size_t total, const CacheEvent& event) {
+      const q4_cache_event kernel = event_of(event);
+      c.progress(c.user, done, total, &kernel);
+    };
+  if (c.cancel) options.cancel = [c] { return c.cancel(c.user) != 0; };
+  return options;
+}
+
+inline q4_warmup_report report_of(const WarmupReport& r) {
+  return {sizeof(q4_warmup_report),
+          r.kernels.size(),
+          r.count(CacheLayer::kCompiler),
+          r.count(CacheLayer::kNone),
+          r.skipped,
+          r.complete(),
+          r.cancelled,
+          r.past_deadline,
+          r.ms};
 }
 
 }  // namespace q4::capi

@@ -1,6 +1,5 @@
 // MatmulPlan: checks every argument, then hands the launch to the backend's plan.
-#include <q4/matmul.hpp>
-#include <q4/tuning.hpp>
+#include "runtime/matmul.hpp"
 
 #include "runtime/check.hpp"
 #include "runtime/matrix.hpp"
@@ -49,6 +48,8 @@ const MatmulPlan::Impl& require(const std::shared_ptr<const MatmulPlan::Impl>& i
   return *impl;
 }
 
+}  // namespace
+
 void check_options(const PlanOptions& options, Device device) {
   constexpr const char* kCall = "MatmulPlan";
   check(options.max_m >= 1 && options.max_m <= INT32_MAX, "{}: max_m = {}; it must be in [1, {}]", kCall, options.max_m,
@@ -70,21 +71,22 @@ void check_options(const PlanOptions& options, Device device) {
         options.reconstruct_from, options.tactic);
 }
 
-}  // namespace
+const TuningRecord* find_tuned(const Runtime& runtime, const DeviceBackend& device, std::int64_t k, std::int64_t n,
+                               std::int64_t group_size, bool act_order, DType activation) {
+  const auto& info = device.info();
+  const TuningRecord* tuned = runtime.impl().tuning().find(
+      {info.fingerprint, info.arch, info.compute_units, k, n, group_size, act_order, activation});
+  if (!tuned || tuned->kernels == device.kernels_digest()) return tuned;
+  runtime.impl().log(
+      LogLevel::kInfo,
+      fmt::format("tuning of {} x {} was measured with other kernels: ignored, run q4-autotune again", k, n));
+  return nullptr;
+}
 
 MatmulPlan::MatmulPlan(const Runtime& runtime, const QuantizedMatrix& matrix, const PlanOptions& options) {
   const auto& m = require(matrix, "MatmulPlan");
   check_options(options, m.device->info().device);
-  const auto& device = m.device->info();
-  const TuningKey key{device.fingerprint, device.arch, device.compute_units, m.k, m.n,
-                      m.group_size,       m.act_order, options.activation};
-  const TuningRecord* tuned = runtime.impl().tuning().find(key);
-  if (tuned && tuned->kernels != m.device->kernels_digest()) {
-    runtime.impl().log(
-        LogLevel::kInfo,
-        fmt::format("tuning of {} x {} was measured with other kernels: ignored, run q4-autotune again", m.k, m.n));
-    tuned = nullptr;
-  }
+  const auto* tuned = find_tuned(runtime, *m.device, m.k, m.n, m.group_size, m.act_order, options.activation);
   auto impl = std::make_shared<Impl>();
   impl->matrix = matrix.impl();
   impl->plan = m.device->plan(m.packed, options, tuned);

@@ -1,4 +1,5 @@
 // Names and sizes of the public enumerations, and the textual form of a device.
+#include <q4/cache.hpp>
 #include <q4/device.hpp>
 #include <q4/error.hpp>
 
@@ -74,6 +75,11 @@ const char* to_string(BackendKind kind) noexcept {
       return "hip";
   }
   return "unknown";
+}
+
+const char* to_string(CacheLayer layer) noexcept {
+  constexpr const char* kNames[] = {"none", "memory", "user-folder", "folder", "beside-library", "pack", "compiler"};
+  return layer <= CacheLayer::kCompiler ? kNames[static_cast<int>(layer)] : "unknown";
 }
 
 Device Device::parse(const std::string& text) {

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "runtime/check.hpp"
+#include "runtime/jit/embedded.hpp"
 
 namespace q4 {
 namespace {
@@ -36,7 +37,7 @@ RuntimeOptions resolve(RuntimeOptions options) {
 
 Runtime::Impl::Impl(RuntimeOptions options) : context_{resolve(std::move(options)), nullptr} {
   auto cache = cache::cache_options(context_.options);
-  if (cache.folder.empty() && context_.options.cache_mode != CacheMode::kOff)
+  if (cache.folder.empty() && cache.mode != CacheMode::kOff)
     context_.log(
         LogLevel::kWarning,
         "kernel cache: no folder (set cache_dir, Q4_CACHE_DIR or HOME): compiled kernels are kept in memory only");
@@ -69,18 +70,22 @@ std::vector<DeviceInfo> Runtime::Impl::devices() {
   return all;
 }
 
-bool Runtime::Impl::may_be_prebuilt() const {
-  const auto& options = context_.options;
-  return options.cache_mode == CacheMode::kRequirePrebuilt || !options.packs.empty() ||
-         !options.cache_folders.empty() || std::getenv("Q4_CACHE_PATH");
+bool Runtime::Impl::may_be_prebuilt(const std::string& arch) {
+  return cache_->mode() == CacheMode::kRequirePrebuilt || cache_->holds(arch, jit::headers_digest());
 }
 
 const TuningDb& Runtime::Impl::tuning() {
-  std::call_once(tuning_once_, [this] { load_tuning(); });
+  std::vector<std::string> problems;
+  std::call_once(tuning_once_, [&] { load_tuning(problems); });
+  for (const auto& problem : problems) context_.log(LogLevel::kWarning, "tuning: " + problem + "; it is not used");
   return tuning_;
 }
 
-void Runtime::Impl::load_tuning() {
+void Runtime::Impl::load_tuning(std::vector<std::string>& problems) {
+  const auto packs = cache_->packs();
+  for (auto pack = packs.rbegin(); pack != packs.rend(); ++pack) try {  // the first pack wins, as with kernels
+      tuning_.parse((*pack)->tuning(), (*pack)->path());
+    } catch (const Error& error) { problems.push_back(error.what()); }
   auto files = context_.options.tuning_files;
   if (const char* list = std::getenv("Q4_TUNING"); files.empty() && list)
     for (const char* at = list; *at;) {
@@ -95,9 +100,7 @@ void Runtime::Impl::load_tuning() {
   if (!std::filesystem::exists(file, ignored)) return;
   try {
     tuning_.load(file);
-  } catch (const Error& error) {
-    context_.log(LogLevel::kWarning, std::string("tuning: ") + error.what() + "; defaults are used");
-  }
+  } catch (const Error& error) { problems.push_back(error.what()); }
 }
 
 Runtime::Runtime(RuntimeOptions options) : impl_(std::make_shared<Impl>(std::move(options))) {}
@@ -116,7 +119,7 @@ Device Runtime::best_device() const {
     fail(ErrorCode::kNotFound, "Runtime::best_device: there is no usable device, not even the CPU; q4-info says why");
   // A GPU that nothing can be compiled for serves nobody by default; with prebuilt kernels no compiler is asked for.
   for (const auto& info : all) {
-    if (impl_->may_be_prebuilt()) break;
+    if (impl_->may_be_prebuilt(info.arch)) return info.device;
     std::string problem;
     if (impl_->open(info.device)->ready(problem)) return info.device;
     impl_->log(LogLevel::kWarning, fmt::format("{} ({}) is passed over: {}", info.device.str(), info.name, problem));
@@ -129,5 +132,7 @@ DeviceInfo Runtime::info(Device device) const { return impl_->open(device)->info
 std::string Runtime::cache_dir() const { return impl_->cache().folder(); }
 
 const TuningDb& Runtime::tuning() const { return impl_->tuning(); }
+
+CacheCounters Runtime::cache_counters() const { return impl_->cache().counters(); }
 
 }  // namespace q4

@@ -23,13 +23,13 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   std::shared_ptr<DeviceBackend> open(Device device);
   std::vector<DeviceInfo> devices();
   const TuningDb& tuning();
-  /// Kernels come from packs or folders that somebody prepared, so a missing compiler is no problem yet.
-  bool may_be_prebuilt() const;
+  /// The cache holds kernels of this version for such a GPU: no compiler is asked for before one is missing.
+  bool may_be_prebuilt(const std::string& arch);
   cache::KernelCache& cache() { return *cache_; }
   void log(LogLevel level, const std::string& text) const { context_.log(level, text); }
 
  private:
-  void load_tuning();
+  void load_tuning(std::vector<std::string> & problems);
 
   BackendContext context_;
   std::unique_ptr<cache::KernelCache> cache_;

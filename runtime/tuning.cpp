@@ -197,25 +197,36 @@ void TuningDb::load(const std::string& path) {
   std::ifstream in(path);
   if (!in)
     fail(ErrorCode::kIo, "TuningDb::load: path = {}: {}; q4-autotune writes such files", path, std::strerror(errno));
+  std::string text;
+  for (char piece[4096]; in.read(piece, sizeof piece) || in.gcount() > 0;)
+    text.append(piece, static_cast<std::size_t>(in.gcount()));
+  if (in.bad()) fail(ErrorCode::kIo, "TuningDb::load: reading {}: {}", path, std::strerror(errno));
+  parse(text, path);
+}
+
+void TuningDb::parse(std::string_view text, const std::string& name) {
   std::vector<TuningRecord> loaded;
-  std::string line;
-  for (std::size_t number = 1; std::getline(in, line); ++number) {
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+  for (std::size_t number = 1; !text.empty(); ++number) {
+    const auto end = std::min(text.find('\n'), text.size() - 1);
+    const std::string line(text.substr(0, end + 1));
+    text.remove_prefix(end + 1);
+    if (line.find_first_not_of(" \t\r\n") == std::string::npos) continue;
     try {
       loaded.push_back(from_json(line));
     } catch (const std::exception& e) {
-      fail(ErrorCode::kCorrupt, "TuningDb::load: {} line {}: {}; delete the line or tune again", path, number,
+      fail(ErrorCode::kCorrupt, "TuningDb::load: {} line {}: {}; delete the line or tune again", name, number,
            e.what());
     }
   }
-  if (in.bad()) fail(ErrorCode::kIo, "TuningDb::load: reading {}: {}", path, std::strerror(errno));
   for (TuningRecord& record : loaded) add(std::move(record));
 }
 
-void TuningDb::save(const std::string& path) const {
+void TuningDb::save(const std::string& path) const { replace_file(path, str()); }
+
+std::string TuningDb::str() const {
   std::string text;
   for (const TuningRecord& record : records()) text += to_json(record).dump() + '\n';
-  replace_file(path, text);
+  return text;
 }
 
 void TuningDb::add(TuningRecord record) {

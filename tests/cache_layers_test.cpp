@@ -27,12 +27,9 @@ struct Scratch {
   std::string operator/(const std::string& name) const { return path / name; }
 };
 
-KernelKey key(int i = 0) {
-  return {fmt::format("kernel {}", i), fmt::format("source {}", i), "headers", "sm_90a", {}, [] { return "nvrtc 1"; }};
-}
+KernelKey key(int i = 0) { return {fmt::format("kernel {}", i), fmt::format("source {}", i), "headers", "sm_90a", {}}; }
 Entry entry(int i, const std::string& code, std::uint64_t created = 1) {
-  const auto k = key(i);
-  return {k.digest(), k.target, k.name, "nvrtc 1", k.headers, created, {code.begin(), code.end()}};
+  return make_entry(key(i), "nvrtc 1", created, {code.begin(), code.end()});
 }
 void store(const std::string& folder, const Entry& e) { REQUIRE(Folder(folder, true).store(e, 0) == ""); }
 
@@ -46,8 +43,8 @@ Asked ask(const CacheOptions& options, int i = 0) {
     if (level <= LogLevel::kWarning) asked.warnings.push_back(text);
   });
   try {
-    const auto code = cache.get(key(i), [] { return std::vector<char>{'j', 'i', 't'}; });
-    asked.code.assign(code.begin(), code.end());
+    const auto got = cache.get(key(i), [] { return Compiled{{'j', 'i', 't'}, "nvrtc 1", ""}; });
+    asked.code.assign(got.code->begin(), got.code->end());
   } catch (const Error& error) { asked.error = error.what(); }
   return asked;
 }

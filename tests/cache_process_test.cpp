@@ -38,10 +38,9 @@ struct Scratch {
   std::string operator/(const std::string& name) const { return path / name; }
 };
 
-KernelKey key(int i) {
-  return {fmt::format("kernel {}", i), fmt::format("source {}", i), "headers", "sm_90a", {}, [] { return "nvrtc 1"; }};
-}
+KernelKey key(int i) { return {fmt::format("kernel {}", i), fmt::format("source {}", i), "headers", "sm_90a", {}}; }
 std::vector<char> code(int i, std::size_t bytes) { return std::vector<char>(bytes, static_cast<char>('a' + i)); }
+Compiled made(int i, std::size_t bytes) { return {code(i, bytes), "nvrtc 1", ""}; }
 
 /// Runs `body` in a process of its own, which exits with its result.
 template <class F>
@@ -91,9 +90,9 @@ TEST_CASE("cache: a hundred processes at once on an empty folder compile each ke
           if (::write(log, "x", 1) != 1) std::abort();
           ::close(log);
           std::this_thread::sleep_for(milliseconds(100));
-          return code(i, 50000);
+          return made(i, 50000);
         });
-        if (got != code(i, 50000)) return 1;
+        if (*got.code != code(i, 50000)) return 1;
       }
       return 0;
     }));
@@ -107,12 +106,12 @@ TEST_CASE("cache: a holder of the lock that never ends is waited for only so lon
   const KeyLock held(s / "k", key(0).digest(), 0);
   const auto begin = std::chrono::steady_clock::now();
   KernelCache cache({.folder = s / "k", .lock_wait_s = 0.2}, nullptr);
-  CHECK(cache.get(key(0), [] { return code(0, 10); }) == code(0, 10));
+  CHECK(*cache.get(key(0), [] { return made(0, 10); }).code == code(0, 10));
   const auto waited = std::chrono::steady_clock::now() - begin;
   CHECK(waited >= milliseconds(190));
   CHECK(waited < milliseconds(5000));
   KernelCache other({.folder = s / "k", .lock_wait_s = 60}, nullptr);
-  other.get(key(1), [] { return code(1, 10); });  // another key's lock is free
+  other.get(key(1), [] { return made(1, 10); });  // another key's lock is free
   CHECK(std::chrono::steady_clock::now() - begin < milliseconds(10000));
 }
 
@@ -126,7 +125,7 @@ TEST_CASE("cache: kill -9 while writing leaves the old entry, the new one or non
         Folder folder(s / "k", true);
         const auto k = key(n % 3);
         const auto bytes = code(n % 3, kBytes);
-        folder.store({k.digest(), k.target, k.name, "nvrtc 1", k.headers, 1, bytes}, 0);
+        folder.store(make_entry(k, "nvrtc 1", 1, bytes), 0);
       }
       return 0;
     });
@@ -155,7 +154,7 @@ TEST_CASE("cache: eviction while other processes read: every answer is right") {
       for (int n = 0; n < 60; ++n) {
         KernelCache cache({.folder = s / "k", .max_bytes = 50000}, nullptr);
         const int i = (n + p) % 10;
-        if (cache.get(key(i), [&] { return code(i, 12000); }) != code(i, 12000)) return 1;
+        if (*cache.get(key(i), [&] { return made(i, 12000); }).code != code(i, 12000)) return 1;
       }
       return 0;
     }));
@@ -163,6 +162,44 @@ TEST_CASE("cache: eviction while other processes read: every answer is right") {
   std::uint64_t bytes = 0;
   for (const auto& file : stored_files(s / "k")) bytes += file.bytes;
   CHECK(bytes <= 50000 + 6 * 13000);
+}
+
+TEST_CASE("cache: as another user: a folder of root's is read and not written, one's own read-only one likewise") {
+  if (::geteuid() != 0) return test::skip("another owner: only root can be somebody else");
+  constexpr uid_t kNobody = 65534;
+  Scratch s;
+  ::chmod(s.path.c_str(), 0755);
+  const auto store = [&](const std::string& folder, int i) {
+    return Folder(folder, true).store(make_entry(key(i), "nvrtc 1", 1, code(i, 10)), 0);
+  };
+  REQUIRE(store(s / "roots", 0) == "");
+  ::chmod((s / "roots").c_str(), 0755);
+  for (const auto& file : stored_files(s / "roots")) ::chmod(file.path.c_str(), 0644);
+  fs::create_directories(s / "own"), fs::create_directories(s / "nobodys");
+  for (const char* folder : {"own", "nobodys"}) REQUIRE(::chown((s / folder).c_str(), kNobody, kNobody) == 0);
+  ::chmod((s / "own").c_str(), 0555);
+  REQUIRE(store(s / "other", 0) == "");
+  const auto foreign = stored_files(s / "other")[0].path;
+  REQUIRE(::chown(foreign.c_str(), 12345, 12345) == 0);
+  CHECK(finish(start([&] {
+          if (::setgid(kNobody) != 0 || ::setuid(kNobody) != 0) return 9;
+          for (const auto& folder : {s / "roots", s / "own"}) {
+            int warnings = 0;
+            KernelCache cache({.folder = folder},
+                              [&](LogLevel level, const std::string&) { warnings += level == LogLevel::kWarning; });
+            const auto got = cache.get(key(0), [] { return made(0, 10); });
+            if (*got.code != code(0, 10)) return 1;
+            if ((got.event.layer == CacheLayer::kUserFolder) != (folder == s / "roots")) return 2;
+            if (*cache.get(key(1), [] { return made(1, 10); }).code != code(1, 10) || warnings != 1) return 3;
+          }
+          return stored_files(s / "own").empty() ? 0 : 4;
+        })) == 0);
+  // An entry of a third user's is not used, not even by root.
+  int warnings = 0;
+  KernelCache cache({.folder = s / "other"},
+                    [&](LogLevel level, const std::string&) { warnings += level == LogLevel::kWarning; });
+  CHECK(cache.get(key(0), [] { return made(0, 10); }).event.layer == CacheLayer::kCompiler);
+  CHECK(warnings == 1);
 }
 
 TEST_CASE("cache: a read-only folder, an unwritable parent, no HOME: the kernel is right and one warning says why") {
@@ -174,8 +211,8 @@ TEST_CASE("cache: a read-only folder, an unwritable parent, no HOME: the kernel 
     int warnings = 0;
     KernelCache cache({.folder = folder},
                       [&](LogLevel level, const std::string&) { warnings += level == LogLevel::kWarning; });
-    CHECK(cache.get(key(0), [] { return code(0, 10); }) == code(0, 10));
-    CHECK(cache.get(key(1), [] { return code(1, 10); }) == code(1, 10));
+    CHECK(*cache.get(key(0), [] { return made(0, 10); }).code == code(0, 10));
+    CHECK(*cache.get(key(1), [] { return made(1, 10); }).code == code(1, 10));
     CHECK(warnings == 1);
   }
   const int status = finish(start([&] {
@@ -199,9 +236,9 @@ TEST_CASE("cache: a write that stops half-way, as on a full disk, leaves nothing
     KernelCache cache({.folder = s / "k"},
                       [&](LogLevel level, const std::string&) { warnings += level == LogLevel::kWarning; });
     for (const int i : {0, 1})
-      if (cache.get(key(i), [&] { return code(i, 50000); }) != code(i, 50000)) return 2;
+      if (*cache.get(key(i), [&] { return made(i, 50000); }).code != code(i, 50000)) return 2;
     if (warnings != 1) return 3;
-    return cache.get(key(2), [] { return code(2, 100); }) == code(2, 100) ? 0 : 4;  // small enough
+    return *cache.get(key(2), [] { return made(2, 100); }).code == code(2, 100) ? 0 : 4;  // small enough
   }));
   CHECK(status == 0);
   std::size_t files = 0;
@@ -219,7 +256,7 @@ TEST_CASE("cache: a group-writable folder and a symbolic link are not written to
     int warnings = 0;
     KernelCache cache({.folder = folder},
                       [&](LogLevel level, const std::string&) { warnings += level == LogLevel::kWarning; });
-    CHECK(cache.get(key(0), [] { return code(0, 10); }) == code(0, 10));
+    CHECK(*cache.get(key(0), [] { return made(0, 10); }).code == code(0, 10));
     CHECK(warnings == 1);
     CHECK(fs::is_empty(folder));
   }

@@ -13,6 +13,7 @@
 
 #include "runtime/cache/entry.hpp"
 #include "runtime/cache/sha256.hpp"
+#include "runtime/jit/embedded.hpp"
 
 using namespace q4;
 using namespace q4::cache;
@@ -30,9 +31,7 @@ struct Scratch {
 };
 
 const std::string kCompiler = "nvrtc 13.0 CL-1";
-KernelKey key(const std::string& compiler = kCompiler) {
-  return {"gemv", "source", "headers", "sm_90a", {"-std=c++20"}, [=] { return compiler; }};
-}
+KernelKey key() { return {"gemv", "source", "headers", "sm_90a", {"-std=c++20"}}; }
 
 struct Fixture {
   Scratch folder;
@@ -43,10 +42,13 @@ struct Fixture {
                       [this](LogLevel level, const std::string& text) {
                         if (level == LogLevel::kWarning) warnings.push_back(text);
                       });
-    return cache.get(k, [this] {
-      ++compiles;
-      return std::vector<char>{'c', 'o', 'd', 'e'};
-    });
+    return *cache
+                .get(k,
+                     [this] {
+                       ++compiles;
+                       return Compiled{{'c', 'o', 'd', 'e'}, kCompiler, ""};
+                     })
+                .code;
   }
   fs::path entry() {
     for (const auto& file : fs::directory_iterator(folder.path / "kernels"))
@@ -84,27 +86,46 @@ TEST_CASE("cache: every part of a key counts, its name does not") {
   }
 }
 
+TEST_CASE("cache: the headers' part of a key sees each header, its name and every change in it") {
+  const auto& headers = jit::embedded_headers();
+  REQUIRE(headers.size() > 20);
+  for (std::size_t i = 0; i < headers.size(); ++i) {
+    auto changed = headers;
+    std::string text = headers[i].text;
+    text[text.size() / 2] ^= 1;
+    changed[i].text = text.c_str();
+    CHECK(jit::digest_of(changed) != jit::headers_digest());
+    changed = headers, changed[i].name = "other.h";
+    CHECK(jit::digest_of(changed) != jit::headers_digest());
+    changed = headers, changed.erase(changed.begin() + static_cast<std::ptrdiff_t>(i));
+    CHECK(jit::digest_of(changed) != jit::headers_digest());
+  }
+  // What is embedded is what lies in kernels/, so a changed header is another key after the next build.
+  for (const auto& header : headers) {
+    std::ifstream file(fs::path(Q4_SOURCE_DIR) / "kernels" / header.name, std::ios::binary);
+    CHECK(std::string(std::istreambuf_iterator<char>(file), {}) == header.text);
+  }
+}
+
 TEST_CASE("cache: a hit asks no compiler, and what compilers made lies side by side with their builds") {
   Fixture f;
   f.get(CacheMode::kReadWrite);
-  auto silent = key();
-  silent.compiler = []() -> std::string { throw Error(ErrorCode::kInternal, "the compiler was loaded"); };
-  CHECK(f.get(CacheMode::kReadWrite, silent).size() == 4);
+  CHECK(f.get(CacheMode::kReadWrite).size() == 4);
 
   std::string problem;
   const auto first = read_entry(f.entry(), problem);
   REQUIRE(first);
   CHECK(first->compiler == kCompiler);
-  CHECK(first->headers == "headers");
-  CHECK(first->name == "gemv");
+  CHECK(first->key.text() == key().text());
+  CHECK(first->key.name == "gemv");
   auto newer = *first;
   newer.compiler = "nvrtc 13.0 CL-2", newer.created += 10, newer.code = {'n', 'e', 'w'};
   CHECK(file_name(newer) != file_name(*first));
   Folder both(f.folder.path / "kernels", true);
   CHECK(both.store(newer, 0) == "");
-  CHECK(f.get(CacheMode::kReadWrite, silent) == newer.code);  // made last
+  CHECK(f.get(CacheMode::kReadWrite) == newer.code);  // made last
   fs::resize_file(f.folder.path / "kernels" / file_name(newer), 50);
-  CHECK(f.get(CacheMode::kReadWrite, silent) == first->code);  // the sound one
+  CHECK(f.get(CacheMode::kReadWrite) == first->code);  // the sound one
   CHECK(f.compiles == 1);
 
   newer.compiler = "";
@@ -209,11 +230,11 @@ TEST_CASE("cache: many threads, one compile; a failure reaches all and is forgot
   const auto ask = [&](std::latch& start) {
     start.arrive_and_wait();
     try {
-      cache.get(key(), [&]() -> std::vector<char> {
+      cache.get(key(), [&]() -> Compiled {
         ++compiles;
         std::this_thread::sleep_for(std::chrono::milliseconds(300));
         if (fail) throw Error(ErrorCode::kCompile, "no");
-        return {'x'};
+        return {{'x'}, kCompiler, ""};
       });
     } catch (const Error&) { ++failures; }
   };

@@ -20,9 +20,13 @@ foreach(case IN LISTS cases)
     string(REPLACE "${CMAKE_MATCH_1};" "${CMAKE_MATCH_2}" name "${name}")
   endforeach()
   string(REPLACE "," "\\," filter "${name}")  # doctest's filters are lists
+  set(serial "")
+  if(label STREQUAL "torture")  # a hundred processes: alone, as their times count
+    set(serial "RUN_SERIAL ON ")
+  endif()
   string(APPEND text "add_test([==[${label}: ${name}]==] [==[${BINARY}]==] [==[--test-case=${filter}]==] "
                      "[==[--source-file=*${stem}.cpp]==])\n"
-                     "set_tests_properties([==[${label}: ${name}]==] PROPERTIES LABELS ${label} TIMEOUT 300 "
+                     "set_tests_properties([==[${label}: ${name}]==] PROPERTIES LABELS ${label} ${serial}TIMEOUT 300 "
                      "WORKING_DIRECTORY [==[${DIRECTORY}]==] SKIP_REGULAR_EXPRESSION \"q4-tests skipped\")\n")
 endforeach()
 file(WRITE ${OUT} "${text}")

@@ -11,6 +11,7 @@
 #include "autotune/workload.hpp"
 #include "kernels/problem.h"
 #include "runtime/cache/kernel_cache.hpp"
+#include "runtime/jit/source.hpp"
 
 namespace q4::tools {
 
@@ -19,11 +20,17 @@ struct Target {
   std::string arch;  ///< "sm_90a"
   std::string name;  ///< "H100, H200"
   Limits limits;
+  BackendKind kind = BackendKind::kCuda;
+  int warp_size = 32;
 };
 
 /// "sm_90a,sm_80": every GPU of those in the built-in list; "sm_90a/114": that number of SMs alone. Throws
 /// kInvalidArgument with the architectures there are.
 std::vector<Target> parse_targets(const std::string& text);
+const std::vector<Target>& all_targets();
+
+/// As a device of that target asks for it.
+cache::KernelKey key_of(const std::string& arch, const jit::Source& source);
 
 struct CrossOptions {
   std::int64_t max_m = 1;
@@ -33,14 +40,15 @@ struct CrossOptions {
 };
 
 /// Finds in `cache`, or compiles into it, what QuantizedMatrix, MatmulPlan and column_remap load for one shape on one
-/// target: the library's own code runs, on a device that only compiles. Reused for several shapes: `kernels` counts
-/// what was used, `compiled` what was not found.
+/// target. Reused for several shapes: `kernels` counts what they need, `compiled` what was not found.
 class CrossCompiler {
  public:
   CrossCompiler(const Target& target, cache::KernelCache& cache);
   ~CrossCompiler();
   /// Throws what compiling throws, or in mode require-prebuilt kNotFound.
   void add(const autotune::Problem& problem, const CrossOptions& options);
+  /// What add() asks for, without asking: repeats are possible.
+  std::vector<jit::Source> sources(const autotune::Problem& problem, const CrossOptions& options);
   std::size_t kernels() const;
   std::size_t compiled() const;
   std::size_t tuned() const { return tuned_; }  ///< shapes that a tuning record was used for

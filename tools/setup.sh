@@ -92,7 +92,8 @@ newer() {
 }
 
 # Debian's names of what is missing, in two lists: without `required` nothing is built, without `optional` a large m is slow
-# on the CPU. On Ubuntu 22.04 g++ is 11 and cmake 3.22: g++-12 instead, and CMake from PyPI.
+# on the CPU (BLAS) and packs of kernels cannot be signed (libsodium). On Ubuntu 22.04 g++ is 11 and cmake 3.22: g++-12
+# instead, and CMake from PyPI.
 find_missing() {
   required=() optional=()
   find_compiler || required+=("$(newer g++ 12 g++-12)")
@@ -104,6 +105,7 @@ find_missing() {
   has_header CLI/CLI.hpp || required+=(libcli11-dev)
   has_header doctest/doctest.h || required+=(doctest-dev)
   PATH=$PATH:/sbin ldconfig -p 2>/dev/null | grep -q 'lib\(open\)\{0,1\}blas\.so\.[03]' || optional+=(libopenblas0)
+  PATH=$PATH:/sbin ldconfig -p 2>/dev/null | grep -q 'libsodium\.so\.' || optional+=(libsodium23)
 }
 
 # ---- installing what is missing -------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ install_missing() {
     quiet "CMake from PyPI" python3 -m pip install --target "$q4_root/build/pip" cmake
   fi
   find_missing
-  [ ${#optional[@]} = 0 ] || say "going on without ${optional[*]}: a large m will be slow on the CPU"
+  [ ${#optional[@]} = 0 ] || say "going on without ${optional[*]}, which large m on the CPU and signed packs need"
   [ ${#required[@]} = 0 ] ||
     die "these packages are missing; as root, run: apt-get install -y ${required[*]}   (log: $q4_log)"
 }

@@ -47,6 +47,16 @@ typedef int32_t q4_gather; /* act-order: x permuted inside the kernel or before 
 enum { Q4_GATHER_AUTO = 0, Q4_GATHER_FUSED = 1, Q4_GATHER_SEPARATE = 2 };
 typedef int32_t q4_cache_mode;
 enum { Q4_CACHE_READ_WRITE = 0, Q4_CACHE_READ_ONLY = 1, Q4_CACHE_OFF = 2, Q4_CACHE_REQUIRE_PREBUILT = 3 };
+typedef int32_t q4_cache_layer; /* where a kernel came from; none: nowhere, it failed */
+enum {
+  Q4_LAYER_NONE = 0,
+  Q4_LAYER_MEMORY = 1,
+  Q4_LAYER_USER_FOLDER = 2,
+  Q4_LAYER_FOLDER = 3,
+  Q4_LAYER_BESIDE_LIBRARY = 4,
+  Q4_LAYER_PACK = 5,
+  Q4_LAYER_COMPILER = 6
+};
 typedef int32_t q4_log_level;
 enum { Q4_LOG_ERROR = 0, Q4_LOG_WARNING = 1, Q4_LOG_INFO = 2, Q4_LOG_DEBUG = 3 };
 
@@ -70,6 +80,15 @@ Q4_API const char* q4_last_error(void);
 
 /* ---- runtime ------------------------------------------------------------------------- */
 
+/* One kernel that was looked for beyond memory; see q4::CacheEvent. Never null, valid during the call. */
+typedef struct q4_cache_event {
+  size_t size; /* sizeof(q4_cache_event), as the library knows it */
+  q4_cache_layer layer;
+  const char *key, *kernel, *target; /* 64 hex digits; the kernel and its configuration; "sm_90a" */
+  const char *from, *missed, *error; /* the layer by name; the layers before it and why not; why it failed */
+  double lookup_ms, compile_ms, load_ms;
+} q4_cache_event;
+
 typedef struct q4_runtime_options {
   size_t size;           /* sizeof(q4_runtime_options) */
   const char* cache_dir; /* folder of compiled kernels; null: $Q4_CACHE_DIR, else the user's cache folder */
@@ -84,7 +103,16 @@ typedef struct q4_runtime_options {
    * once. Null: own threads. */
   void (*parallel_for)(void* user, int32_t tasks, void (*task)(void* state, int32_t index), void* state);
   void* parallel_for_user;
-  const char* cpu_isa; /* "avx2", "neon", ...; null: $Q4_CPU_ISA, else the best that runs */
+  const char* cpu_isa;              /* "avx2", "neon", ...; null: $Q4_CPU_ISA, else the best that runs */
+  const char* const* cache_folders; /* only read, after cache_dir and before $Q4_CACHE_PATH */
+  size_t cache_folder_count;
+  const char* const* packs; /* .q4pack files, searched after all folders */
+  size_t pack_count;
+  const char* pack_public_key; /* 64 hex digits: packs must be signed by it; null: $Q4_PACK_PUBLIC_KEY */
+  uint64_t cache_max_bytes;    /* of cache_dir; 0: 1 GiB, UINT64_MAX: unbounded */
+  const char* dump_dir;        /* receives sources, code, logs of kernels; null: $Q4_DUMP_DIR */
+  void (*cache_event)(void* user, const q4_cache_event* event); /* from any thread, while the library holds no lock */
+  void* cache_event_user;
 } q4_runtime_options;
 
 /* `options` may be null. Strings and lists are copied. Opens no driver. */
@@ -110,6 +138,16 @@ Q4_API q4_status q4_device_parse(const char* text, q4_device* device);
 /* Why a backend has no device, or "" where it has one. Text results: at most `size` bytes with the terminator are
  * written to `text` (null with size 0 to ask), and `length`, unless null, receives the full length without it. */
 Q4_API q4_status q4_backend_reason(q4_runtime* runtime, q4_backend backend, char* text, size_t size, size_t* length);
+
+typedef struct q4_cache_counts {
+  size_t size;                                                /* sizeof(q4_cache_counts), set by the caller */
+  uint64_t memory, user_folder, folder, beside_library, pack; /* hits */
+  uint64_t compiled, failed, problems;                        /* problems: folders, packs, entries of no use */
+  double lookup_ms, compile_ms, load_ms;
+} q4_cache_counts;
+
+/* Since the runtime was created. */
+Q4_API q4_status q4_cache_counters(q4_runtime* runtime, q4_cache_counts* counts);
 
 /* ---- matrices ------------------------------------------------------------------------ */
 
@@ -197,6 +235,42 @@ Q4_API q4_status q4_plan_destroy(q4_runtime* runtime, q4_plan plan);
 Q4_API q4_status q4_column_remap(q4_runtime* runtime, q4_device device, void* stream, const void* x, int64_t x_stride,
                                  int64_t x_cols, void* x_new, int64_t x_new_stride, const int32_t* x_map, int64_t cols,
                                  int64_t rows);
+
+/* ---- warm-up ------------------------------------------------------------------------- */
+
+typedef struct q4_warmup_shape {
+  int64_t k, n, group_size;         /* group_size -1: one group, 0: 128 */
+  int32_t act_order, has_bias, awq; /* 0 or 1 */
+  int32_t reserved;                 /* 0 */
+} q4_warmup_shape;
+
+typedef struct q4_warmup_options {
+  size_t size;       /* sizeof(q4_warmup_options) */
+  int32_t threads;   /* kernels at a time; 0: as many as the host has cores */
+  double deadline_s; /* after which no further kernel is begun; 0: none */
+  /* After each kernel, on the calling thread. */
+  void (*progress)(void* user, size_t done, size_t total, const q4_cache_event* kernel);
+  int32_t (*cancel)(void* user); /* asked on the calling thread; not 0: no further kernel is begun */
+  void* user;
+} q4_warmup_options;
+
+typedef struct q4_warmup_report {
+  size_t size; /* sizeof(q4_warmup_report), set by the caller */
+  size_t kernels, compiled, failed, skipped;
+  int32_t complete, cancelled, past_deadline; /* 0 or 1 */
+  double ms;                                  /* of the whole call, without opening the device */
+} q4_warmup_report;
+
+/* Finds or compiles, and loads, every kernel that plans of these shapes with these options need; see
+ * q4::Runtime::warmup. Kernels that fail are counted and shown to `progress`; the call fails for arguments and for want
+ * of the device. `plan`, `options` and `report` may be null. */
+Q4_API q4_status q4_warmup_shapes(q4_runtime* runtime, q4_device device, const q4_warmup_shape* shapes, size_t count,
+                                  const q4_plan_options* plan, const q4_warmup_options* options,
+                                  q4_warmup_report* report);
+/* For every quantized matrix of a checkpoint. */
+Q4_API q4_status q4_warmup_checkpoint(q4_runtime* runtime, q4_device device, q4_checkpoint checkpoint,
+                                      const q4_plan_options* plan, const q4_warmup_options* options,
+                                      q4_warmup_report* report);
 
 #ifdef __cplusplus
 } /* extern "C" */

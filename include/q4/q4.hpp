@@ -1,6 +1,7 @@
 // Everything: `#include <q4/q4.hpp>`.
 #pragma once
 
+#include <q4/cache.hpp>
 #include <q4/checkpoint.hpp>
 #include <q4/device.hpp>
 #include <q4/error.hpp>
@@ -8,3 +9,4 @@
 #include <q4/matrix.hpp>
 #include <q4/runtime.hpp>
 #include <q4/tuning.hpp>
+#include <q4/warmup.hpp>

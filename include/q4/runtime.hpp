@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <q4/cache.hpp>
 #include <q4/device.hpp>
 #include <q4/error.hpp>
 #include <string>
@@ -11,7 +12,11 @@
 
 namespace q4 {
 
+class Checkpoint;
 class TuningDb;
+struct WarmupOptions;
+struct WarmupReport;
+struct WarmupShape;
 
 enum class LogLevel : std::uint8_t { kError, kWarning, kInfo, kDebug };
 
@@ -29,16 +34,21 @@ using ParallelFor = std::function<void(int tasks, const std::function<void(int t
 struct RuntimeOptions {
   /// Folder of compiled kernels; empty: $Q4_CACHE_DIR, else $XDG_CACHE_HOME/q4, else $HOME/.cache/q4, else memory only.
   std::string cache_dir = {};
+  /// kReadWrite: $Q4_CACHE_MODE (read-write, read-only, off, require-prebuilt) where it is set.
   CacheMode cache_mode = CacheMode::kReadWrite;
   /// Further folders of compiled kernels, only read, searched in this order after cache_dir and before those of
   /// $Q4_CACHE_PATH (colon-separated). A *.q4pack in one of them is a pack.
   std::vector<std::string> cache_folders = {};
   /// Pack files (q4-cache pack), searched after all folders.
   std::vector<std::string> packs = {};
+  /// Ed25519 public key, 64 hex digits (q4-cache keygen); empty: $Q4_PACK_PUBLIC_KEY. With one, a pack that is not
+  /// signed by it, or whose signature cannot be checked here, is not used.
+  std::string pack_public_key = {};
   /// Bound of cache_dir: beyond it, the kernels that were used least recently go. 0: unbounded.
   std::uint64_t cache_max_bytes = std::uint64_t{1} << 30;
   /// Tuning files to read, later ones win. Empty: $Q4_TUNING (colon-separated), else <cache folder>/tuning.jsonl if it
-  /// exists. A file that is named but missing or corrupt is an error; the default one only warns.
+  /// exists. A file that is named but missing or corrupt is an error; the default one only warns. What packs hold is
+  /// read before them: a record of a file wins.
   std::vector<std::string> tuning_files = {};
   /// Threads of the CPU backend, the caller of run() among them; 0: what the affinity mask and the cgroup allow. With 1
   /// everything happens in the calling thread: what a program wants that calls run() from threads of its own.
@@ -52,11 +62,21 @@ struct RuntimeOptions {
   /// Receives messages; called from any thread. Empty: warnings and errors to stderr
   /// ($Q4_LOG=debug|info|warning|error).
   std::function<void(LogLevel, const std::string&)> log = {};
+  /// Receives an event for each kernel that was not in memory. Called from any thread, while the library holds no lock:
+  /// it may call the library. What it throws is swallowed.
+  std::function<void(const CacheEvent&)> cache_event = {};
+  /// Folder that receives, for each kernel that was not in memory, its source, options, code and what is known of it
+  /// (registers, spills, times), and the compiler's log; empty: $Q4_DUMP_DIR, else none. Made if it is not there.
+  std::string dump_dir = {};
 };
 
 /// A cheap handle to shared, thread-safe state: copies refer to the same devices, caches and options. Everything
 /// created from it keeps that state alive, so the order of destruction does not matter. Creating one opens no driver:
 /// backends are opened at first need.
+///
+/// fork(): where no GPU was used before, everything works in the child. Where one was, every use of GPUs in the child
+/// throws kDevice (CUDA and HIP do not survive fork()), and destroying is safe. The CPU computes in the child in the
+/// calling thread.
 class Q4_API Runtime {
  public:
   explicit Runtime(RuntimeOptions options = {});
@@ -73,6 +93,13 @@ class Q4_API Runtime {
   std::string cache_dir() const;
   /// The tuning results in use (read once, at the first plan).
   const TuningDb& tuning() const;
+  CacheCounters cache_counters() const;
+  /// Finds or compiles every kernel that plans of these shapes will load on a device, and keeps them loaded for the
+  /// life of the Runtime (q4/warmup.hpp). A kernel that fails is in the report; throws kInvalidArgument for shapes and
+  /// options that no plan accepts, and what opening the device throws.
+  WarmupReport warmup(const std::vector<WarmupShape>& shapes, const WarmupOptions& options) const;
+  /// For every quantized matrix of a checkpoint.
+  WarmupReport warmup(const Checkpoint& checkpoint, const WarmupOptions& options) const;
 
   class Impl;
   Impl& impl() const { return *impl_; }  ///< internal

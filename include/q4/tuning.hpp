@@ -7,6 +7,7 @@
 #include <q4/error.hpp>
 #include <q4/matmul.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace q4 {
@@ -59,8 +60,11 @@ class Q4_API TuningDb {
   /// JSON Lines, one record a line, blank lines skipped; a record replaces one of the same key. Throws kIo or kCorrupt
   /// with file, line and field; nothing is added then.
   void load(const std::string& path);
+  /// The same from memory; `name` says in errors where the text is from.
+  void parse(std::string_view text, const std::string& name);
   /// Writes to a temporary file in the same folder and renames it, so that readers see the old or the new file.
   void save(const std::string& path) const;
+  std::string str() const;        ///< what save() writes
   void add(TuningRecord record);  ///< replaces a record of the same key
   /// Exact device, else the same arch with the nearest number of compute units (kNearest).
   const TuningRecord* find(const TuningKey& key, TuningMatch* match = nullptr) const;

@@ -80,6 +80,16 @@ class DeviceBackend {
   /// `matrix` is one of pack()'s, and remembers the shape. `tuned` may be null.
   virtual std::unique_ptr<PlanBackend> plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
                                             const TuningRecord* tuned) = 0;
+  /// One for each kernel that a matrix of these rows and plans of it load: finds or compiles it, keeps it loaded, and
+  /// never throws. `shape` holds no tensors. None where nothing is compiled.
+  struct WarmupJob {
+    std::string kernel;  ///< equal kernels have equal texts
+    std::function<CacheEvent()> run;
+  };
+  virtual std::vector<WarmupJob> warmup(const MatrixSource& /*shape*/, const PlanOptions& /*options*/,
+                                        const TuningRecord* /*tuned*/) {
+    return {};
+  }
   /// A host x_map is already checked; one in device memory is bounded by the kernel: an entry outside [0, x_cols) gives
   /// 0.
   virtual void column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,

@@ -6,12 +6,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
 #include "runtime/cache/sha256.hpp"
 
@@ -19,7 +21,7 @@ namespace q4::cache {
 namespace {
 
 constexpr char kMagic[] = "q4kernel";
-constexpr std::uint32_t kSchema = 2;
+constexpr std::uint32_t kSchema = 3;
 constexpr std::size_t kMostBytes = 256u << 20;  // no kernel is that large: a bound on what a broken length can ask for
 
 std::string error_text() { return std::generic_category().message(errno); }
@@ -33,14 +35,14 @@ struct File {
 };
 
 void append(std::string& out, const void* data, std::size_t size) {
-  const std::uint64_t length = size;
+  const auto length = static_cast<std::uint32_t>(size);
   out.append(reinterpret_cast<const char*>(&length), sizeof length);
   out.append(static_cast<const char*>(data), size);
 }
 
 /// Takes one length-prefixed field off `rest`.
 bool take(std::string_view& rest, std::string_view& field) {
-  std::uint64_t length;
+  std::uint32_t length;
   if (rest.size() < sizeof length) return false;
   std::memcpy(&length, rest.data(), sizeof length);
   rest.remove_prefix(sizeof length);
@@ -73,14 +75,35 @@ bool write_all(int fd, std::string_view data) {
 
 }  // namespace
 
+std::string KernelKey::text() const {
+  std::string all;
+  all.reserve(source.size() + headers.size() + target.size() + 256);  // a hit in memory compares it: one allocation
+  all += "q4 kernel key 3";
+  for (const auto* part : {&source, &headers, &target}) append(all, part->data(), part->size());
+  for (const auto& option : options) append(all, option.data(), option.size());
+  return all;
+}
+
+std::string KernelKey::digest() const {
+  const std::string all = text();
+  return Sha256().update(all.data(), all.size()).hex();
+}
+
+Entry make_entry(const KernelKey& key, const std::string& compiler, std::uint64_t created, std::vector<char> code) {
+  return {key, key.digest(), compiler, created, std::move(code)};
+}
+
 std::string file_name(const Entry& entry) {
   return entry.digest + "-" + Sha256().field(entry.compiler).hex().substr(0, 16) + kExtension;
 }
 
 std::string encode(const Entry& entry) {
-  std::string data(kMagic, sizeof kMagic - 1);
+  std::string data(kMagic, sizeof kMagic - 1), options;
   data.append(reinterpret_cast<const char*>(&kSchema), sizeof kSchema);
-  for (const auto* field : {&entry.digest, &entry.target, &entry.name, &entry.compiler, &entry.headers})
+  for (const auto& option : entry.key.options) options += option + "\n";
+  const KernelKey& key = entry.key;
+  for (const std::string* field :
+       {&key.name, &key.source, &key.headers, &key.target, &std::as_const(options), &entry.compiler})
     append(data, field->data(), field->size());
   append(data, &entry.created, sizeof entry.created);
   append(data, entry.code.data(), entry.code.size());
@@ -105,18 +128,23 @@ std::optional<Entry> decode(std::string_view data, std::string& problem) {
     problem = "checksum does not match";
     return std::nullopt;
   }
-  std::string_view rest = data.substr(kHead, data.size() - kHead - kTail), fields[7];
+  std::string_view rest = data.substr(kHead, data.size() - kHead - kTail), fields[8];
   bool whole = true;
   for (auto& field : fields) whole = whole && take(rest, field);
   Entry entry;
-  if (!whole || !rest.empty() || fields[5].size() != sizeof entry.created) {
+  if (!whole || !rest.empty() || fields[6].size() != sizeof entry.created) {
     problem = "fields do not fit the file";
     return std::nullopt;
   }
-  entry.digest = fields[0], entry.target = fields[1], entry.name = fields[2];
-  entry.compiler = fields[3], entry.headers = fields[4];
-  std::memcpy(&entry.created, fields[5].data(), sizeof entry.created);
-  entry.code.assign(fields[6].begin(), fields[6].end());
+  entry.key.name = fields[0], entry.key.source = fields[1], entry.key.headers = fields[2], entry.key.target = fields[3];
+  for (std::string_view options = fields[4]; !options.empty();) {
+    const auto end = std::min(options.find('\n'), options.size() - 1);
+    entry.key.options.emplace_back(options.substr(0, end));
+    options.remove_prefix(end + 1);
+  }
+  entry.digest = entry.key.digest(), entry.compiler = fields[5];
+  std::memcpy(&entry.created, fields[6].data(), sizeof entry.created);
+  entry.code.assign(fields[7].begin(), fields[7].end());
   if (entry.compiler.empty()) {
     problem = "does not say which compiler made it";
     return std::nullopt;

@@ -12,17 +12,29 @@ namespace q4::cache {
 inline constexpr const char* kExtension = ".q4k";
 inline constexpr const char* kTemporary = ".tmp-";  ///< what the name of a file begins with until it is whole
 
-/// Bytes: magic "q4kernel", u32 schema, then each field with its u64 length, and the SHA-256 of all before it.
-/// Little-endian.
+/// What is compiled and how. A kernel is found by these parts, whichever compiler made it: a machine whose cache is
+/// complete needs no compiler, and one that has it need not load it (README.md, "Keys").
+struct KernelKey {
+  std::string name;                  ///< for people: "decode {.p={.k=4096,...". Not a part of the key
+  std::string source;                ///< generated text
+  std::string headers;               ///< digest of the embedded headers
+  std::string target;                ///< "sm_90a", "gfx90a"
+  std::vector<std::string> options;  ///< of the compiler
+
+  std::string text() const;    ///< every part with its length: two keys are equal if their texts are
+  std::string digest() const;  ///< SHA-256 of text(), in hex
+};
+
+/// Bytes: magic "q4kernel", u32 schema, then each field with its u32 length (name, source, headers, target, options by
+/// line, compiler, u64 created, code) and the SHA-256 of all before it. Little-endian.
 struct Entry {
-  std::string digest;         ///< KernelKey::digest: what it is found by
-  std::string target;         ///< "sm_90a"
-  std::string name;           ///< of the kernel, for people
+  KernelKey key;              ///< all of it, so that `q4-cache explain` can say what differs
+  std::string digest;         ///< of the key: what it is found by
   std::string compiler;       ///< that made it, with its build; never empty
-  std::string headers;        ///< digest of the kernel headers that it was made from
   std::uint64_t created = 0;  ///< seconds since 1970
   std::vector<char> code;
 };
+Entry make_entry(const KernelKey& key, const std::string& compiler, std::uint64_t created, std::vector<char> code);
 
 /// "<digest>-<16 digits of the compiler>.q4k": what different compilers made lies side by side.
 std::string file_name(const Entry& entry);

@@ -73,7 +73,7 @@ std::optional<Entry> Folder::newest(const std::string& digest, const std::string
   for (const auto& name : names) {
     std::string trouble;
     auto entry = read_entry(path_ + "/" + name, trouble);
-    if (entry && (entry->digest != digest || entry->target != target)) {
+    if (entry && (entry->digest != digest || entry->key.target != target)) {
       trouble = "holds another kernel than its name says";
       entry.reset();
     }
@@ -153,7 +153,7 @@ KeyLock::KeyLock(const std::string& folder, const std::string& digest, double wa
   range.l_start = static_cast<off_t>(std::strtoull(digest.substr(0, 15).c_str(), nullptr, 16));
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(wait_s);
   auto pause = std::chrono::milliseconds(1);
-  while (::fcntl(fd_, F_OFD_SETLK, &range) != 0) {
+  while (!(held_ = ::fcntl(fd_, F_OFD_SETLK, &range) == 0)) {
     if ((errno != EAGAIN && errno != EACCES && errno != EINTR) || std::chrono::steady_clock::now() > end) return;
     std::this_thread::sleep_for(pause);
     pause = std::min(pause * 2, std::chrono::milliseconds(20));

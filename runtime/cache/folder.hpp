@@ -59,9 +59,11 @@ class KeyLock {
   KeyLock(const std::string& folder, const std::string& digest, double wait_s);
   ~KeyLock();
   KeyLock(const KeyLock&) = delete;
+  bool held() const { return held_; }
 
  private:
   int fd_ = -1;
+  bool held_ = false;
 };
 
 }  // namespace q4::cache

@@ -1,182 +1,221 @@
-// Looks a kernel up, compiles it once when it is nowhere, and keeps it.
+// Looks a kernel up, compiles it once when it is nowhere, keeps it, and tells.
 #include "runtime/cache/kernel_cache.hpp"
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <cstdlib>
+#include <chrono>
 #include <ctime>
-#include <filesystem>
+#include <optional>
 
-#include "runtime/cache/sha256.hpp"
 #include "runtime/check.hpp"
 
 namespace q4::cache {
+namespace {
 
-std::string KernelKey::digest() const {
-  Sha256 sha;
-  sha.field("q4 kernel key 2").field(source).field(headers).field(target);
-  for (const auto& option : options) sha.field(option);
-  return sha.hex();
-}
-
-std::string default_folder(const std::string& explicit_folder) {
-  if (!explicit_folder.empty()) return explicit_folder;
-  const auto variable = [](const char* name) -> std::string {
-    const char* value = std::getenv(name);
-    return value ? value : "";
-  };
-  if (const auto own = variable("Q4_CACHE_DIR"); !own.empty()) return own;
-  if (const auto base = variable("XDG_CACHE_HOME"); !base.empty()) return base + "/q4";
-  if (const auto home = variable("HOME"); !home.empty()) return home + "/.cache/q4";
-  return {};
-}
-
-CacheOptions cache_options(const RuntimeOptions& options) {
-  CacheOptions result;
-  result.folder = default_folder(options.cache_dir);
-  result.mode = options.cache_mode;
-  result.folders = options.cache_folders, result.packs = options.packs;
-  result.max_bytes = options.cache_max_bytes;
-  const char* path = std::getenv("Q4_CACHE_PATH");
-  for (std::string rest = path ? path : ""; !rest.empty();) {
-    const auto end = std::min(rest.find(':'), rest.size());
-    if (end > 0) result.folders.push_back(rest.substr(0, end));
-    rest.erase(0, end + 1);
+class Stopwatch {
+ public:
+  /// Milliseconds since it was made or last asked.
+  double lap() {
+    const auto now = std::chrono::steady_clock::now();
+    const double ms = std::chrono::duration<double, std::milli>(now - start_).count();
+    start_ = now;
+    return ms;
   }
-  return result;
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+std::uint64_t& hits_of(CacheCounters& counters, CacheLayer layer) {
+  switch (layer) {
+    case CacheLayer::kMemory:
+      return counters.memory;
+    case CacheLayer::kUserFolder:
+      return counters.user_folder;
+    case CacheLayer::kFolder:
+      return counters.folder;
+    case CacheLayer::kBesideLibrary:
+      return counters.beside_library;
+    case CacheLayer::kPack:
+      return counters.pack;
+    case CacheLayer::kCompiler:
+      return counters.compiled;
+    case CacheLayer::kNone:
+      break;
+  }
+  return counters.failed;
 }
 
-KernelCache::KernelCache(CacheOptions options, Log log) : options_(std::move(options)), log_(std::move(log)) {
-  if (options_.mode == CacheMode::kOff) options_.folder.clear();
+std::string text_of(const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const std::exception& error) { return error.what(); } catch (...) {
+    return "an exception of unknown type";
+  }
 }
+
+}  // namespace
+
+KernelCache::KernelCache(CacheOptions options, Log log)
+    : options_([&] {
+        if (options.mode == CacheMode::kOff) options.folder.clear();
+        return std::move(options);
+      }()),
+      log_(std::move(log)) {}
 
 void KernelCache::log(LogLevel level, const std::string& text) const {
   if (log_) log_(level, "kernel cache: " + text);
 }
 
-void KernelCache::add_folder(const std::string& path) {
-  std::error_code error;
-  Layer layer{"folder " + path, "", nullptr, nullptr};
-  if (std::filesystem::is_directory(path, error))
-    layer.folder = std::make_shared<Folder>(path, false);
-  else
-    layer.problem = error ? error.message() : "not a folder";
-  layers_.push_back(std::move(layer));
-}
-
-void KernelCache::add_pack(const std::string& path) {
-  Layer layer{"pack " + path, "", nullptr, nullptr};
-  layer.pack = Pack::open(path, layer.problem);
-  if (layer.pack) log(LogLevel::kDebug, fmt::format("{}: {} kernels", layer.name, layer.pack->size()));
-  layers_.push_back(std::move(layer));
-}
-
-void KernelCache::open_layers() {
-  if (options_.mode == CacheMode::kOff) return;
-  if (!options_.folder.empty())
-    layers_.push_back({"user folder " + options_.folder, "",
-                       std::make_shared<Folder>(options_.folder, options_.mode == CacheMode::kReadWrite), nullptr});
-  auto packs = options_.packs;
-  for (const auto& folder : options_.folders) {
-    if (folder.ends_with(kPackExtension)) {
-      packs.push_back(folder);
-      continue;
-    }
-    add_folder(folder);
-    std::vector<std::string> found;
-    std::error_code error;
-    for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
-      if (it->path().extension() == kPackExtension) found.push_back(it->path().string());
-    std::sort(found.begin(), found.end());
-    packs.insert(packs.end(), found.begin(), found.end());
-  }
-  for (const auto& pack : packs) add_pack(pack);
-  for (const auto& layer : layers_)
-    if (!layer.problem.empty()) warn_once(fmt::format("{}: {}", layer.name, layer.problem));
-}
-
-void KernelCache::warn_once(const std::string& text) {
+void KernelCache::warn(const std::string& problem) {
   {
-    std::lock_guard lock(mutex_);
-    if (warned_) return;
-    warned_ = true;
+    std::lock_guard lock(counters_mutex_);
+    ++counters_.problems;
   }
-  log(LogLevel::kWarning, text + (options_.mode == CacheMode::kRequirePrebuilt
-                                      ? "; the other layers are searched"
-                                      : "; kernels that no other layer holds are compiled, and kept in memory"));
+  const bool first = !warned_.exchange(true);
+  log(first ? LogLevel::kWarning : LogLevel::kInfo,
+      problem + (options_.mode == CacheMode::kRequirePrebuilt
+                     ? "; the other layers are searched"
+                     : "; kernels that no other layer holds are compiled, and kept in memory"));
 }
 
-KernelCache::Code KernelCache::get(const KernelKey& key, const std::function<Code()>& compile) {
-  const std::string digest = key.digest();
-  std::promise<Code> promise;
-  std::shared_future<Code> future;
+CacheCounters KernelCache::counters() const {
+  std::lock_guard lock(counters_mutex_);
+  CacheCounters result = counters_;
+  result.memory = memory_hits_.load(std::memory_order_relaxed);
+  return result;
+}
+
+KernelCache::Result KernelCache::get(const KernelKey& key, const Compile& compile, const Use& use) {
+  std::promise<Shared> promise;
+  std::shared_future<Shared> future;
   bool mine = false;
+  const std::string text = key.text();
   {
     std::lock_guard lock(mutex_);
-    auto [it, inserted] = entries_.try_emplace(digest);
+    auto [it, inserted] = entries_.try_emplace(text);
     if (inserted) it->second = promise.get_future().share();
     mine = inserted;
     future = it->second;
   }
-  if (!mine) return future.get();
-  try {
-    promise.set_value(find_or_make(key, digest, compile));
-  } catch (...) {
-    promise.set_exception(std::current_exception());
-    std::lock_guard lock(mutex_);
-    entries_.erase(digest);
+  if (!mine) {
+    Result result{future.get(), {}};
+    count_memory_hit();
+    result.event.layer = CacheLayer::kMemory;
+    if (use) use(*result.code);
+    return result;
   }
-  return future.get();
+  Search search{key, key.digest(), {}, {}, {}};
+  search.event.key = search.digest, search.event.kernel = key.name, search.event.target = key.target;
+  Shared code;
+  try {
+    code = find_or_make(search, compile);
+    promise.set_value(code);
+    Stopwatch watch;
+    if (use) use(*code);
+    search.event.load_ms = watch.lap();
+  } catch (...) {
+    const auto failure = std::current_exception();
+    search.event.layer = CacheLayer::kNone, search.event.error = text_of(failure);
+    if (!code) {
+      promise.set_exception(failure);
+      std::lock_guard lock(mutex_);
+      entries_.erase(text);
+    }
+    tell(search, code.get());
+    throw;
+  }
+  tell(search, code.get());
+  return {std::move(code), std::move(search.event)};
 }
 
-std::optional<Entry> KernelCache::find(const KernelKey& key, const std::string& digest, std::string& searched) {
-  searched.clear();
+/// Counters, the log, the dump and the embedder's callback, in this order and with no lock held.
+void KernelCache::tell(Search& search, const Code* code) {
+  const CacheEvent& event = search.event;
+  {
+    std::lock_guard lock(counters_mutex_);
+    ++hits_of(counters_, event.layer);
+    counters_.lookup_ms += event.lookup_ms;
+    counters_.compile_ms += event.compile_ms;
+    counters_.load_ms += event.load_ms;
+  }
+  if (!options_.dump_dir.empty()) {
+    std::string stem;
+    if (auto problem = dump(options_.dump_dir, search.key, event, code, search.log, stem); !problem.empty())
+      search.problems.push_back("dump folder: " + problem);
+    else if (!event.error.empty())
+      log(LogLevel::kInfo, fmt::format("{} failed: what is known of it is in {}.*", event.kernel, stem));
+  }
+  for (const auto& problem : search.problems) warn(problem);
+  if (log_)
+    log(LogLevel::kDebug,
+        fmt::format("{} {} ({}): {}{}; looked up in {:.2f} ms, compiled in {:.1f} ms, loaded in {:.2f} ms{}",
+                    to_string(event.layer), event.key, event.kernel, event.from, event.error, event.lookup_ms,
+                    event.compile_ms, event.load_ms, event.missed.empty() ? "" : "; missed: " + event.missed));
+  if (!options_.event) return;
+  try {
+    options_.event(event);
+  } catch (...) {  // an observer's trouble is no reason not to multiply
+  }
+}
+
+bool KernelCache::find(Search& search, Code& code) {
+  std::string& missed = search.event.missed;
+  missed.clear();
   for (const auto& layer : layers_) {
     std::string problem = layer.problem;
     std::optional<Entry> entry;
-    if (layer.folder) entry = layer.folder->find(digest, key.target, problem);
-    if (layer.pack) entry = layer.pack->find(digest, key.target, problem);
-    if (!problem.empty() && layer.problem.empty()) warn_once(fmt::format("{}: {}", layer.name, problem));
+    if (layer.folder) entry = layer.folder->find(search.digest, search.key.target, problem);
+    if (layer.pack) entry = layer.pack->find(search.digest, search.key.target, problem);
+    if (!problem.empty() && layer.problem.empty())
+      search.problems.push_back(fmt::format("{}: {}", layer.name, problem));
     if (entry) {
-      log(LogLevel::kDebug,
-          fmt::format("hit {} ({}) in {}, made by {}", digest, key.name, layer.name, entry->compiler));
-      return entry;
+      search.event.layer = layer.kind, search.event.from = layer.name;
+      code = std::move(entry->code);
+      return true;
     }
-    searched += fmt::format("{}{} ({})", searched.empty() ? "" : ", ", layer.name,
-                            problem.empty() ? "does not hold it" : problem);
+    missed += fmt::format("{}{} ({})", missed.empty() ? "" : ", ", layer.name,
+                          problem.empty() ? "does not hold it" : problem);
   }
-  if (searched.empty()) searched = "no folder and no pack: there is none";
-  return std::nullopt;
+  if (missed.empty()) missed = "no folder and no pack: there is none";
+  return false;
 }
 
-KernelCache::Code KernelCache::find_or_make(const KernelKey& key, const std::string& digest,
-                                            const std::function<Code()>& compile) {
-  std::call_once(opened_, [this] { open_layers(); });
-  std::string searched;
-  if (auto entry = find(key, digest, searched)) return std::move(entry->code);
+KernelCache::Shared KernelCache::find_or_make(Search& search, const Compile& compile) {
+  layers();
+  Stopwatch watch;
+  Code code;
+  const bool found = find(search, code);
+  search.event.lookup_ms = watch.lap();
+  if (found) return std::make_shared<const Code>(std::move(code));
+  const KernelKey& key = search.key;
   if (options_.mode == CacheMode::kRequirePrebuilt)
     fail(ErrorCode::kNotFound,
          "kernel cache: kernel {} ({}) for {} is not prebuilt and cache_mode is require-prebuilt; searched: {}. Build "
-         "it "
-         "with q4-cache build --target {}, or use another cache_mode",
-         digest, key.name, key.target, searched, key.target);
+         "it with q4-cache build --target {}, or use another cache_mode",
+         search.digest, key.name, key.target, search.event.missed, key.target);
   const bool writes = options_.mode == CacheMode::kReadWrite && !options_.folder.empty();
   std::string problem = writes ? prepare_folder(options_.folder) : std::string();
   std::optional<KeyLock> lock;
   if (writes && problem.empty()) {
-    lock.emplace(options_.folder, digest, options_.lock_wait_s);
+    lock.emplace(options_.folder, search.digest, options_.lock_wait_s);
     // Somebody else may have held the lock, and written it, since we looked.
     std::string ignored;
-    if (auto entry = layers_.front().folder->find(digest, key.target, ignored)) return std::move(entry->code);
+    if (auto entry = layers_.front().folder->find(search.digest, key.target, ignored)) {
+      search.event.lookup_ms += watch.lap();
+      search.event.layer = CacheLayer::kUserFolder, search.event.from = layers_.front().name;
+      return std::make_shared<const Code>(std::move(entry->code));
+    }
   }
-  Code code = compile();
+  Compiled compiled = compile();
+  search.event.layer = CacheLayer::kCompiler, search.event.from = compiled.compiler, search.log = compiled.log;
+  search.event.compile_ms = watch.lap();
   if (writes && problem.empty())
-    problem = layers_.front().folder->store({digest, key.target, key.name, key.compiler(), key.headers,
-                                             static_cast<std::uint64_t>(std::time(nullptr)), code},
-                                            options_.max_bytes);
-  if (!problem.empty()) warn_once(problem);
-  return code;
+    problem = layers_.front().folder->store(
+        make_entry(key, compiled.compiler, static_cast<std::uint64_t>(std::time(nullptr)), compiled.code),
+        options_.max_bytes);
+  if (!problem.empty()) search.problems.push_back(problem);
+  return std::make_shared<const Code>(std::move(compiled.code));
 }
 
 }  // namespace q4::cache

@@ -15,13 +15,15 @@
 #include <system_error>
 
 #include "runtime/cache/sha256.hpp"
+#include "runtime/cache/signature.hpp"
 
 namespace q4::cache {
 namespace {
 
 constexpr std::string_view kMagic = "q4pack\r\n";  // a transfer that changes line ends shows at once
-constexpr std::uint32_t kSchema = 1;
-constexpr std::size_t kFixed = 32, kHead = 64, kSum = 32, kRow = 80;
+constexpr std::uint32_t kSchema = 2;
+constexpr std::size_t kSum = 32, kFixed = 40, kSigned = kFixed + kSum, kRow = 80;
+constexpr std::size_t kHead = kSigned + kSignatureBytes + kPublicBytes;
 
 template <class T>
 T number_at(std::string_view data, std::size_t at) {
@@ -35,42 +37,29 @@ void append_number(std::string& data, T value) {
   data.append(reinterpret_cast<const char*>(&value), sizeof value);
 }
 
-int digit(char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; }
-
-/// 64 hex digits as 32 bytes; empty for anything else.
-std::string key_of(const std::string& digest) {
-  std::string key;
-  if (digest.size() != 2 * kSum) return key;
-  for (std::size_t i = 0; i < digest.size(); i += 2) {
-    if (digit(digest[i]) < 0 || digit(digest[i + 1]) < 0) return {};
-    key += static_cast<char>(digit(digest[i]) << 4 | digit(digest[i + 1]));
-  }
-  return key;
-}
-
-std::string head_sum(std::string_view fixed, std::string_view manifest, std::string_view index) {
-  Sha256 sha;
-  sha.update(fixed.data(), fixed.size()).update(manifest.data(), manifest.size()).update(index.data(), index.size());
-  const auto sum = sha.digest();
+/// `rest`: manifest, tuning records and index.
+std::string head_sum(std::string_view fixed, std::string_view rest) {
+  const auto sum = Sha256().update(fixed.data(), fixed.size()).update(rest.data(), rest.size()).digest();
   return {reinterpret_cast<const char*>(sum.data()), sum.size()};
 }
 
-std::string make_manifest(const std::map<std::string, Entry>& entries) {
+std::string make_manifest(const std::map<std::string, const Entry*>& entries, std::string_view tuning) {
   nlohmann::ordered_json manifest{{"q4", Q4_VERSION}, {"kernels", entries.size()}};
   std::map<std::string, std::size_t> targets, compilers, headers;
   std::size_t bytes = 0;
   for (const auto& [key, entry] : entries) {
-    ++targets[entry.target], ++compilers[entry.compiler], ++headers[entry.headers];
-    bytes += entry.code.size();
+    ++targets[entry->key.target], ++compilers[entry->compiler], ++headers[entry->key.headers];
+    bytes += entry->code.size();
   }
   manifest["code_bytes"] = bytes;
+  manifest["tuning_records"] = std::count(tuning.begin(), tuning.end(), '\n');
   manifest["targets"] = targets, manifest["compilers"] = compilers, manifest["kernel_headers"] = headers;
   return manifest.dump(2) + "\n";
 }
 
 }  // namespace
 
-std::shared_ptr<const Pack> Pack::open(const std::string& path, std::string& problem) {
+std::shared_ptr<const Pack> Pack::open(const std::string& path, std::string& problem, const std::string& public_key) {
   problem.clear();
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return problem = std::generic_category().message(errno), nullptr;
@@ -87,7 +76,9 @@ std::shared_ptr<const Pack> Pack::open(const std::string& path, std::string& pro
   const std::shared_ptr<Pack> pack(new Pack);
   pack->path_ = path, pack->data_ = {static_cast<const char*>(memory), size};
   const auto data = pack->data_;
-  const std::uint64_t manifest = number_at<std::uint64_t>(data, 16), whole = number_at<std::uint64_t>(data, 24);
+  const auto manifest = number_at<std::uint64_t>(data, 16), tuning = number_at<std::uint64_t>(data, 24),
+             whole = number_at<std::uint64_t>(data, 32);
+  const std::uint64_t room = size - kHead;
   pack->count_ = number_at<std::uint32_t>(data, 12);
   if (!data.starts_with(kMagic))
     problem = "not a q4 pack";
@@ -95,19 +86,33 @@ std::shared_ptr<const Pack> Pack::open(const std::string& path, std::string& pro
     problem = fmt::format("schema {}, this library reads {}", number_at<std::uint32_t>(data, 8), kSchema);
   else if (whole != size)
     problem = fmt::format("{} bytes, it was written with {}: truncated", size, whole);
-  else if (manifest > size - kHead || pack->count_ > (size - kHead - manifest) / kRow)
+  else if (manifest > room || tuning > room - manifest || pack->count_ > (room - manifest - tuning) / kRow)
     problem = "its head overruns the file";
   if (!problem.empty()) return nullptr;
-  pack->index_at_ = kHead + manifest;
-  if (head_sum(data.substr(0, kFixed), pack->manifest(), data.substr(pack->index_at_, pack->count_ * kRow)) !=
+  pack->tuning_at_ = kHead + manifest, pack->index_at_ = pack->tuning_at_ + tuning;
+  if (head_sum(data.substr(0, kFixed), data.substr(kHead, pack->index_at_ + pack->count_ * kRow - kHead)) !=
       data.substr(kFixed, kSum))
     return problem = "checksum of its head does not match", nullptr;
-  return pack;
+  if (!public_key.empty())
+    problem = signature_problem(data.substr(0, kSigned), data.substr(kSigned, kHead - kSigned), public_key);
+  return problem.empty() ? pack : nullptr;
 }
 
 Pack::~Pack() { ::munmap(const_cast<char*>(data_.data()), data_.size()); }
 
-std::string_view Pack::manifest() const { return data_.substr(kHead, index_at_ - kHead); }
+std::string_view Pack::manifest() const { return data_.substr(kHead, tuning_at_ - kHead); }
+std::string_view Pack::tuning() const { return data_.substr(tuning_at_, index_at_ - tuning_at_); }
+
+bool Pack::holds(const std::string& target, const std::string& headers) const {
+  const auto said = nlohmann::json::parse(manifest(), nullptr, false);
+  return said.is_object() && said.contains("targets") && said["targets"].contains(target) &&
+         said.contains("kernel_headers") && said["kernel_headers"].contains(headers);
+}
+
+std::string Pack::signer() const {
+  const auto key = data_.substr(kSigned + kSignatureBytes, kPublicBytes);
+  return key.find_first_not_of('\0') == key.npos ? std::string() : hex_of_bytes(key);
+}
 
 std::string_view Pack::index(std::size_t i) const { return data_.substr(index_at_ + i * kRow, kRow); }
 
@@ -120,14 +125,15 @@ std::optional<Entry> Pack::entry(std::size_t i, std::string& problem) const {
   const auto data = data_.substr(offset, bytes);
   auto entry = decode(data, problem);
   if (!entry) return problem = fmt::format("entry {}: {}", i, problem), std::nullopt;
-  if (data.substr(bytes - kSum) != row.substr(kSum, kSum) || key_of(entry->digest) != row.substr(0, kSum))
+  if (data.substr(bytes - kSum) != row.substr(kSum, kSum) || bytes_of_hex(entry->digest) != row.substr(0, kSum))
     return problem = fmt::format("entry {}: not the one that the index names", i), std::nullopt;
   return entry;
 }
 
 std::optional<Entry> Pack::find(const std::string& digest, const std::string& target, std::string& problem) const {
   problem.clear();
-  const std::string key = key_of(digest);
+  const std::string key = bytes_of_hex(digest);
+  if (key.size() != kSum) return std::nullopt;
   std::size_t low = 0, high = count_;
   while (low < high) {
     const std::size_t middle = low + (high - low) / 2;
@@ -138,8 +144,8 @@ std::optional<Entry> Pack::find(const std::string& digest, const std::string& ta
   }
   if (low == count_ || index(low).substr(0, kSum) != key) return std::nullopt;
   auto found = entry(low, problem);
-  if (found && found->target != target)
-    return problem = fmt::format("entry {} is for {}", low, found->target), std::nullopt;
+  if (found && found->key.target != target)
+    return problem = fmt::format("entry {} is for {}", low, found->key.target), std::nullopt;
   return found;
 }
 
@@ -155,23 +161,37 @@ std::vector<std::string> Pack::verify() const {
       problems.push_back(fmt::format("entry {}: bytes before it that belong to none", i));
     end = number_at<std::uint64_t>(index(i), 2 * kSum) + number_at<std::uint64_t>(index(i), 2 * kSum + 8);
   }
+  const auto signature = data_.substr(kSigned, kHead - kSigned);
+  if (signature.find_first_not_of('\0') != signature.npos)  // whoever's it is
+    if (problem =
+            signature_problem(data_.substr(0, kSigned), signature, hex_of_bytes(signature.substr(kSignatureBytes)));
+        !problem.empty())
+      problems.push_back(problem);
   if (problems.empty() && end != data_.size()) problems.push_back("bytes at its end that belong to no entry");
   return problems;
 }
 
-std::string write_pack(const std::string& path, std::vector<Entry> entries) {
-  std::map<std::string, Entry> sorted;  // by the key's bytes, as the index is
-  for (auto& entry : entries) {
-    const std::string key = key_of(entry.digest);
-    if (key.empty()) return fmt::format("kernel '{}': its key '{}' is no SHA-256", entry.name, entry.digest);
-    const auto [it, added] = sorted.try_emplace(key, entry);
-    if (!added && entry.created > it->second.created) it->second = std::move(entry);
+namespace {
+
+std::string put(const std::string& path, std::string_view file) {
+  const std::filesystem::path to(path);
+  return write_file(to.has_parent_path() ? to.parent_path().string() : ".", to.filename().string(), file, 0644);
+}
+
+}  // namespace
+
+std::string write_pack(const std::string& path, const std::vector<Entry>& entries, std::string_view tuning,
+                       const std::string& secret) {
+  std::map<std::string, const Entry*> sorted;  // by the key's bytes, as the index is
+  for (const auto& entry : entries) {
+    const auto [it, added] = sorted.try_emplace(bytes_of_hex(entry.digest), &entry);
+    if (!added && entry.created > it->second->created) it->second = &entry;
   }
-  const std::string manifest = make_manifest(sorted);
+  const std::string manifest = make_manifest(sorted, tuning);
   std::string index, payload;
-  const std::size_t payload_at = kHead + manifest.size() + sorted.size() * kRow;
+  const std::size_t payload_at = kHead + manifest.size() + tuning.size() + sorted.size() * kRow;
   for (const auto& [key, entry] : sorted) {
-    const std::string data = encode(entry);
+    const std::string data = encode(*entry);
     index += key + data.substr(data.size() - kSum);
     append_number<std::uint64_t>(index, payload_at + payload.size());
     append_number<std::uint64_t>(index, data.size());
@@ -181,10 +201,21 @@ std::string write_pack(const std::string& path, std::vector<Entry> entries) {
   append_number(file, kSchema);
   append_number(file, static_cast<std::uint32_t>(sorted.size()));
   append_number<std::uint64_t>(file, manifest.size());
+  append_number<std::uint64_t>(file, tuning.size());
   append_number<std::uint64_t>(file, payload_at + payload.size());
-  file += head_sum(file, manifest, index) + manifest + index + payload;
-  const std::filesystem::path to(path);
-  return write_file(to.has_parent_path() ? to.parent_path().string() : ".", to.filename().string(), file, 0644);
+  const std::string rest = manifest + std::string(tuning) + index;
+  file += head_sum(file, rest);
+  file += secret.empty() ? std::string(kHead - kSigned, '\0') : sign(file, secret);
+  return put(path, file + rest + payload);
+}
+
+std::string sign_pack(const std::string& path, const std::string& secret) {
+  std::string problem;
+  const auto pack = Pack::open(path, problem);
+  if (!pack) return problem;
+  std::string file(pack->bytes());
+  file.replace(kSigned, kHead - kSigned, sign(std::string_view(file).substr(0, kSigned), secret));
+  return put(path, file);
 }
 
 }  // namespace q4::cache

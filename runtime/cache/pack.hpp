@@ -16,27 +16,33 @@ inline constexpr const char* kPackExtension = ".q4pack";
 
 /// File, little-endian:
 ///
-///     0   magic "q4pack\r\n"
-///     8   u32 schema, u32 number of entries
-///     16  u64 bytes of the manifest, u64 bytes of the file
-///     32  SHA-256 over bytes 0..31, manifest and index
-///     64  manifest (JSON text)
-///     ..  index, sorted by key: {key 32, SHA-256 32, u64 offset, u64 bytes} an entry
-///     ..  entries, each as an entry file (entry.hpp)
+///     0    magic "q4pack\r\n"
+///     8    u32 schema, u32 number of entries
+///     16   u64 bytes of the manifest, u64 bytes of the tuning records, u64 bytes of the file
+///     40   SHA-256 over bytes 0..39, manifest, tuning records and index
+///     72   Ed25519 signature of bytes 0..71, and the public key that it is by; zeros: not signed
+///     168  manifest (JSON text), tuning records (JSON Lines)
+///     ..   index, sorted by key: {key 32, SHA-256 32, u64 offset, u64 bytes} an entry
+///     ..   entries, each as an entry file (entry.hpp)
 ///
-/// Entries carry their SHA-256 and the index repeats it, so the digest of the head covers every byte of the file, while
-/// opening a pack reads its head alone. Nothing in it depends on where it lies.
+/// Entries carry their SHA-256 and the index repeats it, so the digest of the head covers every byte of the file, and
+/// the signature the digest, while opening a pack reads its head alone. Nothing in it depends on where it lies.
 class Pack {
  public:
   /// Maps the file and checks its head. Null, and `problem` set, if it is no sound pack that we may trust: only its
-  /// owner or root may write it, and that is us or root.
-  static std::shared_ptr<const Pack> open(const std::string& path, std::string& problem);
+  /// owner or root may write it, and that is us or root. With a `public_key` (hex), it must be signed by that.
+  static std::shared_ptr<const Pack> open(const std::string& path, std::string& problem,
+                                          const std::string& public_key = {});
   ~Pack();
   Pack(const Pack&) = delete;
 
   const std::string& path() const { return path_; }
   std::size_t size() const { return count_; }
+  std::string_view bytes() const { return data_; }
   std::string_view manifest() const;
+  std::string_view tuning() const;                                          ///< JSON Lines, as a tuning file
+  bool holds(const std::string& target, const std::string& headers) const;  ///< as its manifest says
+  std::string signer() const;  ///< the public key in hex that its signature claims; empty: not signed
   /// Empty without a problem if the pack does not hold this key; `problem` set if what it holds is damaged.
   std::optional<Entry> find(const std::string& digest, const std::string& target, std::string& problem) const;
   /// The i-th entry in order of the keys, checked.
@@ -50,11 +56,14 @@ class Pack {
 
   std::string path_;
   std::string_view data_;  ///< the mapping
-  std::size_t count_ = 0, index_at_ = 0;
+  std::size_t count_ = 0, tuning_at_ = 0, index_at_ = 0;
 };
 
-/// Of entries with the same key the one made last stays. The file (0644) appears whole, by renaming. Empty text, or
-/// what went wrong.
-std::string write_pack(const std::string& path, std::vector<Entry> entries);
+/// Of entries with the same key the one made last stays. Signed where there is a `secret` key (hex). The file (0644)
+/// appears whole, by renaming. Empty text, or what went wrong; throws what sign() throws.
+std::string write_pack(const std::string& path, const std::vector<Entry>& entries, std::string_view tuning = {},
+                       const std::string& secret = {});
+/// Signs a pack that is there, by renaming a signed copy over it. As write_pack().
+std::string sign_pack(const std::string& path, const std::string& secret);
 
 }  // namespace q4::cache

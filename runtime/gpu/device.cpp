@@ -6,12 +6,20 @@
 #include "kernels/read.h"
 #include "kernels/remap.h"
 #include "runtime/check.hpp"
+#include "runtime/gpu/dry.hpp"
 #include "runtime/gpu/matrix.hpp"
 #include "runtime/gpu/plan.hpp"
 #include "runtime/jit/embedded.hpp"
 #include "runtime/jit/kernel_table.hpp"
 
 namespace q4::gpu {
+namespace {
+
+constexpr int kRemapThreads = 256;
+
+}  // namespace
+
+jit::Source column_remap_source() { return jit::remap_source(kRemapThreads, false); }
 
 std::unique_ptr<PackedMatrix> GpuDevice::pack(const MatrixSource& source) {
   return std::make_unique<Matrix>(driver_, kernels_, source);
@@ -22,10 +30,17 @@ std::unique_ptr<PlanBackend> GpuDevice::plan(std::shared_ptr<const PackedMatrix>
   return std::make_unique<Plan>(driver_, kernels_, std::static_pointer_cast<const Matrix>(matrix), options, tuned);
 }
 
+std::vector<DeviceBackend::WarmupJob> GpuDevice::warmup(const MatrixSource& shape, const PlanOptions& options,
+                                                        const TuningRecord* tuned) {
+  std::vector<WarmupJob> jobs;
+  for (auto& source : needed_sources(info(), driver_->limits(), shape, options, tuned))
+    jobs.push_back({source.text, [this, source] { return kernels_.warm(source); }});
+  return jobs;
+}
+
 void GpuDevice::column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
                              std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,
                              std::int64_t rows) {
-  constexpr int kThreads = 256;
   check(cols <= INT32_MAX && x_cols <= INT32_MAX, "column_remap: cols = {} or x_cols = {} exceeds {}", cols, x_cols,
         INT32_MAX);
   // x_map may be host memory: then it travels first. During graph capture it must be device memory.
@@ -41,13 +56,13 @@ void GpuDevice::column_remap(void* stream, const void* x, std::int64_t x_stride,
   for (const void* memory : {x, static_cast<const void*>(x_new)})
     check(driver_->reachable(memory, problem), "column_remap: {} = {} is {}; it must be memory of {}",
           memory == x ? "x" : "x_new", memory, problem, info().device.str());
-  const auto function = kernels_.keep(jit::remap_source(kThreads, false));
+  const auto function = kernels_.keep(column_remap_source());
   RemapArgs args{static_cast<const u16*>(x), static_cast<u16*>(x_new), x_map, x_stride, x_new_stride, rows,
                  static_cast<i32>(cols),     static_cast<i32>(x_cols), 1};
   void* parameters[] = {&args};
   LaunchShape shape;
-  shape.blocks = std::min<std::int64_t>(remap_blocks(rows, cols, kThreads), 1 << 16);
-  shape.threads = kThreads;
+  shape.blocks = std::min<std::int64_t>(remap_blocks(rows, cols, kRemapThreads), 1 << 16);
+  shape.threads = kRemapThreads;
   driver_->launch(*function, shape, stream, parameters);
   if (uploaded.get()) driver_->synchronize();
 }
@@ -64,7 +79,13 @@ double GpuDevice::read_floor_us(std::size_t bytes) {
     for (const int loads : {4, 8, 16})
       for (const int blocks_per_unit : {1, 2, 4}) {
         if (threads * blocks_per_unit > 2048) continue;
-        const auto function = kernels_.get(jit::read_source(threads, loads));
+        std::shared_ptr<const Function> function;
+        try {
+          function = kernels_.get(jit::read_source(threads, loads));
+        } catch (const Error& error) {
+          if (error.code() != ErrorCode::kNotFound) throw;
+          return 0;  // not prebuilt: no plan needs it
+        }
         LaunchShape shape;
         shape.blocks = static_cast<std::int64_t>(info().compute_units) * blocks_per_unit, shape.threads = threads;
         auto times = driver_->measure(

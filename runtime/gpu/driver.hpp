@@ -79,8 +79,9 @@ class Driver {
   virtual std::string compiler() = 0;
   /// Canonical options, part of the cache key.
   virtual std::vector<std::string> options() const = 0;
-  /// Exact code for this device (cubin, code object). Throws kCompile with the log.
-  virtual std::vector<char> compile(const jit::Source& source) = 0;
+  /// Exact code for this device (cubin, code object). `log`: the compiler's messages, warnings included. Throws
+  /// kCompile with the log.
+  virtual std::vector<char> compile(const jit::Source& source, std::string& log) = 0;
   virtual std::unique_ptr<Function> load(const std::vector<char>& code, const std::string& name) = 0;
   /// `parameters[i]` points to the i-th kernel parameter.
   virtual void launch(const Function& function, const LaunchShape& shape, void* stream, void** parameters) const = 0;

@@ -9,23 +9,50 @@
 
 namespace q4::gpu {
 
-std::shared_ptr<const Function> Kernels::get(const jit::Source& source) {
+cache::KernelKey Kernels::key_of(const jit::Source& source) const {
+  return {source.name, source.text, jit::headers_digest(), driver_.info().arch, driver_.options()};
+}
+
+std::shared_ptr<const Function> Kernels::get(const jit::Source& source, CacheEvent* event) {
   {
     std::lock_guard lock(mutex_);
     const auto at = loaded_.find(source.text);
     if (at != loaded_.end())
-      if (auto found = at->second.lock()) return found;
+      if (auto found = at->second.lock()) {
+        cache_.count_memory_hit();
+        if (event) event->layer = CacheLayer::kMemory;
+        return found;
+      }
   }
-  const cache::KernelKey key{source.name,         source.text,       jit::headers_digest(),
-                             driver_.info().arch, driver_.options(), [this] { return driver_.compiler(); }};
-  const auto code = cache_.get(key, [&] { return driver_.compile(source); });
-  std::shared_ptr<const Function> function = driver_.load(code, source.name);
+  std::shared_ptr<const Function> function;
+  auto result = cache_.get(
+      key_of(source),
+      [&] {
+        cache::Compiled compiled;
+        compiled.code = driver_.compile(source, compiled.log);
+        compiled.compiler = driver_.compiler();
+        return compiled;
+      },
+      [&](const std::vector<char>& code) { function = driver_.load(code, source.name); });
+  if (event) *event = std::move(result.event);
   std::lock_guard lock(mutex_);
   std::erase_if(loaded_, [](const auto& entry) { return entry.second.expired(); });
   auto& slot = loaded_[source.text];
   if (auto found = slot.lock()) return found;
   slot = function;
   return function;
+}
+
+CacheEvent Kernels::warm(const jit::Source& source) {
+  CacheEvent event;
+  try {
+    auto function = get(source, &event);
+    std::lock_guard lock(mutex_);
+    kept_.emplace(source.text, std::move(function));
+  } catch (const std::exception& error) { event.layer = CacheLayer::kNone, event.error = error.what(); }
+  if (event.key.empty()) event.key = key_of(source).digest();
+  event.kernel = source.name, event.target = driver_.info().arch;
+  return event;
 }
 
 std::shared_ptr<const Function> Kernels::keep(const jit::Source& source) {

@@ -17,7 +17,9 @@ class Kernels {
   Kernels(Driver& driver, cache::KernelCache& cache) : driver_(driver), cache_(cache) {}
 
   /// Compiles or finds, loads, and remembers while somebody uses it.
-  std::shared_ptr<const Function> get(const jit::Source& source);
+  std::shared_ptr<const Function> get(const jit::Source& source) { return get(source, nullptr); }
+  /// Finds, or compiles, and keep()s: what came of it. A failure is in the event, not thrown.
+  CacheEvent warm(const jit::Source& source);
   /// The same for a kernel that serves every shape: it stays loaded, so that launches and captured graphs outlive
   /// callers.
   std::shared_ptr<const Function> keep(const jit::Source& source);
@@ -25,6 +27,9 @@ class Kernels {
   std::vector<std::shared_ptr<const Function>> get_all(const std::vector<jit::Source>& sources);
 
  private:
+  std::shared_ptr<const Function> get(const jit::Source& source, CacheEvent* event);
+  cache::KernelKey key_of(const jit::Source& source) const;
+
   Driver& driver_;
   cache::KernelCache& cache_;
   std::mutex mutex_;

@@ -11,6 +11,7 @@ namespace q4::gpu {
 
 class Matrix : public PackedMatrix {
  public:
+  Matrix() = default;  ///< nothing of it on a device: what plans choose follows from the numbers alone
   /// Codes are packed by a kernel on the device; scales and zeros, sixteen times smaller, on the host.
   Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSource& source);
 

@@ -14,7 +14,8 @@ struct EmbeddedHeader {
 /// Sorted by name.
 const std::vector<EmbeddedHeader>& embedded_headers();
 
-/// SHA-256 over all of them: what a tuning record was measured with.
+/// SHA-256 over all of them, names and texts: a part of every kernel's key, and what a tuning record was measured with.
 const std::string& headers_digest();
+std::string digest_of(const std::vector<EmbeddedHeader>& headers);
 
 }  // namespace q4::jit

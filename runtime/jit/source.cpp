@@ -62,12 +62,14 @@ std::string flatten(const Source& source) {
 }
 
 const std::string& headers_digest() {
-  static const std::string digest = [] {
-    cache::Sha256 sha;
-    for (const auto& header : embedded_headers()) sha.field(header.name).field(header.text);
-    return sha.hex();
-  }();
+  static const std::string digest = digest_of(embedded_headers());
   return digest;
+}
+
+std::string digest_of(const std::vector<EmbeddedHeader>& headers) {
+  cache::Sha256 sha;
+  for (const auto& header : headers) sha.field(header.name).field(header.text);
+  return sha.hex();
 }
 
 }  // namespace q4::jit

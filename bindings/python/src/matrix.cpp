@@ -32,11 +32,6 @@ Value choice(const char* call, const char* name, const std::string& text,
   fail(ErrorCode::kInvalidArgument, "{}: {} = '{}'; it must be one of {}", call, name, text, names);
 }
 
-DType activation(const char* call, const std::string& text) {
-  return choice<DType>(call, "dtype", text,
-                       {{"float16", DType::kF16}, {"bfloat16", DType::kBF16}, {"float32", DType::kF32}});
-}
-
 /// None: what is current; else an address, or a stream of torch or CuPy.
 void* stream_of(const char* call, nb::handle stream, const Array& x) {
   if (stream.is_none()) return current_stream(x);
@@ -206,6 +201,11 @@ std::string describe(const Matrix& m) {
 }
 
 }  // namespace
+
+DType activation(const char* call, const std::string& text) {
+  return choice<DType>(call, "dtype", text,
+                       {{"float16", DType::kF16}, {"bfloat16", DType::kBF16}, {"float32", DType::kF32}});
+}
 
 ZeroFormat zero_format(const char* call, const std::string& text) {
   return choice<ZeroFormat>(call, "zeros", text,

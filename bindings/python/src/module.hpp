@@ -14,6 +14,8 @@ void bind_exllama(nb::module_& module);
 void bind_matrix(nb::module_& module);
 void bind_runtime(nb::module_& module);
 
+/// "float16", "bfloat16", "float32".
+DType activation(const char* call, const std::string& text);
 /// "auto", "v1", "v2".
 ZeroFormat zero_format(const char* call, const std::string& text);
 

@@ -16,12 +16,17 @@ namespace {
 
 using namespace nb::literals;
 
-void configure_runtime(const std::string& cache_dir, const std::string& cache_mode,
-                       const std::vector<std::string>& tuning_files, int cpu_threads) {
+using Strings = std::vector<std::string>;
+
+void configure_runtime(const std::string& cache_dir, const std::string& cache_mode, const Strings& tuning_files,
+                       int cpu_threads, const Strings& cache_folders, const Strings& packs,
+                       const std::string& pack_public_key, std::uint64_t cache_max_bytes, const std::string& dump_dir) {
   RuntimeOptions options;
   options.cache_dir = cache_dir;
   options.tuning_files = tuning_files;
   options.cpu_threads = cpu_threads;
+  options.cache_folders = cache_folders, options.packs = packs, options.pack_public_key = pack_public_key;
+  options.cache_max_bytes = cache_max_bytes, options.dump_dir = dump_dir;
   const std::pair<const char*, CacheMode> modes[] = {{"read-write", CacheMode::kReadWrite},
                                                      {"read-only", CacheMode::kReadOnly},
                                                      {"off", CacheMode::kOff},
@@ -31,6 +36,65 @@ void configure_runtime(const std::string& cache_dir, const std::string& cache_mo
     if (cache_mode == name) options.cache_mode = mode, known = true;
   check(known, "configure: cache_mode = '{}'; it must be read-write, read-only, off or require-prebuilt", cache_mode);
   configure(std::move(options));
+}
+
+nb::dict describe(const CacheEvent& event) {
+  nb::dict d;
+  d["key"] = event.key, d["kernel"] = event.kernel, d["target"] = event.target;
+  d["layer"] = to_string(event.layer), d["from"] = event.from, d["missed"] = event.missed, d["error"] = event.error;
+  d["lookup_ms"] = event.lookup_ms, d["compile_ms"] = event.compile_ms, d["load_ms"] = event.load_ms;
+  return d;
+}
+
+nb::dict describe(const WarmupReport& report) {
+  nb::dict d;
+  nb::list kernels;
+  for (const auto& event : report.kernels) kernels.append(describe(event));
+  d["kernels"] = kernels, d["complete"] = report.complete(), d["skipped"] = report.skipped;
+  d["cancelled"] = report.cancelled, d["past_deadline"] = report.past_deadline, d["ms"] = report.ms;
+  return d;
+}
+
+/// `progress` runs here with the GIL; True from it ends the warm-up, and what it raises is raised when that has ended.
+nb::dict warmup(nb::object what, int max_m, const std::string& dtype, const std::string& device, bool act_order,
+                bool bias, std::int64_t group_size, int threads, double deadline, nb::object progress) {
+  WarmupOptions options;
+  options.plan.max_m = max_m, options.plan.activation = activation("warmup", dtype);
+  options.threads = threads, options.deadline_s = deadline;
+  if (!device.empty()) options.device = Device::parse(device);
+  bool stop = false;
+  std::optional<nb::python_error> raised;
+  if (!progress.is_none())
+    options.progress = [&](std::size_t done, std::size_t total, const CacheEvent& event) {
+      const nb::gil_scoped_acquire gil;
+      try {
+        if (!raised) stop |= nb::cast<bool>(nb::bool_(progress(done, total, describe(event))));
+      } catch (nb::python_error& error) { raised.emplace(std::move(error)), stop = true; }
+    };
+  options.cancel = [&] { return stop; };
+  std::vector<WarmupShape> shapes;
+  const bool checkpoint = nb::isinstance<Checkpoint>(what);
+  if (!checkpoint)
+    for (const auto& [k, n] : nb::cast<std::vector<std::pair<std::int64_t, std::int64_t>>>(what))
+      shapes.push_back({k, n, group_size, act_order, bias});
+  WarmupReport report;
+  {
+    const Checkpoint* opened = checkpoint ? nb::cast<const Checkpoint*>(what) : nullptr;
+    const nb::gil_scoped_release release;
+    report = opened ? runtime().warmup(*opened, options) : runtime().warmup(shapes, options);
+  }
+  if (raised) throw std::move(*raised);
+  return describe(report);
+}
+
+nb::dict cache_counters() {
+  const auto c = runtime().cache_counters();
+  nb::dict d;
+  d["memory"] = c.memory, d["user_folder"] = c.user_folder, d["folder"] = c.folder;
+  d["beside_library"] = c.beside_library, d["pack"] = c.pack, d["compiled"] = c.compiled, d["failed"] = c.failed;
+  d["problems"] = c.problems;
+  d["lookup_ms"] = c.lookup_ms, d["compile_ms"] = c.compile_ms, d["load_ms"] = c.load_ms;
+  return d;
 }
 
 nb::dict describe(const TuningRecord& record) {
@@ -123,8 +187,15 @@ void bind_runtime(nb::module_& m) {
       "cache_dir", [] { return runtime().cache_dir(); }, Release(),
       "Folder of compiled kernels, \"\" if there is none.");
   m.def("configure", &configure_runtime, nb::kw_only(), "cache_dir"_a = "", "cache_mode"_a = "read-write",
-        "tuning_files"_a = std::vector<std::string>{}, "cpu_threads"_a = 0,
+        "tuning_files"_a = Strings{}, "cpu_threads"_a = 0, "cache_folders"_a = Strings{}, "packs"_a = Strings{},
+        "pack_public_key"_a = "", "cache_max_bytes"_a = RuntimeOptions().cache_max_bytes, "dump_dir"_a = "",
         "Options for matrices that are made from now on; call it first.");
+  m.def("warmup", &warmup, "what"_a, "max_m"_a, "dtype"_a = "float16", nb::kw_only(), "device"_a = "",
+        "act_order"_a = false, "bias"_a = false, "group_size"_a = 128, "threads"_a = 0, "deadline"_a = 0.0,
+        "progress"_a = nb::none(),
+        "Finds or compiles, and loads, every kernel that plans of a Checkpoint or of a list of (k, n) need. "
+        "progress(done, total, kernel) may return True to stop. Returns what came of each kernel.");
+  m.def("cache_counters", &cache_counters, "Where kernels came from since configure(), and the time it took.");
   m.def("tuning", &tuning, "The tuning records in use, as dicts.");
   m.attr("version") = Q4_VERSION;
   bind_checkpoint(m);

@@ -209,6 +209,17 @@ def test_queries() -> None:
     assert isinstance(q4.tuning(), list) and isinstance(q4.cache_dir(), str) and q4.__version__
 
 
+def test_warmup_and_the_cache() -> None:
+    calls: list[tuple[int, int]] = []
+    report = q4.warmup([(256, 64), (64, 256)], 16, device="cpu", progress=lambda done, total, kernel: calls.append((done, total)))
+    assert report["complete"] and report["kernels"] == [] and calls == []  # the CPU compiles nothing
+    assert {"memory", "pack", "compiled", "failed"} <= set(q4.cache_counters())
+    with pytest.raises(q4.InvalidArgument, match="k = 7"):
+        q4.warmup([(7, 64)], 1, device="cpu")
+    with pytest.raises(q4.InvalidArgument, match="dtype"):
+        q4.warmup([(64, 64)], 1, "int8", device="cpu")  # type: ignore[arg-type]
+
+
 def test_threads_release_the_gil() -> None:
     """Python runs on while a long multiplication does: a counter advances during it."""
     sample = gptq(4096, 4096, 128)

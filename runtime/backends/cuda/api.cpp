@@ -16,6 +16,12 @@ std::shared_ptr<const Api> Api::open(std::string& problem) {
     problem = "no NVIDIA driver: " + library.problem();
     return nullptr;
   }
+  // The driver's own state is the process's, so another Runtime's use before the fork counts too.
+  static const HomeProcess first_use;
+  if (first_use.left()) {
+    problem = HomeProcess::text();
+    return nullptr;
+  }
   auto api = std::make_shared<Api>();
 #define Q4_BIND(member, symbol, parameters) \
   if (!library.bind(api->member, symbol)) { \
@@ -55,6 +61,7 @@ void Api::check(Result result, const char* call) const {
 }
 
 Current::Current(const Api& api, Context context) : api_(api) {
+  api.process.check();
   Context now = nullptr;
   api.check(api.context_current(&now), "cuCtxGetCurrent");
   if (now == context) return;

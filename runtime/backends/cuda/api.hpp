@@ -8,6 +8,7 @@
 #include <string>
 
 #include "runtime/backends/library.hpp"
+#include "runtime/fork.hpp"
 
 namespace q4::cuda {
 
@@ -100,6 +101,7 @@ struct Api {
   /// Throws Error(kDevice or kOutOfMemory): "<call>: CUDA_ERROR_X: text. remedy".
   void check(Result result, const char* call) const;
   std::string describe(Result result) const;
+  HomeProcess process;  ///< outside of it none of the driver's functions may be called
 };
 
 /// Makes a context current for a scope, at no cost if it already is.

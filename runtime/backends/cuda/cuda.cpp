@@ -76,6 +76,7 @@ std::vector<DeviceInfo> CudaBackend::enumerate(std::string& problem) {
   problem = api() ? "" : no_driver_;
   if (!api_) return found;
   try {
+    api_->process.check();
     int count = 0;
     api_->check(api_->device_count(&count), "cuDeviceGetCount");
     for (int i = 0; i < count; ++i) found.push_back(describe(i));

@@ -29,7 +29,7 @@ struct CudaFunction : gpu::Function {
 
   ~CudaFunction() override {
     // The context may be gone at process exit; nothing can be done about an error here.
-    if (!module || api->context_push(context) != 0) return;
+    if (!module || api->process.left() || api->context_push(context) != 0) return;
     api->module_unload(module);
     Context ignored;
     api->context_pop(&ignored);
@@ -42,6 +42,10 @@ class GemmInContext : public gpu::Gemm {
   GemmInContext(std::shared_ptr<const Api> api, Context context, std::unique_ptr<gpu::Gemm> gemm)
       : api_(std::move(api)), context_(context), gemm_(std::move(gemm)) {}
   ~GemmInContext() override {
+    if (api_->process.left()) {
+      gemm_.release();
+      return;
+    }
     Context ignored;
     const bool pushed = api_->context_push(context_) == 0;
     gemm_.reset();
@@ -72,6 +76,10 @@ CudaDriver::CudaDriver(std::shared_ptr<const Api> api, std::shared_ptr<SharedNvr
 }
 
 CudaDriver::~CudaDriver() {
+  if (api_->process.left()) {  // all of this is the parent's
+    if (blas_) new std::shared_ptr<const CublasLt>(std::move(blas_));
+    return;
+  }
   if (blas_ && api_->context_push(context_) == 0) {
     blas_.reset();
     Context ignored;
@@ -100,7 +108,7 @@ void* CudaDriver::allocate(std::size_t bytes) {
 }
 
 void CudaDriver::release(void* memory) noexcept {
-  if (!memory || api_->context_push(context_) != 0) return;
+  if (!memory || api_->process.left() || api_->context_push(context_) != 0) return;
   api_->release(address(memory));
   Context ignored;
   api_->context_pop(&ignored);
@@ -176,6 +184,7 @@ std::vector<double> CudaDriver::measure(const std::function<void(void* stream)>&
 }
 
 bool CudaDriver::reachable(const void* memory, std::string& problem) const {
+  api_->process.check();
   unsigned type = 0;
   int managed = 0, ordinal = -1;
   if (api_->pointer_attribute(&type, kPointerMemoryType, address(memory)) != 0)
@@ -194,8 +203,8 @@ std::string CudaDriver::compiler() {
   return nvrtc.available() ? nvrtc.identity() : "no nvrtc";
 }
 
-std::vector<char> CudaDriver::compile(const jit::Source& source) {
-  return nvrtc_->get().compile(source, info_.arch, compile_options());
+std::vector<char> CudaDriver::compile(const jit::Source& source, std::string& log) {
+  return nvrtc_->get().compile(source, info_.arch, compile_options(), &log);
 }
 
 std::unique_ptr<gpu::Function> CudaDriver::load(const std::vector<char>& code, const std::string& name) {

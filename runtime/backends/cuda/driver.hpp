@@ -46,7 +46,7 @@ class CudaDriver : public gpu::Driver {
   bool can_compile(std::string& problem) override;
   std::string compiler() override;
   std::vector<std::string> options() const override { return compile_options(); }
-  std::vector<char> compile(const jit::Source& source) override;
+  std::vector<char> compile(const jit::Source& source, std::string& log) override;
   std::unique_ptr<gpu::Function> load(const std::vector<char>& code, const std::string& name) override;
   void launch(const gpu::Function& function, const gpu::LaunchShape& shape, void* stream,
               void** parameters) const override;

@@ -33,6 +33,12 @@ std::shared_ptr<const Api> Api::open(std::string& problem) {
     problem = "no HIP runtime: " + library.problem();
     return nullptr;
   }
+  // The runtime's own state is the process's, so another Runtime's use before the fork counts too.
+  static const HomeProcess first_use;
+  if (first_use.left()) {
+    problem = HomeProcess::text();
+    return nullptr;
+  }
   auto api = std::make_shared<Api>();
   if (!bind_all(library, *api)) {
     problem = library.problem();
@@ -98,6 +104,7 @@ void Api::check(Result result, const char* call) const {
 }
 
 Current::Current(const Api& api, int ordinal) : api_(api) {
+  api.process.check();
   int now = -1;
   api.check(api.device_current(&now), "hipGetDevice");
   if (now == ordinal) return;

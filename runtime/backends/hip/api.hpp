@@ -8,6 +8,7 @@
 #include <string>
 
 #include "runtime/backends/library.hpp"
+#include "runtime/fork.hpp"
 
 namespace q4::hip {
 
@@ -79,7 +80,8 @@ struct Api {
   void check(Result result, const char* call) const;
   std::string describe(Result result) const;
 
-  std::string path;  ///< of the library
+  std::string path;     ///< of the library
+  HomeProcess process;  ///< outside of it none of the runtime's functions may be called
 
  private:
   Result (*properties_)(void*, int) = nullptr;

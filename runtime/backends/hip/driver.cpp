@@ -25,7 +25,7 @@ struct HipFunction : gpu::Function {
   FunctionHandle handle = nullptr;
 
   ~HipFunction() override {
-    if (!module) return;
+    if (!module || api->process.left()) return;
     int before = 0;
     if (api->device_current(&before) != 0 || api->device_use(ordinal) != 0) return;
     api->module_unload(module);
@@ -40,6 +40,10 @@ HipDriver::HipDriver(std::shared_ptr<const Api> api, std::shared_ptr<Compiler> c
 
 HipDriver::~HipDriver() {
   if (!blas_) return;
+  if (api_->process.left()) {  // it is the parent's
+    new std::shared_ptr<const Rocblas>(std::move(blas_));
+    return;
+  }
   int before = 0;
   if (api_->device_current(&before) != 0 || api_->device_use(ordinal()) != 0) return;
   blas_.reset();
@@ -58,7 +62,7 @@ void* HipDriver::allocate(std::size_t bytes) {
 
 void HipDriver::release(void* memory) noexcept {
   int before = 0;
-  if (!memory || api_->device_current(&before) != 0 || api_->device_use(ordinal()) != 0) return;
+  if (!memory || api_->process.left() || api_->device_current(&before) != 0 || api_->device_use(ordinal()) != 0) return;
   api_->release(memory);
   api_->device_use(before);
 }
@@ -124,6 +128,7 @@ std::vector<double> HipDriver::measure(const std::function<void(void* stream)>& 
 }
 
 bool HipDriver::reachable(const void* memory, std::string& problem) const {
+  api_->process.check();
   // The memory types' values changed in 6.0, so they are not asked for: pinned host memory names the device that it was
   // pinned for and works there, ordinary host memory names none.
   int managed = 0, owner = -1;

@@ -28,7 +28,9 @@ class HipDriver : public gpu::Driver {
   bool can_compile(std::string& problem) override { return compiler_->knows(info_.arch, problem); }
   std::string compiler() override { return compiler_->identity(info_.arch); }
   std::vector<std::string> options() const override { return compile_options(); }
-  std::vector<char> compile(const jit::Source& source) override { return compiler_->compile(source, info_.arch); }
+  std::vector<char> compile(const jit::Source& source, std::string& log) override {
+    return compiler_->compile(source, info_.arch, &log);
+  }
   std::unique_ptr<gpu::Function> load(const std::vector<char>& code, const std::string& name) override;
   void launch(const gpu::Function& function, const gpu::LaunchShape& shape, void* stream,
               void** parameters) const override;

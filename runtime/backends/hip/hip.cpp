@@ -59,6 +59,7 @@ std::vector<DeviceInfo> HipBackend::enumerate(std::string& problem) {
   problem = api() ? "" : absent_;
   if (!api_) return found;
   try {
+    api_->process.check();
     int count = 0;
     api_->check(api_->device_count(&count), "hipGetDeviceCount");
     for (int i = 0; i < count; ++i) {

@@ -21,11 +21,13 @@ from q4._native import (  # noqa: E402
     Plan,
     backends,
     best_device,
+    cache_counters,
     cache_dir,
     configure,
     devices,
     release_workspaces,
     tuning,
+    warmup,
 )
 from q4._native import version as __version__  # noqa: E402
 from q4.errors import (  # noqa: E402
@@ -78,10 +80,12 @@ __all__ = [
     "__version__",
     "backends",
     "best_device",
+    "cache_counters",
     "cache_dir",
     "configure",
     "devices",
     "matmul",
     "release_workspaces",
     "tuning",
+    "warmup",
 ]

@@ -1,6 +1,7 @@
 """Types of the extension module. An array is a torch tensor or anything with __dlpack__; see the docstrings."""
 
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 from q4._native import exllama as exllama
@@ -149,5 +150,24 @@ def configure(
     cache_mode: Literal["read-write", "read-only", "off", "require-prebuilt"] = "read-write",
     tuning_files: list[str] = [],
     cpu_threads: int = 0,
+    cache_folders: list[str] = [],
+    packs: list[str] = [],
+    pack_public_key: str = "",
+    cache_max_bytes: int = 1 << 30,
+    dump_dir: str = "",
 ) -> None: ...
+def warmup(
+    what: Checkpoint | list[tuple[int, int]],
+    max_m: int,
+    dtype: _Dtype = "float16",
+    *,
+    device: str = "",
+    act_order: bool = False,
+    bias: bool = False,
+    group_size: int = 128,
+    threads: int = 0,
+    deadline: float = 0.0,
+    progress: Callable[[int, int, dict[str, Any]], object] | None = None,
+) -> dict[str, Any]: ...
+def cache_counters() -> dict[str, float]: ...
 def tuning() -> list[dict[str, Any]]: ...

@@ -1,0 +1,53 @@
+// Runtime::warmup: every kernel that a set of plans will load, found or compiled ahead and in parallel.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <q4/cache.hpp>
+#include <q4/matmul.hpp>
+#include <string>
+#include <vector>
+
+namespace q4 {
+
+/// What decides which kernels a matrix needs. Limits as for QuantizedMatrix.
+struct WarmupShape {
+  std::int64_t k = 0, n = 0;
+  std::int64_t group_size = 128;  ///< rows that share a scale; -1: one group
+  bool act_order = false;         ///< with groups of group_size rows each
+  bool bias = false;
+  bool awq = false;  ///< its packing kernel is another
+  friend bool operator==(const WarmupShape&, const WarmupShape&) = default;
+};
+
+struct WarmupOptions {
+  /// Empty: Runtime::best_device(). The CPU has nothing to compile: the report is empty and complete.
+  std::optional<Device> device = std::nullopt;
+  /// As the plans will be made: max_m, activation and whatever else chooses kernels.
+  PlanOptions plan = {};
+  /// Kernels that are looked up or compiled at a time; 0: as many as the host has cores.
+  int threads = 0;
+  /// Seconds from the call on after which no further kernel is begun; 0: none. What is begun is finished.
+  double deadline_s = 0;
+  /// After each kernel, on the calling thread, while no lock is held. `total` does not change.
+  std::function<void(std::size_t done, std::size_t total, const CacheEvent& kernel)> progress = {};
+  /// Asked on the calling thread before the first kernel and at least every 50 ms; true: no further kernel is begun.
+  std::function<bool()> cancel = {};
+};
+
+struct WarmupReport {
+  std::vector<CacheEvent> kernels;  ///< in the order in which they were done; a failed one carries its error
+  std::size_t skipped = 0;          ///< not begun: past the deadline, or cancelled
+  bool cancelled = false, past_deadline = false;
+  double ms = 0;  ///< of the whole call, without opening the driver and the device
+
+  bool complete() const { return skipped == 0 && count(CacheLayer::kNone) == 0; }
+  std::size_t count(CacheLayer layer) const {
+    std::size_t found = 0;
+    for (const auto& kernel : kernels) found += kernel.layer == layer;
+    return found;
+  }
+};
+
+}  // namespace q4

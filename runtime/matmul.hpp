@@ -1,0 +1,19 @@
+// What MatmulPlan and Runtime::warmup do alike before anything is planned.
+#pragma once
+
+#include <cstdint>
+#include <q4/matmul.hpp>
+#include <q4/tuning.hpp>
+
+#include "runtime/backends/backend.hpp"
+
+namespace q4 {
+
+/// Throws kInvalidArgument for options that no plan accepts.
+void check_options(const PlanOptions& options, Device device);
+
+/// The tuning record that a plan of this matrix follows; null: untuned, or tuned with other kernels, which is logged.
+const TuningRecord* find_tuned(const Runtime& runtime, const DeviceBackend& device, std::int64_t k, std::int64_t n,
+                               std::int64_t group_size, bool act_order, DType activation);
+
+}  // namespace q4
