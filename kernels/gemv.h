@@ -38,7 +38,10 @@ Q4_BOTH constexpr GemvConfig gemv_default(const Problem& p, i64 m, const Limits&
   c.rows = m >= 8 ? 8 : m >= 3 ? 4 : m == 2 ? 2 : 1;
   c.tiles = strips(p.n) * 2 >= limits.units || c.rows == 8 ? 2 : 1;
   c.warps = slabs(p.k) >= 64 && c.rows * c.tiles <= 8 ? 16 : 8;
-  if (limits.arch == 0 && c.rows == 8) c.tiles = 1, c.warps = 8;  // more of either spills on AMD
+  if (limits.arch == 0) {  // more of either spills on AMD
+    if (c.rows == 8) c.tiles = 1;
+    if (c.rows * c.tiles > 4) c.warps = 8;
+  }
   return c;
 }
 
