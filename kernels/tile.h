@@ -34,7 +34,8 @@ Q4_BOTH constexpr TileConfig tile_default(const Problem& p, i64 m, const Limits&
   TileConfig c{p};
   c.half2 = !p.bf16;
   c.rows = 32;
-  while (c.rows < 128 && c.rows < m && strips(p.n) * ((m + 2 * c.rows - 1) / (2 * c.rows)) >= 2 * limits.units)
+  const int most = p.unit < 64 ? 64 : 128;  // several sets of meta a thread, and 128 rows spill on gfx1030
+  while (c.rows < most && c.rows < m && strips(p.n) * ((m + 2 * c.rows - 1) / (2 * c.rows)) >= 2 * limits.units)
     c.rows *= 2;
   return c;
 }
