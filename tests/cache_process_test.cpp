@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -113,6 +114,27 @@ TEST_CASE("cache: a holder of the lock that never ends is waited for only so lon
   KernelCache other({.folder = s / "k", .lock_wait_s = 60}, nullptr);
   other.get(key(1), [] { return made(1, 10); });  // another key's lock is free
   CHECK(std::chrono::steady_clock::now() - begin < milliseconds(10000));
+}
+
+TEST_CASE("cache: a hit waits for no compile, of its own key in another process or of another key here") {
+  Scratch s;
+  REQUIRE(Folder(s / "k", true).store(make_entry(key(0), "nvrtc 1", 1, code(0, 10)), 0) == "");
+  const KeyLock held(s / "k", key(0).digest(), 0);  // as a process that compiles it anew
+  REQUIRE(held.held());
+  KernelCache cache({.folder = s / "k", .lock_wait_s = 60}, nullptr);
+  std::atomic<bool> compiling = false, found = false;
+  std::thread compiles([&] {
+    cache.get(key(1), [&] {
+      compiling = true;
+      for (int i = 0; i < 10000 && !found; ++i) std::this_thread::sleep_for(milliseconds(1));
+      return made(1, 10);
+    });
+  });
+  while (!compiling) std::this_thread::yield();
+  CHECK(cache.get(key(0), [] { return made(0, 99); }).event.layer == CacheLayer::kUserFolder);  // from the folder
+  CHECK(cache.get(key(0), [] { return made(0, 99); }).event.layer == CacheLayer::kMemory);
+  CHECK_FALSE(found.exchange(true));
+  compiles.join();
 }
 
 TEST_CASE("cache: kill -9 while writing leaves the old entry, the new one or none, never half of one") {
