@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <map>
 #include <thread>
 
 #include "runtime/check.hpp"
@@ -23,11 +25,30 @@ PlanOptions options_of(const std::string& tactic, std::int64_t max_m, DType acti
   return options;
 }
 
+/// Where each stands in an order whose every beginning is spread over the space, since time may end there: kernels take
+/// turns by their share, the configs of one by multiples of the golden ratio. The kernel that is listed last, which
+/// serves everywhere and seldom best, follows the others.
+std::map<std::string, double> spread_order(const std::vector<std::string>& ids) {
+  const auto kernel = [](const std::string& id) { return id.substr(0, id.find(' ')); };
+  std::map<std::string, std::size_t> sizes;
+  for (const std::string& id : ids) ++sizes[kernel(id)];
+  std::map<std::string, double> order;
+  std::map<std::string, std::size_t> seen;
+  for (const std::string& id : ids) {
+    constexpr double kGolden = 0.6180339887498949;
+    const double turn = kGolden * static_cast<double>(seen[kernel(id)]++);
+    const bool last = sizes.size() > 1 && sizes[kernel(id)] > 1 && kernel(id) == kernel(ids.back());
+    order[id] = turn - std::floor(turn) + (last ? 1 : 0);
+  }
+  return order;
+}
+
 }  // namespace
 
 bool is_reconstruct(const std::string& tactic) { return tactic.starts_with("reconstruct"); }
 
-TacticSpace::TacticSpace(const Rig& rig, std::int64_t max_m, DType activation) : activation_(activation) {
+TacticSpace::TacticSpace(const Rig& rig, std::int64_t max_m, DType activation, std::set<std::string> forbidden)
+    : activation_(activation), forbidden_(std::move(forbidden)) {
   PlanOptions options = options_of("", max_m, activation);
   plan_ = rig.plan(options);
   options.reconstruct_from = 0;  // only the direct kernels have a math
@@ -38,10 +59,10 @@ TacticSpace::TacticSpace(const Rig& rig, std::int64_t max_m, DType activation) :
 }
 
 std::size_t TacticSpace::compile_ahead(const Rig& rig, const std::vector<std::int64_t>& ms,
-                                       const std::function<bool()>& time_left) {
+                                       const std::vector<std::string>& likely, const std::function<bool()>& time_left) {
   std::vector<std::vector<std::string>> lists;
   std::size_t longest = 0;
-  for (const std::int64_t m : ms) longest = std::max(longest, lists.emplace_back(at(m, "")).size());
+  for (const std::int64_t m : ms) longest = std::max(longest, lists.emplace_back(at(m, likely)).size());
   std::vector<std::pair<std::string, std::int64_t>> jobs;  // the defaults of all m first, then the m take turns
   std::set<std::string> seen;
   for (std::size_t turn = 0; turn < longest; ++turn)
@@ -60,7 +81,8 @@ std::size_t TacticSpace::compile_ahead(const Rig& rig, const std::vector<std::in
   };
   {
     std::vector<std::jthread> threads;
-    for (unsigned t = 1; t < std::min(std::thread::hardware_concurrency(), 32u); ++t) threads.emplace_back(work);
+    // One core is left to whoever measures meanwhile.
+    for (unsigned t = 2; t < std::min(std::thread::hardware_concurrency(), 32u); ++t) threads.emplace_back(work);
     work();
   }
   compiled_.emplace();
@@ -69,10 +91,17 @@ std::size_t TacticSpace::compile_ahead(const Rig& rig, const std::vector<std::in
   return jobs.size() - compiled_->size();
 }
 
-std::vector<std::string> TacticSpace::at(std::int64_t m, const std::string& likely) const {
+std::vector<std::string> TacticSpace::at(std::int64_t m, const std::vector<std::string>& likely) const {
   std::vector<std::string> ids = plan_.tactics(m);
+  std::erase_if(ids, [&](const std::string& id) { return forbids(id); });
   check(!ids.empty(), "tune: MatmulPlan::tactics({}) lists nothing", m);
-  const auto rank = [&](const std::string& id) { return id == likely ? 0 : is_reconstruct(id) ? 1 : 2; };
+  const auto spread = spread_order(ids);
+  const auto rank = [&](const std::string& id) {
+    const auto place = std::find(likely.begin(), likely.end(), id) - likely.begin();
+    const auto last = static_cast<std::ptrdiff_t>(likely.size());
+    return place < last ? static_cast<double>(place)
+                        : static_cast<double>(last) + (is_reconstruct(id) ? 0 : 1 + spread.at(id));
+  };
   std::stable_sort(ids.begin() + 1, ids.end(), [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
   if (m < kReconstructFloor) ids.erase(std::remove_if(ids.begin() + 1, ids.end(), is_reconstruct), ids.end());
   if (compiled_)
@@ -86,22 +115,46 @@ Math TacticSpace::math(const std::string& tactic, std::int64_t m) const {
   return half2 == fp32 ? Math::kAuto : half2 ? Math::kHalf2 : Math::kFp32;
 }
 
-TacticCandidates::TacticCandidates(const Rig& rig, std::vector<std::string> ids, std::int64_t m, DType activation)
-    : rig_(rig), ids_(std::move(ids)), m_(m), activation_(activation), variants_(ids_.size()) {}
+TacticCandidates::TacticCandidates(const Rig& rig, std::vector<std::string> ids, std::int64_t m, DType activation,
+                                   StepWatch about_to)
+    : rig_(rig),
+      ids_(std::move(ids)),
+      m_(m),
+      activation_(activation),
+      about_to_(std::move(about_to)),
+      variants_(ids_.size()) {}
+
+template <class F>
+auto TacticCandidates::watched(std::size_t index, std::int64_t m, const F& work) const {
+  about_to_({ids_[index], m});
+  try {
+    return work();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kDevice) throw;
+    try {
+      rig_.touch();
+    } catch (const Error&) { throw DeviceLost(error.what()); }
+    throw;
+  }
+}
 
 void TacticCandidates::prepare(std::size_t index) {
-  variants_[index] = rig_.prepare(options_of(ids_[index], m_, activation_));
-  check_results(index, m_);
+  watched(index, m_, [&] {
+    variants_[index] = rig_.prepare(options_of(ids_[index], m_, activation_));
+    check_results(index, m_);
+  });
 }
 
 void TacticCandidates::check_results(std::size_t index, std::int64_t m) const {
-  const double error = rig_.error(*variants_[index], m);
+  const double error = watched(index, m, [&] { return rig_.error(*variants_[index], m); });
   if (!(error <= tolerance(activation_)))
     fail(ErrorCode::kInternal, "wrong result at m = {}: relative error {:.2e}, allowed {:.0e}", m, error,
          tolerance(activation_));
 }
 
-double TacticCandidates::sample(std::size_t index, std::int64_t m) { return rig_.sample(*variants_[index], m); }
+double TacticCandidates::sample(std::size_t index, std::int64_t m) {
+  return watched(index, m, [&] { return rig_.sample(*variants_[index], m); });
+}
 
 void TacticCandidates::release(std::size_t index) { variants_[index].reset(); }
 

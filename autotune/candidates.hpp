@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -17,20 +18,37 @@ namespace q4::autotune {
 /// Both ways of multiplying exist at once, and this prefix tells them apart.
 bool is_reconstruct(const std::string& tactic);
 
+/// The device answers no more after this tactic: the process is of no further use.
+struct DeviceLost : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// What is about to run, for whoever watches this process.
+struct Step {
+  std::string tactic;
+  std::int64_t m = 0;
+};
+using StepWatch = std::function<void(const Step&)>;
+
 /// The tactics of an untuned plan, and which of them only one math offers.
 class TacticSpace {
  public:
-  TacticSpace(const Rig& rig, std::int64_t max_m, DType activation);
+  /// `forbidden`: tactics that are listed nowhere.
+  TacticSpace(const Rig& rig, std::int64_t max_m, DType activation, std::set<std::string> forbidden = {});
 
   /// Compiles the tactics of all these m on all cores while time is left; from then on at() lists only what was
-  /// reached. Every m's default is always reached, and the m take turns. Returns how many tactics were not.
-  std::size_t compile_ahead(const Rig& rig, const std::vector<std::int64_t>& ms,
+  /// reached. Every m's default is always reached, `likely` is next, and the m take turns. Returns how many tactics
+  /// were not.
+  std::size_t compile_ahead(const Rig& rig, const std::vector<std::int64_t>& ms, const std::vector<std::string>& likely,
                             const std::function<bool()>& time_left);
 
-  /// The default first, then `likely` if it is among them, then reconstruct + BLAS, then the others in the library's
-  /// order. Reconstruct + BLAS is left out below kReconstructFloor unless it is the default: it moves several times the
-  /// bytes.
-  std::vector<std::string> at(std::int64_t m, const std::string& likely) const;
+  /// The default first, then those of `likely` that are among them, then reconstruct + BLAS, then the others,
+  /// spread over the space. Reconstruct + BLAS is left out below kReconstructFloor unless it is the default: it moves
+  /// several times the bytes.
+  std::vector<std::string> at(std::int64_t m, const std::vector<std::string>& likely) const;
+  /// Whether this is what an untuned plan runs; at() begins with another one where that is forbidden.
+  bool is_default(const std::string& tactic, std::int64_t m) const { return plan_.tactic(m) == tactic; }
+  bool forbids(const std::string& tactic) const { return forbidden_.count(tactic) > 0; }
   Math math(const std::string& tactic, std::int64_t m) const;  ///< kAuto: offered in both
   /// The default tactic of plans that ask for this math.
   std::string of_math(Math math, std::int64_t m) const { return (math == Math::kHalf2 ? half2_ : fp32_).tactic(m); }
@@ -40,12 +58,13 @@ class TacticSpace {
  private:
   DType activation_;
   MatmulPlan plan_, half2_, fp32_;
+  std::set<std::string> forbidden_;
   std::optional<std::set<std::string>> compiled_;  ///< none: whatever there is
 };
 
 class TacticCandidates : public Candidates {
  public:
-  TacticCandidates(const Rig& rig, std::vector<std::string> ids, std::int64_t m, DType activation);
+  TacticCandidates(const Rig& rig, std::vector<std::string> ids, std::int64_t m, DType activation, StepWatch about_to);
 
   const std::vector<std::string>& ids() const { return ids_; }
   void prepare(std::size_t index) override;
@@ -55,12 +74,15 @@ class TacticCandidates : public Candidates {
   void check_results(std::size_t index, std::int64_t m) const;  ///< throws kInternal when they are off
 
  private:
-  PlanOptions options(std::size_t index) const;
+  /// `work` on this candidate, announced. Throws DeviceLost when the device does not answer afterwards.
+  template <class F>
+  auto watched(std::size_t index, std::int64_t m, const F& work) const;
 
   const Rig& rig_;
   std::vector<std::string> ids_;
   std::int64_t m_;
   DType activation_;
+  StepWatch about_to_;
   std::vector<std::unique_ptr<Variant>> variants_;
 };
 

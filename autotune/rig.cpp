@@ -22,6 +22,7 @@ std::size_t cold_target(const DeviceInfo& info, bool gpu) {
 }
 
 constexpr std::size_t kFewestCopies = 4;
+constexpr std::size_t kFewestNodes = 4;  // of a replayed graph: its start is shared by them
 constexpr double kSampleUs = 3000;       // one sample's time, unless a single run takes longer
 constexpr double kLongReplayUs = 20000;  // replays are cut to fewer copies beyond this, and rest before (power limit)
 
@@ -30,15 +31,15 @@ constexpr double kLongReplayUs = 20000;  // replays are cut to fewer copies beyo
 DeviceMemory::DeviceMemory(std::shared_ptr<DeviceBackend> device, std::size_t bytes)
     : memory_(device->allocate(bytes), [device](void* memory) { device->release(memory); }) {}
 
-Rig::Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s)
+Rig::Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s, bool cold)
     : runtime_(runtime), device_(device), workload_(workload), backend_(runtime.impl().open(device)), max_m_(max_m) {
-  add_copies(setup_s);
+  add_copies(setup_s, cold);
   fill_x(max_m);
   const std::size_t size = size_of(workload.activation());
   out_ = DeviceMemory(backend_, static_cast<std::size_t>(max_m * workload.problem().n) * size);
 }
 
-void Rig::add_copies(double setup_s) {
+void Rig::add_copies(double setup_s, bool cold) {
   const auto start = Clock::now();
   const DeviceInfo& info = backend_->info();
   GptqTensors tensors = workload_.tensors();
@@ -53,6 +54,7 @@ void Rig::add_copies(double setup_s) {
   matrices_.push_back(QuantizedMatrix::from_gptq(runtime_, device_, tensors));
   const std::size_t bytes = std::max<std::size_t>(matrices_.front().bytes(), 1);
   const std::size_t fit = std::max<std::size_t>(info.memory_bytes / 4 / bytes, 1);
+  if (!cold) return;
   const std::size_t wanted = std::min(std::max(cold_target(info, gpu()) / bytes + 1, kFewestCopies), fit);
   while (matrices_.size() < wanted && (gpu() || matrices_.size() < kFewestCopies || seconds_since(start) < setup_s))
     matrices_.push_back(QuantizedMatrix::from_gptq(runtime_, device_, tensors));
@@ -78,16 +80,26 @@ std::unique_ptr<Variant> Rig::prepare(const PlanOptions& options) const {
   return variant;
 }
 
-std::unique_ptr<Variant> Rig::prepare_dense(std::int64_t m) const {
+std::unique_ptr<Variant> Rig::prepare_dense(std::int64_t m, std::unique_ptr<Variant> previous) const {
   const auto [k, n] = std::pair(workload_.problem().k, workload_.problem().n);
   auto variant = std::make_unique<Variant>();
-  variant->dense = backend_->dense(k, n, m, workload_.activation());
+  const DType type = dense_type(m);
+  variant->dense = backend_->dense(k, n, m, type);
   if (!variant->dense) return nullptr;
-  const std::size_t size = size_of(workload_.activation());
+  if (previous) variant->dense_weights = std::move(previous->dense_weights);
+  const std::size_t size = size_of(type);
   const std::size_t bytes = static_cast<std::size_t>(k * n) * size;
-  const auto x = workload_.x();  // weights take their values from x: dense, normal, right type
+  const auto x = workload_.x_as(type);  // weights take their values from x: dense, normal, right type
   const std::size_t piece = std::min(x.size(), bytes);
-  while (variant->dense_weights.size() * bytes < std::max(cold_bytes(), 2 * bytes)) {
+  if (type != workload_.activation()) {
+    variant->dense_x = DeviceMemory(backend_, static_cast<std::size_t>(m * k) * size);
+    variant->dense_out = DeviceMemory(backend_, static_cast<std::size_t>(m * n) * size);
+    for (std::int64_t r = 0; r < m; ++r)
+      backend_->copy(static_cast<std::byte*>(variant->dense_x.get()) + static_cast<std::size_t>(r * k) * size, x.data(),
+                     static_cast<std::size_t>(k) * size, CopyKind::kToDevice);
+  }
+  const std::size_t enough = std::max(cold_bytes(), gpu() ? 2 * bytes : bytes);
+  while (variant->dense_weights.size() * bytes < enough) {
     const DeviceMemory& weights = variant->dense_weights.emplace_back(backend_, bytes);
     for (std::size_t at = 0; at < bytes; at += piece)
       backend_->copy(static_cast<std::byte*>(weights.get()) + at, x.data(), std::min(piece, bytes - at),
@@ -96,9 +108,21 @@ std::unique_ptr<Variant> Rig::prepare_dense(std::int64_t m) const {
   return variant;
 }
 
+DType Rig::dense_type(std::int64_t m) const {
+  const DType type = workload_.activation();
+  return backend_->dense(workload_.problem().k, workload_.problem().n, m, type) ? type : DType::kF32;
+}
+
+void Rig::touch() const {
+  backend_->fill(out_.get(), 0, 16);
+  backend_->synchronize();
+}
+
 void Rig::launch(const Variant& variant, std::size_t copy, void* stream, std::int64_t m) const {
   if (variant.dense) {
-    variant.dense(stream, x_.get(), variant.dense_weights[copy].get(), out_.get());
+    const bool own = variant.dense_x.get() != nullptr;
+    variant.dense(stream, own ? variant.dense_x.get() : x_.get(), variant.dense_weights[copy].get(),
+                  own ? variant.dense_out.get() : out_.get());
   } else {
     variant.plans[copy].run({stream}, {x_.get()}, {out_.get()}, m);
   }
@@ -134,8 +158,8 @@ double Rig::sample(Variant& variant, std::int64_t m) const {
 }
 
 double Rig::replay(Variant& variant, std::int64_t m) const {
-  const double all_us = variant.estimate_us * static_cast<double>(variant.copies());
-  std::size_t nodes = variant.copies();
+  std::size_t nodes = std::max(variant.copies(), kFewestNodes);
+  const double all_us = variant.estimate_us * static_cast<double>(nodes);
   if (all_us > kLongReplayUs)
     nodes = std::max<std::size_t>(1, static_cast<std::size_t>(kLongReplayUs / variant.estimate_us));
   const double replay_us = variant.estimate_us * static_cast<double>(nodes);
@@ -143,7 +167,7 @@ double Rig::replay(Variant& variant, std::int64_t m) const {
   const int runs = variant.estimate_us > 0 ? std::clamp(static_cast<int>(kSampleUs / replay_us), 1, 7) : 2;
   const auto times = backend_->measure(
       [&](void* stream) {
-        for (std::size_t i = 0; i < nodes; ++i) launch(variant, i, stream, m);
+        for (std::size_t i = 0; i < nodes; ++i) launch(variant, i % variant.copies(), stream, m);
       },
       runs);
   return median(times) / static_cast<double>(nodes);

@@ -29,6 +29,7 @@ struct Variant {
   /// Instead of plans: the dense BLAS and its own weights, for comparison.
   DeviceBackend::Dense dense;
   std::vector<DeviceMemory> dense_weights;
+  DeviceMemory dense_x, dense_out;  ///< of their own where the dense type is wider
   std::size_t copies() const { return dense ? dense_weights.size() : plans.size(); }
   std::size_t next = 0;    ///< the copy that the next run on the CPU reads
   double estimate_us = 0;  ///< of one run, from the last sample
@@ -37,7 +38,8 @@ struct Variant {
 class Rig {
  public:
   /// `max_m`: rows that x and out have room for. `setup_s`: beyond the fewest copies, stop making more after this long.
-  Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s);
+  /// `cold` false: one copy, which the last cache holds between runs where it fits.
+  Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s, bool cold = true);
 
   std::size_t copies() const { return matrices_.size(); }
   std::size_t cold_bytes() const { return copies() * matrices_.front().bytes(); }
@@ -45,12 +47,19 @@ class Rig {
   DeviceBackend& backend() const { return *backend_; }
 
   /// A plan of one copy; for asking what there is.
-  MatmulPlan plan(const PlanOptions& options) const { return {runtime_, matrices_.front(), options}; }
+  MatmulPlan plan(const PlanOptions& options) const { return plan(options, runtime_); }
+  /// With the tuning files of another runtime.
+  MatmulPlan plan(const PlanOptions& options, const Runtime& runtime) const {
+    return {runtime, matrices_.front(), options};
+  }
   /// Plans over the copies (fewer where workspaces would fill the memory).
   std::unique_ptr<Variant> prepare(const PlanOptions& options) const;
 
-  /// The dense BLAS on weights of the same shape in as many bytes of copies; null where there is none.
-  std::unique_ptr<Variant> prepare_dense(std::int64_t m) const;
+  /// The dense BLAS on weights of the same shape in as many bytes of copies, in the activations' type or else in fp32;
+  /// null where there is none.
+  /// `previous`: of another m, whose weights serve again.
+  std::unique_ptr<Variant> prepare_dense(std::int64_t m, std::unique_ptr<Variant> previous = nullptr) const;
+  DType dense_type(std::int64_t m) const;
 
   /// Relative error against fp64 of sampled rows and columns, out filled with NaN before. NaN: something was not
   /// written.
@@ -58,11 +67,13 @@ class Rig {
   /// Microseconds of one multiplication with cold weights: the median of a few graph replays over all copies on a GPU,
   /// of a few calls on the CPU.
   double sample(Variant& variant, std::int64_t m) const;
+  /// Writes a few bytes and waits: throws kDevice when the device does not answer.
+  void touch() const;
   /// One multiplication by one copy, on a stream.
   void launch(const Variant& variant, std::size_t copy, void* stream, std::int64_t m) const;
 
  private:
-  void add_copies(double setup_s);
+  void add_copies(double setup_s, bool cold);
   void fill_x(std::int64_t rows);
   double replay(Variant& variant, std::int64_t m) const;
   double call(Variant& variant, std::int64_t m) const;

@@ -8,6 +8,8 @@
 namespace q4::autotune {
 namespace {
 
+constexpr double kFinalShare = 0.4;  // of the time after the default's probe, at most
+
 class Search {
  public:
   Search(const std::vector<std::string>& ids, Candidates& candidates, const SearchOptions& options)
@@ -60,11 +62,21 @@ class Search {
     alive_.erase(alive_.begin() + static_cast<std::ptrdiff_t>(place));
   }
 
+  /// A winner needs its rounds: probing more than leaves time for them finds nothing.
+  bool final_is_due(double whole_s) {
+    if (alive_.empty()) return false;
+    double round = 0;
+    for (const std::size_t i : alive_) round = std::max(round, at(i).sample_s);
+    round = at(0).sample_s + round * static_cast<double>(std::min(alive_.size(), options_.finalists));
+    return options_.seconds_left() < std::min(kFinalShare * whole_s, 2 * round * static_cast<double>(kMinimumRounds));
+  }
+
   void probe() {
     measure(0, &Contender::early);
     double best = at(0).us();
+    const double whole_s = options_.seconds_left();
     for (std::size_t i = 1; i < result_.contenders.size(); ++i) {
-      if (out_of_time()) {
+      if (out_of_time() || final_is_due(whole_s)) {
         result_.unmeasured = result_.contenders.size() - i;
         break;
       }
@@ -99,6 +111,8 @@ class Search {
   }
 
   void final() {
+    // A few rounds decide nothing; the last samples may have been dearer than these will be.
+    if (!alive_.empty() && shortest_final_s(alive_.size()) > 2 * options_.seconds_left()) return;
     for (int r = 0; r < options_.final_rounds && !out_of_time(); ++r) {
       std::vector<std::size_t> who = {0};
       who.insert(who.end(), alive_.begin(), alive_.end());

@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <optional>
 #include <utility>
 
 #include "autotune/bracket.hpp"
-#include "autotune/candidates.hpp"
 #include "runtime/check.hpp"
 #include "runtime/runtime.hpp"
 
@@ -19,28 +19,26 @@ using Clock = std::chrono::steady_clock;
 constexpr double kSetupShare = 0.2;      // of the shape's time, for making copies beyond the fewest
 constexpr double kCompileShare = 0.4;    // of what is left then; kernels that are cached take next to nothing
 constexpr double kCrossoverShare = 0.1;  // kept back from the buckets
+constexpr double kYardstickShare = 0.1;  // for the read floor and the dense BLAS, where they are asked for
+constexpr double kFloorWorthS = 8;       // on a CPU the read floor takes a second or more, of a budget of so many
 constexpr int kCrossoverRounds = 3;
 constexpr const char* kNotMeasured = "not measured";  // provenance of a record that a resumed run completes
 
 /// Expected cost of a bucket, relative: a fixed part and the arithmetic.
 double weight(std::int64_t m, bool gpu) { return 1 + static_cast<double>(m) / (gpu ? 1024.0 : 64.0); }
 
-struct Bucket {
-  std::int64_t m = 0;
-  SearchResult found;
-  const Contender& winner() const { return found.contenders[found.winner]; }
-  const Contender* fastest(bool reconstruct) const {
-    const Contender* best = nullptr;
-    for (const Contender& c : found.contenders)
-      if (is_reconstruct(c.id) == reconstruct && c.rejected.empty() && c.us() > 0 && (!best || c.us() < best->us()))
-        best = &c;
-    return best;
-  }
-};
+/// The fastest of those that reconstruct W, or of those that do not; null: none was measured.
+const Contender* fastest(const MeasuredBucket& bucket, bool reconstruct) {
+  const Contender* best = nullptr;
+  for (const Contender& c : bucket.found.contenders)
+    if (is_reconstruct(c.id) == reconstruct && c.rejected.empty() && c.us() > 0 && (!best || c.us() < best->us()))
+      best = &c;
+  return best;
+}
 
 TunedBucket as_tuned(std::int64_t m, const Contender& c, double default_us) {
   const Interval us = median_interval(c.final.empty() ? c.early : c.final);
-  return {m, c.id, us.value, us.low, us.high, default_us};
+  return {m, c.id, us.value, us.low, us.high, default_us, 0};
 }
 
 class ShapeTuner {
@@ -49,19 +47,31 @@ class ShapeTuner {
       : problem_(problem), options_(options), start_(Clock::now()) {
     report(0, 0, fmt::format("packing {}x{}", problem.k, problem.n));
     workload_.emplace(problem, options.activation);
-    rig_.emplace(runtime, device, *workload_, options.m.back(), kSetupShare * options.seconds);
-    space_.emplace(*rig_, options.m.back(), options.activation);
+    rig_.emplace(runtime, device, *workload_, options.m.back(), kSetupShare * options.seconds,
+                 options.policy == "cold" && !options.compile_only);
+    std::set<std::string> forbidden;
+    for (const QuarantinedTactic& q : options.quarantined) forbidden.insert(q.tactic);
+    space_.emplace(*rig_, options.m.back(), options.activation, std::move(forbidden));
+    tuned_.record.floor_us = options.floor_us_per_byte * problem.bytes(0);
+    const bool wanted = rig_->gpu() ? !options.compile_only : options.yardsticks && options.seconds >= kFloorWorthS;
+    if (tuned_.record.floor_us == 0 && wanted) measure_floor();  // on a GPU also a bound of the search
     for (const std::int64_t m : options.m) total_weight_ += weight(m, rig_->gpu());
   }
 
   Tuned run() {
-    if (rig_->gpu()) compile_ahead();
+    if (options_.compile_only) {
+      space_->compile_ahead(*rig_, options_.m, likely(0), [&] { return !options_.interrupted(); });
+      tuned_.record.key = key_of(rig_->backend().info(), tuning_digest(rig_->backend().kernels_digest()), problem_,
+                                 options_.activation, options_.policy);
+      return std::move(tuned_);
+    }
+    if (rig_->gpu() && options_.compile_ahead) compile_ahead();
     tune_buckets();
     if (!skipped_.empty()) note_unmeasured("tactics: " + skipped_);
     auto& record = tuned_.record;
-    record.key = key_of(rig_->backend().info(), problem_, options_.activation);
-    record.kernels = rig_->backend().kernels_digest();
-    record.policy = "cold";
+    record.key = key_of(rig_->backend().info(), tuning_digest(rig_->backend().kernels_digest()), problem_,
+                        options_.activation, options_.policy);
+    record.quarantined = options_.quarantined;
     std::optional<TunedBucket> last_direct;
     try {
       last_direct = find_crossover();
@@ -69,21 +79,34 @@ class ShapeTuner {
       tuned_.failed = true;
       tuned_.notes.push_back(fmt::format("crossover: {}", e.what()));
     }
-    for (const Bucket& b : buckets_) {
+    for (const MeasuredBucket& b : buckets_) {
       if (last_direct && last_direct->m < b.m) record.buckets.push_back(*std::exchange(last_direct, std::nullopt));
       const bool reconstructs = record.reconstruct_from > 0 && b.m >= record.reconstruct_from;
-      const Contender* const direct = b.fastest(false);
+      const Contender* const direct = fastest(b, false);
       // A lone win of reconstruct + BLAS below a bucket that it lost is no crossover.
       const Contender& used = !reconstructs && is_reconstruct(b.winner().id) && direct ? *direct : b.winner();
-      record.buckets.push_back(as_tuned(b.m, used, b.found.contenders[0].us()));
+      record.buckets.push_back(as_tuned(b.m, used, default_us(b)));
     }
+    // What was not reached has the default, by name: else the last bucket would serve it.
+    for (const std::int64_t m : options_.m)
+      if (!buckets_.empty() && m > record.buckets.back().m)
+        record.buckets.push_back({m, space_->at(m, {})[0], 0, 0, 0, 0, 0});
     describe();
+    if (options_.yardsticks) measure_yardsticks();
+    tuned_.buckets = std::move(buckets_);
     return std::move(tuned_);
   }
 
  private:
+  /// 0: it is quarantined, and the first contender is another one.
+  double default_us(const MeasuredBucket& b) const {
+    const Contender& first = b.found.contenders[0];
+    return space_->is_default(first.id, b.m) ? first.us() : 0;
+  }
+
   double seconds_left(double share_kept) const {
     if (options_.interrupted()) return 0;
+    if (options_.yardsticks && !yardsticks_begun_) share_kept += kYardstickShare;
     return options_.seconds * (1 - share_kept) - std::chrono::duration<double>(Clock::now() - start_).count();
   }
 
@@ -105,13 +128,29 @@ class ShapeTuner {
   void compile_ahead() {
     report(0, 0, "compiling kernels");
     const double until = seconds_left(0) * (1 - kCompileShare);
-    const std::size_t missed = space_->compile_ahead(*rig_, options_.m, [&] { return seconds_left(0) > until; });
+    const std::size_t missed =
+        space_->compile_ahead(*rig_, options_.m, likely(0), [&] { return seconds_left(0) > until; });
     if (missed > 0) note_unmeasured(fmt::format("{} tactics: no time to compile them", missed));
+  }
+
+  /// What won at the m before, and what the neighbour has.
+  std::vector<std::string> likely(std::int64_t m) const {
+    std::vector<std::string> ids;
+    if (!buckets_.empty()) ids.push_back(buckets_.back().winner().id);
+    for (const LikelyTactic& l : options_.likely)
+      if (m == 0 || m == l.m) ids.push_back(l.tactic);
+    return ids;
   }
 
   void tune_buckets() {
     double weight_left = total_weight_;
     for (const std::int64_t m : options_.m) {
+      const auto known = std::ranges::find(options_.known, m, &MeasuredBucket::m);
+      if (known != options_.known.end()) {
+        keep(*known);
+        weight_left -= weight(m, rig_->gpu());
+        continue;
+      }
       const double left = seconds_left(kCrossoverShare), expected = weight(m, rig_->gpu());
       if (left < shortest_s(m)) {
         note_unmeasured(
@@ -129,7 +168,7 @@ class ShapeTuner {
   double shortest_s(std::int64_t m) const {
     if (options_.interrupted()) return 1e9;
     if (buckets_.empty()) return -1e9;
-    const Bucket& last = buckets_.back();
+    const MeasuredBucket& last = buckets_.back();
     const double scale = rig_->gpu() ? 1 : static_cast<double>(m) / static_cast<double>(last.m);
     return 1e-3 + 2e-6 * last.found.contenders[0].us() * scale;
   }
@@ -137,30 +176,53 @@ class ShapeTuner {
   /// Ends when `reserve` seconds are left for the rest of the shape.
   bool tune_bucket(std::int64_t m, double reserve) {
     const auto left = [&] { return seconds_left(0) - reserve; };
-    TacticCandidates candidates(*rig_, space_->at(m, buckets_.empty() ? "" : buckets_.back().winner().id), m,
-                                options_.activation);
+    TacticCandidates candidates(*rig_, space_->at(m, likely(m)), m, options_.activation, options_.about_to);
     SearchOptions options;
     options.seconds_left = left;
-    for (const std::string& id : candidates.ids()) options.at_least_us.push_back(0.9 * known_us_[id]);  // 0.9: noise
+    if (options_.exhaustive)
+      options.hopeless = 1.5, options.finalists = 32;
+    else
+      for (const std::string& id : candidates.ids()) options.at_least_us.push_back(bound_us(id));
+    MeasuredBucket bucket{m, {}};
     try {
-      buckets_.push_back({m, search(candidates.ids(), candidates, options)});
+      bucket.found = search(candidates.ids(), candidates, options);
     } catch (const Error& e) {
       tuned_.failed = true;
       tuned_.notes.push_back(
           fmt::format("m = {}: the default tactic '{}' failed: {}", m, candidates.ids()[0], e.what()));
       return false;
     }
-    const SearchResult& found = buckets_.back().found;
+    if (const double mhz = options_.sm_clock_mhz(); mhz > 0) clocks_mhz_.push_back(mhz);
+    options_.measured(bucket);
+    keep(std::move(bucket));
+    return true;
+  }
+
+  void keep(MeasuredBucket bucket) {
+    const SearchResult& found = bucket.found;
     tuned_.pruned += found.pruned;
     if (found.unmeasured > 0)
-      skipped_ += fmt::format("{}{} at m = {}", skipped_.empty() ? "" : ", ", found.unmeasured, m);
+      skipped_ += fmt::format("{}{} at m = {}", skipped_.empty() ? "" : ", ", found.unmeasured, bucket.m);
     for (const Contender& c : found.contenders) {
-      if (!c.rejected.empty()) tuned_.notes.push_back(fmt::format("m = {}: '{}' rejected: {}", m, c.id, c.rejected));
+      if (!c.rejected.empty())
+        tuned_.notes.push_back(fmt::format("m = {}: '{}' rejected: {}", bucket.m, c.id, c.rejected));
       if (!c.rejected.empty() || c.us() == 0) continue;
       ++tuned_.measured;
       known_us_[c.id] = c.us();
     }
-    return true;
+    buckets_.push_back(std::move(bucket));
+  }
+
+  /// What a tactic cannot beat: its time at a smaller m, since more rows take no less; and for one that reconstructs W,
+  /// reading the codes and writing W, at the rate of a kernel that only reads.
+  double bound_us(const std::string& id) {
+    constexpr double kNoise = 0.9;
+    double bound = known_us_[id];
+    if (is_reconstruct(id)) {
+      const double dense = 2.0 * static_cast<double>(problem_.k) * static_cast<double>(problem_.n);
+      if (rig_->gpu()) bound = std::max(bound, tuned_.record.floor_us * (1 + dense / problem_.bytes(0)));
+    }
+    return kNoise * bound;
   }
 
   /// Sets reconstruct_from; returns a bucket of its own for the direct tactic between two of the asked-for m, if any.
@@ -168,13 +230,13 @@ class ShapeTuner {
     std::size_t first = buckets_.size();
     while (first > 0 && is_reconstruct(buckets_[first - 1].winner().id)) --first;
     if (first == buckets_.size()) return {};
-    const Bucket& high = buckets_[first];
+    const MeasuredBucket& high = buckets_[first];
     const std::int64_t below = first == 0 ? 0 : buckets_[first - 1].m;
     tuned_.record.reconstruct_from = below + 1;
-    const Contender* const direct = high.fastest(false);
+    const Contender* const direct = fastest(high, false);
     if (!direct || high.m - below <= 1) return {};
 
-    TacticCandidates pair(*rig_, {direct->id, high.winner().id}, high.m, options_.activation);
+    TacticCandidates pair(*rig_, {direct->id, high.winner().id}, high.m, options_.activation, options_.about_to);
     pair.prepare(0), pair.prepare(1);
     std::map<std::int64_t, Contender> direct_at;
     const auto second_wins = [&](std::int64_t m) {
@@ -194,7 +256,7 @@ class ShapeTuner {
     if (stop()) note_unmeasured(fmt::format("the crossover within ({}, {}]", found.low, found.high));
     tuned_.record.reconstruct_from = found.low + 1;
     if (found.low == below) return {};
-    const bool is_default = space_->at(found.low, "")[0] == direct->id;
+    const bool is_default = space_->is_default(direct->id, found.low);
     const Contender& times = direct_at.at(found.low);
     return as_tuned(found.low, times, is_default ? times.us() : 0);
   }
@@ -205,9 +267,12 @@ class ShapeTuner {
     tuned_.cold_bytes = rig_->cold_bytes();
     for (const auto& [key, value] : options_.provenance) record.provenance[key] = value;
     record.provenance["copies"] = std::to_string(tuned_.copies);
+    std::ranges::sort(clocks_mhz_);
+    record.provenance["sm_clock_mhz"] =
+        clocks_mhz_.empty() ? "unknown" : fmt::format("{:.0f}-{:.0f}", clocks_mhz_.front(), clocks_mhz_.back());
     tuned_.complete = !tuned_.failed && !record.provenance.count(kNotMeasured);
     if (buckets_.empty()) return;
-    const Bucket& smallest = buckets_.front();
+    const MeasuredBucket& smallest = buckets_.front();
     record.math = is_reconstruct(smallest.winner().id) ? Math::kAuto : space_->math(smallest.winner().id, smallest.m);
     measure_math(smallest.m);
     if (record.math == Math::kAuto && tuned_.half2_us != tuned_.fp32_us)
@@ -217,12 +282,33 @@ class ShapeTuner {
   /// half2 against fp32 at one m, each in the default tactic of plans that ask for it, whoever won there.
   void measure_math(std::int64_t m) {
     const std::vector<std::string> ids = {space_->of_math(Math::kHalf2, m), space_->of_math(Math::kFp32, m)};
-    if (ids[0] == ids[1]) return;
-    TacticCandidates pair(*rig_, ids, m, options_.activation);
+    if (ids[0] == ids[1] || space_->forbids(ids[0]) || space_->forbids(ids[1])) return;
+    TacticCandidates pair(*rig_, ids, m, options_.activation, options_.about_to);
     pair.prepare(0), pair.prepare(1);
     std::vector<double> half2, fp32;
     for (int r = 0; r < kCrossoverRounds; ++r) half2.push_back(pair.sample(0, m)), fp32.push_back(pair.sample(1, m));
     tuned_.half2_us = median(half2), tuned_.fp32_us = median(fp32);
+  }
+
+  void measure_floor() {
+    tuned_.record.floor_us = rig_->backend().read_floor_us(static_cast<std::size_t>(problem_.bytes(0)));
+  }
+
+  /// Beside the tactics, not among them: what W unquantized would take, in the time that is left.
+  void measure_yardsticks() {
+    yardsticks_begun_ = true;
+    std::unique_ptr<Variant> dense;
+    for (TunedBucket& b : tuned_.record.buckets) {
+      if (seconds_left(0) <= 0 || b.us == 0) return;
+      report(1 - kCrossoverShare / 4, b.m, fmt::format("dense BLAS, m = {}", b.m));
+      options_.about_to({"dense BLAS", b.m});
+      dense = rig_->prepare_dense(b.m, std::move(dense));
+      if (!dense) return;
+      std::vector<double> us;
+      for (int r = 0; r < kCrossoverRounds; ++r) us.push_back(rig_->sample(*dense, b.m));
+      b.dense_us = median(us);
+      tuned_.record.provenance["dense"] = to_string(rig_->dense_type(b.m));
+    }
   }
 
   Problem problem_;
@@ -233,7 +319,9 @@ class ShapeTuner {
   std::optional<TacticSpace> space_;
   double total_weight_ = 0;
   std::string skipped_;  ///< "2 at m = 1, 4 at m = 64": tactics without a probe
-  std::vector<Bucket> buckets_;
+  std::vector<MeasuredBucket> buckets_;
+  std::vector<double> clocks_mhz_;
+  bool yardsticks_begun_ = false;
   std::map<std::string, double> known_us_;  ///< by tactic, at the largest m so far: more rows take no less
   Tuned tuned_;
 };
@@ -246,16 +334,52 @@ Tuned tune(const Runtime& runtime, Device device, const Problem& problem, const 
   return ShapeTuner(runtime, device, problem, options).run();
 }
 
-TuningKey key_of(const DeviceInfo& info, const Problem& problem, DType activation) {
-  return {info.fingerprint, info.arch,     info.compute_units, problem.k,
-          problem.n,        problem.group, problem.act_order,  activation};
+TuningKey key_of(const DeviceInfo& info, const std::string& kernels, const Problem& problem, DType activation,
+                 const std::string& policy) {
+  return {info.fingerprint, info.arch,         info.compute_units, problem.k, problem.n,
+          problem.group,    problem.act_order, activation,         policy,    kernels};
 }
 
-bool covers(const TuningRecord& record, const std::vector<std::int64_t>& m, const std::string& kernels) {
-  if (record.kernels != kernels || record.policy != "cold" || record.provenance.count(kNotMeasured)) return false;
+bool covers(const TuningRecord& record, const std::vector<std::int64_t>& m) {
+  if (record.provenance.count(kNotMeasured)) return false;
   return std::all_of(m.begin(), m.end(), [&](std::int64_t wanted) {
-    return std::any_of(record.buckets.begin(), record.buckets.end(), [&](const auto& b) { return b.m == wanted; });
+    return std::any_of(record.buckets.begin(), record.buckets.end(),
+                       [&](const auto& b) { return b.m == wanted && b.us > 0; });
   });
+}
+
+double distance(const TuningKey& a, const TuningKey& b) {
+  return std::abs(std::log(static_cast<double>(a.k) / static_cast<double>(b.k))) +
+         std::abs(std::log(static_cast<double>(a.n) / static_cast<double>(b.n))) + (a.group == b.group ? 0 : 1) +
+         (a.act_order == b.act_order ? 0 : 1);
+}
+
+std::vector<LikelyTactic> likely_from(const TuningDb& db, const TuningKey& key) {
+  const auto records = db.records();
+  const TuningRecord* nearest = nullptr;
+  for (const TuningRecord& r : records) {
+    const bool alike = r.key.fingerprint == key.fingerprint && r.key.kernels == key.kernels &&
+                       r.key.policy == key.policy && r.key.activation == key.activation && !r.buckets.empty();
+    if (alike && (!nearest || distance(r.key, key) < distance(nearest->key, key))) nearest = &r;
+  }
+  std::vector<LikelyTactic> likely;
+  if (nearest)
+    for (const TunedBucket& b : nearest->buckets) likely.push_back({b.m, b.tactic});
+  return likely;
+}
+
+std::vector<LikelyTactic> likely_from(const Tuned& tuned) {
+  constexpr double kClose = 1.2;
+  constexpr std::size_t kMost = 12;  // at each m
+  std::vector<LikelyTactic> likely;
+  for (const MeasuredBucket& b : tuned.buckets) {
+    std::vector<const Contender*> close;
+    for (const Contender& c : b.found.contenders)
+      if (c.rejected.empty() && c.us() > 0 && c.us() < kClose * b.winner().us()) close.push_back(&c);
+    std::ranges::sort(close, {}, [](const Contender* c) { return c->us(); });
+    for (std::size_t i = 0; i < std::min(close.size(), kMost); ++i) likely.push_back({b.m, close[i]->id});
+  }
+  return likely;
 }
 
 }  // namespace q4::autotune

@@ -4,10 +4,13 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <q4/tuning.hpp>
 #include <string>
 #include <vector>
 
+#include "autotune/candidates.hpp"
+#include "autotune/search.hpp"
 #include "autotune/workload.hpp"
 
 namespace q4::autotune {
@@ -19,13 +22,38 @@ struct TuneProgress {
   std::string stage;                   ///< "packing 4096 x 28672", "m = 64", "crossover"
 };
 
+/// All that was found at one m.
+struct MeasuredBucket {
+  std::int64_t m = 0;
+  SearchResult found;
+  const Contender& winner() const { return found.contenders[found.winner]; }
+};
+
+/// What did well at this m elsewhere.
+struct LikelyTactic {
+  std::int64_t m = 0;
+  std::string tactic;
+};
+
 struct TuneOptions {
   std::vector<std::int64_t> m;  ///< buckets, ascending
   DType activation = DType::kF16;
-  double seconds = 60;                            ///< for this shape, set-up included
-  std::map<std::string, std::string> provenance;  ///< copied into the record
+  std::string policy = "cold";   ///< or "warm": one copy of the weights
+  double seconds = 60;           ///< for this shape, set-up included
+  bool exhaustive = false;       ///< probe everything, prune nothing, and take many to the final
+  bool yardsticks = false;       ///< time what only reads (on a GPU: always) and the dense BLAS too
+  double floor_us_per_byte = 0;  ///< of this device, if known: its measurement is spared
+  bool compile_ahead = true;
+  bool compile_only = false;  ///< leave the kernels of all tactics in the cache, and measure nothing
+  std::vector<QuarantinedTactic> quarantined = {};  ///< never tried; copied into the record
+  std::vector<MeasuredBucket> known = {};           ///< of an earlier attempt: not measured again
+  std::vector<LikelyTactic> likely = {};            ///< tried first, in this order
+  std::map<std::string, std::string> provenance;    ///< copied into the record
   std::function<bool()> interrupted = [] { return false; };
   std::function<void(const TuneProgress&)> progress = [](const TuneProgress&) {};
+  std::function<void(const MeasuredBucket&)> measured = [](const MeasuredBucket&) {};
+  StepWatch about_to = [](const Step&) {};                    ///< before each launch of a tactic
+  std::function<double()> sm_clock_mhz = [] { return 0.0; };  ///< 0: unknown
 };
 
 struct Tuned {
@@ -35,16 +63,25 @@ struct Tuned {
   std::vector<std::string> notes;  ///< what was rejected, and what was not measured
   /// Best direct tactic in each math at the smallest m; 0: there is none, or it was not measured.
   double half2_us = 0, fp32_us = 0;
-  std::size_t measured = 0, pruned = 0;  ///< tactics, over all buckets; pruned: too slow at a smaller m to win
+  std::size_t measured = 0, pruned = 0;  ///< tactics, over all buckets; pruned: a bound says that they cannot win
+  std::vector<MeasuredBucket> buckets;   ///< by ascending m; record.buckets has the default, untimed, for m beyond them
   std::size_t copies = 0, cold_bytes = 0;
 };
 
-/// The runtime should have no tuning files of its own in use, or its tuned tactic counts as the default.
+/// The runtime should have no tuning files of its own in use, or its tuned tactic counts as the default. Throws
+/// DeviceLost when a tactic took the device with it.
 Tuned tune(const Runtime& runtime, Device device, const Problem& problem, const TuneOptions& options);
 
-/// The key under which tune() files its record.
-TuningKey key_of(const DeviceInfo& info, const Problem& problem, DType activation);
-/// Whether a record of an earlier run makes tune() unnecessary: same kernels, complete, every m measured.
-bool covers(const TuningRecord& record, const std::vector<std::int64_t>& m, const std::string& kernels);
+/// The key under which tune() files its record. `kernels`: tuning_digest() of the device.
+TuningKey key_of(const DeviceInfo& info, const std::string& kernels, const Problem& problem, DType activation,
+                 const std::string& policy);
+/// Whether a record of an earlier run makes tune() unnecessary: complete, every m measured.
+bool covers(const TuningRecord& record, const std::vector<std::int64_t>& m);
+/// 0 for the same problem, else more the less alike they are: by the logarithms of k and n, the group and act-order.
+double distance(const TuningKey& a, const TuningKey& b);
+/// What won in the most similar record of the same device, kernels, policy and activation type.
+std::vector<LikelyTactic> likely_from(const TuningDb& db, const TuningKey& key);
+/// The same of a shape that was just measured: at each m, what came close to the winner, fastest first.
+std::vector<LikelyTactic> likely_from(const Tuned& tuned);
 
 }  // namespace q4::autotune

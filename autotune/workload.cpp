@@ -146,6 +146,13 @@ GptqTensors Workload::tensors() const {
   return t;
 }
 
+std::vector<std::byte> Workload::x_as(DType type) const {
+  const std::size_t from = size_of(activation_), to = size_of(type), count = x_.size() / from;
+  std::vector<std::byte> converted(count * to);
+  for (std::size_t i = 0; i < count; ++i) store(load(&x_[i * from], activation_), type, &converted[i * to]);
+  return converted;
+}
+
 const std::vector<double>& Workload::reference(std::int64_t row) {
   const std::int64_t k = problem_.k;
   auto [found, is_new] = references_.try_emplace(row % period_);

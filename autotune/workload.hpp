@@ -21,6 +21,7 @@ struct Problem {
   /// Bytes that a multiplication must move: codes, fp16 scales and 4-bit zeros, x and out in 16 bits.
   double bytes(std::int64_t m) const;
   double flops(std::int64_t m) const;
+  double weights() const { return static_cast<double>(k) * static_cast<double>(n); }
 };
 
 /// ||out - ref|| / ||ref|| that is allowed: 5e-4 in fp16, 4e-3 in bf16, 1e-5 in fp32.
@@ -37,6 +38,7 @@ class Workload {
 
   /// Activations repeat after period() rows: row r of x is row r % period() of x().
   std::span<const std::byte> x() const { return x_; }
+  std::vector<std::byte> x_as(DType type) const;  ///< x() in another type
   std::int64_t period() const { return period_; }
 
   /// One row of an output, n elements of the activations' type, on the host.

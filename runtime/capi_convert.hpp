@@ -159,6 +159,7 @@ inline RuntimeOptions runtime_options(const q4_runtime_options& given) {
       const q4_cache_event c = event_of(event);
       callback(user, &c);
     };
+  if (given.record_untuned) options.record_untuned = given.record_untuned;
   if (given.log) {
     options.log = [log = given.log, user = given.log_user](LogLevel level, const std::string& text) {
       log(user, static_cast<q4_log_level>(level), text.c_str());

@@ -74,19 +74,16 @@ void check_options(const PlanOptions& options, Device device) {
 const TuningRecord* find_tuned(const Runtime& runtime, const DeviceBackend& device, std::int64_t k, std::int64_t n,
                                std::int64_t group_size, bool act_order, DType activation) {
   const auto& info = device.info();
-  const TuningRecord* tuned = runtime.impl().tuning().find(
-      {info.fingerprint, info.arch, info.compute_units, k, n, group_size, act_order, activation});
-  if (!tuned || tuned->kernels == device.kernels_digest()) return tuned;
-  runtime.impl().log(
-      LogLevel::kInfo,
-      fmt::format("tuning of {} x {} was measured with other kernels: ignored, run q4-autotune again", k, n));
-  return nullptr;
+  return runtime.impl().tuned({info.fingerprint, info.arch, info.compute_units, k, n, group_size, act_order, activation,
+                               "cold", tuning_digest(device.kernels_digest())});
 }
 
 MatmulPlan::MatmulPlan(const Runtime& runtime, const QuantizedMatrix& matrix, const PlanOptions& options) {
   const auto& m = require(matrix, "MatmulPlan");
   check_options(options, m.device->info().device);
-  const auto* tuned = find_tuned(runtime, *m.device, m.k, m.n, m.group_size, m.act_order, options.activation);
+  const bool free_choice = options.tactic.empty() && !options.batch_invariant;
+  const TuningRecord* const tuned =
+      free_choice ? find_tuned(runtime, *m.device, m.k, m.n, m.group_size, m.act_order, options.activation) : nullptr;
   auto impl = std::make_shared<Impl>();
   impl->matrix = matrix.impl();
   impl->plan = m.device->plan(m.packed, options, tuned);

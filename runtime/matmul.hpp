@@ -12,7 +12,8 @@ namespace q4 {
 /// Throws kInvalidArgument for options that no plan accepts.
 void check_options(const PlanOptions& options, Device device);
 
-/// The tuning record that a plan of this matrix follows; null: untuned, or tuned with other kernels, which is logged.
+/// The tuning record that a plan of this matrix follows; null: none, or none of these kernels. See
+/// Runtime::Impl::tuned.
 const TuningRecord* find_tuned(const Runtime& runtime, const DeviceBackend& device, std::int64_t k, std::int64_t n,
                                std::int64_t group_size, bool act_order, DType activation);
 

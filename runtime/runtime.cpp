@@ -44,6 +44,8 @@ Runtime::Impl::Impl(RuntimeOptions options) : context_{resolve(std::move(options
   cache_ = std::make_unique<cache::KernelCache>(std::move(cache), context_.options.log);
   context_.cache = cache_.get();
   backends_ = make_backends(context_);
+  const char* record = std::getenv("Q4_RECORD_UNTUNED");
+  untuned_.open(context_.options.record_untuned.empty() && record ? record : context_.options.record_untuned);
 }
 
 std::shared_ptr<DeviceBackend> Runtime::Impl::open(Device device) {
@@ -94,13 +96,54 @@ void Runtime::Impl::load_tuning(std::vector<std::string>& problems) {
       at = *end ? end + 1 : end;
     }
   for (const auto& file : files) tuning_.load(file);
-  if (!files.empty() || cache_->folder().empty()) return;
-  const auto file = cache_->folder() + "/tuning.jsonl";
+  tuning_named_ = !files.empty();
+  if (tuning_named_) return;
+  auto folders = cache::cache_options(context_.options).folders;  // first wins: loaded last
+  folders.insert(folders.begin(), cache_->folder());
+  for (auto folder = folders.rbegin(); folder != folders.rend(); ++folder) load_shipped(*folder, problems);
+}
+
+void Runtime::Impl::load_shipped(const std::string& folder, std::vector<std::string>& problems) {
+  const auto file = folder + "/tuning.jsonl";
   std::error_code ignored;
-  if (!std::filesystem::exists(file, ignored)) return;
+  if (folder.empty() || !std::filesystem::exists(file, ignored)) return;
   try {
     tuning_.load(file);
   } catch (const Error& error) { problems.push_back(error.what()); }
+}
+
+void Runtime::Impl::say_once(LogLevel level, const std::string& text) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!said_.insert(text).second) return;
+  }
+  context_.log(level, text);
+}
+
+const TuningRecord* Runtime::Impl::tuned(const TuningKey& key) {
+  TuningMatch match = TuningMatch::kNone;
+  const TuningRecord* record = nullptr;
+  const TuningDb& db = tuning();
+  try {
+    record = db.find(key, &match);
+  } catch (const Error& error) {
+    if (tuning_named_) throw;
+    say_once(LogLevel::kWarning, std::string("tuning: ") + error.what() + "; defaults are used");
+  }
+  if (match == TuningMatch::kStale)
+    say_once(LogLevel::kWarning,
+             fmt::format("tuning: records for \"{}\" were measured with other kernels than these and are stale: "
+                         "defaults are used, run q4-autotune again",
+                         key.fingerprint));
+  if (match == TuningMatch::kNearest)
+    say_once(LogLevel::kWarning, fmt::format("tuning: no record for \"{}\": those for \"{}\" (same arch) are used",
+                                             key.fingerprint, record->key.fingerprint));
+  if (match != TuningMatch::kExact) {
+    std::string problem;
+    untuned_.note(key, problem);
+    if (!problem.empty()) context_.log(LogLevel::kWarning, problem);
+  }
+  return record;
 }
 
 Runtime::Runtime(RuntimeOptions options) : impl_(std::make_shared<Impl>(std::move(options))) {}

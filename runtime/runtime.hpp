@@ -6,10 +6,12 @@
 #include <mutex>
 #include <q4/runtime.hpp>
 #include <q4/tuning.hpp>
+#include <set>
 
 #include "runtime/backends/backend.hpp"
 #include "runtime/cache/kernel_cache.hpp"
 #include "runtime/context.hpp"
+#include "runtime/untuned.hpp"
 
 namespace q4 {
 
@@ -23,6 +25,9 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   std::shared_ptr<DeviceBackend> open(Device device);
   std::vector<DeviceInfo> devices();
   const TuningDb& tuning();
+  /// The record that a plan of this problem uses; null: defaults. Says once what is stale or only nearest, and notes
+  /// what is untuned.
+  const TuningRecord* tuned(const TuningKey& key);
   /// The cache holds kernels of this version for such a GPU: no compiler is asked for before one is missing.
   bool may_be_prebuilt(const std::string& arch);
   cache::KernelCache& cache() { return *cache_; }
@@ -30,6 +35,8 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
 
  private:
   void load_tuning(std::vector<std::string> & problems);
+  void load_shipped(const std::string& folder, std::vector<std::string>& problems);
+  void say_once(LogLevel level, const std::string& text);
 
   BackendContext context_;
   std::unique_ptr<cache::KernelCache> cache_;
@@ -38,6 +45,9 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   std::map<std::pair<BackendKind, int>, std::shared_ptr<DeviceBackend>> open_;
   std::once_flag tuning_once_;
   TuningDb tuning_;
+  bool tuning_named_ = false;   ///< the caller named the files: trouble with them is an error
+  std::set<std::string> said_;  ///< guarded by mutex_
+  UntunedLog untuned_;
 };
 
 }  // namespace q4

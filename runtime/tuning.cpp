@@ -1,139 +1,27 @@
 // The tuning database: JSON Lines on disk, records grouped by problem in memory.
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
+#include <iterator>
+#include <mutex>
 #include <q4/tuning.hpp>
 #include <string_view>
 #include <tuple>
+#include <unordered_map>
 
 #include "runtime/check.hpp"
+#include "runtime/tuning_format.hpp"
 
 namespace q4 {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-constexpr int kSchema = 1;
-constexpr const char* kMathNames[] = {"auto", "half2", "fp32"};
-
-std::string problem_in_record(const TuningRecord& r) {
-  if (r.key.fingerprint.empty()) return "device is empty";
-  if (r.key.k <= 0 || r.key.n <= 0 || r.key.group <= 0) return "k, n and group must be positive";
-  if (r.reconstruct_from < 0) return "reconstruct_from must be 0 (never) or a number of rows";
-  std::int64_t m = 0;
-  for (const TunedBucket& b : r.buckets) {
-    if (b.m <= m) return "buckets: m must ascend from 1";
-    m = b.m;
-    if (b.tactic.empty()) return "buckets: tactic is empty";
-    for (const double us : {b.us, b.us_low, b.us_high, b.default_us})
-      if (!std::isfinite(us) || us < 0) return "buckets: times must be finite and not negative";
-  }
-  return {};
-}
-
-double rounded(double us) { return std::round(us * 1000) / 1000; }  // a nanosecond is finer than any clock here
-
-Json to_json(const TuningRecord& r) {
-  Json j;  // this order is the canonical one: the same records give the same bytes
-  j["q4_tuning"] = kSchema;
-  j["op"] = "matmul";
-  j["device"] = r.key.fingerprint;
-  j["arch"] = r.key.arch;
-  j["units"] = r.key.units;
-  j["k"] = r.key.k;
-  j["n"] = r.key.n;
-  j["group"] = r.key.group;
-  j["act_order"] = r.key.act_order;
-  j["activation"] = to_string(r.key.activation);
-  j["kernels"] = r.kernels;
-  j["policy"] = r.policy;
-  j["reconstruct_from"] = r.reconstruct_from;
-  j["math"] = kMathNames[static_cast<int>(r.math)];
-  j["buckets"] = Json::array();
-  for (const TunedBucket& b : r.buckets)
-    j["buckets"].push_back({{"m", b.m},
-                            {"tactic", b.tactic},
-                            {"us", rounded(b.us)},
-                            {"low", rounded(b.us_low)},
-                            {"high", rounded(b.us_high)},
-                            {"default_us", rounded(b.default_us)}});
-  j["provenance"] = r.provenance;
-  return j;
-}
-
-/// Reads one field and names it when it is missing or of another type.
-class FieldReader {
- public:
-  explicit FieldReader(const Json& object) : object_(object) {}
-  template <class T>
-  T get(const char* name) const {
-    try {
-      return object_.at(name).get<T>();
-    } catch (const nlohmann::json::exception& e) {
-      throw std::runtime_error(fmt::format("field \"{}\": {}", name, e.what()));
-    }
-  }
-  /// get<std::int64_t> would cut a fraction off.
-  std::int64_t integer(const char* name) const {
-    if (!object_.contains(name) || !object_[name].is_number_integer())
-      throw std::runtime_error(fmt::format("field \"{}\" must be an integer", name));
-    return get<std::int64_t>(name);
-  }
-
- private:
-  const Json& object_;
-};
-
-DType activation_named(const std::string& name) {
-  for (const DType type : {DType::kF16, DType::kBF16, DType::kF32})
-    if (name == to_string(type)) return type;
-  throw std::runtime_error(fmt::format("field \"activation\" is \"{}\", must be fp16, bf16 or fp32", name));
-}
-
-Math math_named(const std::string& name) {
-  for (int i = 0; i < 3; ++i)
-    if (name == kMathNames[i]) return static_cast<Math>(i);
-  throw std::runtime_error(fmt::format("field \"math\" is \"{}\", must be auto, half2 or fp32", name));
-}
-
-TuningRecord from_json(const std::string& line) {
-  const Json j = Json::parse(line);
-  if (!j.is_object()) throw std::runtime_error("not a JSON object");
-  const FieldReader f(j);
-  if (const auto schema = f.integer("q4_tuning"); schema != kSchema)
-    throw std::runtime_error(fmt::format("field \"q4_tuning\" is {}, this version reads {}", schema, kSchema));
-  TuningRecord r;
-  r.key.fingerprint = f.get<std::string>("device");
-  r.key.arch = f.get<std::string>("arch");
-  r.key.units = static_cast<int>(f.integer("units"));
-  r.key.k = f.integer("k");
-  r.key.n = f.integer("n");
-  r.key.group = f.integer("group");
-  r.key.act_order = f.get<bool>("act_order");
-  r.key.activation = activation_named(f.get<std::string>("activation"));
-  r.kernels = f.get<std::string>("kernels");
-  r.policy = f.get<std::string>("policy");
-  r.reconstruct_from = f.integer("reconstruct_from");
-  r.math = math_named(f.get<std::string>("math"));
-  for (const Json& item : f.get<Json>("buckets")) {
-    const FieldReader b(item);
-    r.buckets.push_back({b.integer("m"), b.get<std::string>("tactic"), b.get<double>("us"), b.get<double>("low"),
-                         b.get<double>("high"), b.get<double>("default_us")});
-  }
-  r.provenance = f.get<std::map<std::string, std::string>>("provenance");
-  if (const std::string wrong = problem_in_record(r); !wrong.empty()) throw std::runtime_error(wrong);
-  return r;
-}
 
 void write_all(int file, std::string_view text, const std::string& path) {
   while (!text.empty()) {
@@ -173,6 +61,52 @@ void replace_file(const std::string& path, std::string_view text) {
 
 using Problem = std::tuple<std::int64_t, std::int64_t, std::int64_t, bool, DType>;
 Problem problem_of(const TuningKey& key) { return {key.k, key.n, key.group, key.act_order, key.activation}; }
+struct Hash {
+  std::size_t operator()(const Problem& p) const {
+    const auto& [k, n, group, act_order, activation] = p;
+    std::uint64_t h = 0;
+    for (const std::int64_t part : {k, n, group, act_order + 2 * static_cast<std::int64_t>(activation)})
+      h = (h ^ static_cast<std::uint64_t>(part)) * 0x9e3779b97f4a7c15u, h ^= h >> 32;
+    return static_cast<std::size_t>(h);
+  }
+};
+
+/// One key with its record, which is read from its line when it is first asked for.
+struct Slot {
+  TuningKey key;
+  std::unique_ptr<const TuningRecord> record;
+  std::string_view line;
+  const std::string* path = nullptr;  ///< of the file, for messages
+  std::size_t number = 0;             ///< of the line
+};
+
+std::string read_file(const std::string& path) {
+  std::error_code unknown;
+  const bool regular = std::filesystem::is_regular_file(path, unknown);  // others do not say their size
+  std::ifstream in(path, std::ios::binary);
+  std::string text;
+  if (in && regular) {
+    text.resize(std::filesystem::file_size(path, unknown));
+    in.read(text.data(), static_cast<std::streamsize>(text.size()));
+    text.resize(static_cast<std::size_t>(in.gcount()));  // it may have been cut meanwhile
+  } else if (in && !std::filesystem::is_directory(path, unknown)) {
+    text.assign(std::istreambuf_iterator<char>(in), {});
+  }
+  if (!in.is_open() || in.bad() || std::filesystem::is_directory(path, unknown))
+    fail(ErrorCode::kIo, "TuningDb::load: path = {}: {}; q4-autotune writes such files", path,
+         errno ? std::strerror(errno) : "cannot be read");
+  return text;
+}
+
+/// Reads the whole of its line.
+std::unique_ptr<const TuningRecord> record_of(const Slot& slot) {
+  try {
+    return std::make_unique<const TuningRecord>(from_line(slot.line));
+  } catch (const std::exception& e) {
+    fail(ErrorCode::kCorrupt, "TuningDb::load: {} line {}: {}; delete the line or tune again", *slot.path, slot.number,
+         e.what());
+  }
+}
 
 }  // namespace
 
@@ -184,8 +118,30 @@ const TunedBucket* TuningRecord::bucket(std::int64_t m) const {
 }
 
 struct TuningDb::Impl {
-  std::map<Problem, std::map<std::string, TuningRecord>> devices;  ///< problem, then fingerprint
-  std::size_t size = 0;
+  using File = std::pair<std::string, std::string>;  ///< path and text
+  std::deque<File> files;                            ///< the slots' lines are views of them
+  std::deque<Slot> slots;
+  std::unordered_map<Problem, std::vector<std::size_t>, Hash> of_problem;
+  std::mutex reading;
+
+  void read(File given);
+
+  void put(Slot slot) {
+    auto& indexes = of_problem[problem_of(slot.key)];
+    for (const std::size_t i : indexes)
+      if (slots[i].key == slot.key) {
+        slots[i] = std::move(slot);
+        return;
+      }
+    indexes.push_back(slots.size());
+    slots.push_back(std::move(slot));
+  }
+
+  const TuningRecord& record(Slot& slot) {
+    const std::lock_guard lock(reading);
+    if (!slot.record) slot.record = record_of(slot);
+    return *slot.record;
+  }
 };
 
 TuningDb::TuningDb() : impl_(std::make_unique<Impl>()) {}
@@ -193,39 +149,38 @@ TuningDb::~TuningDb() = default;
 TuningDb::TuningDb(TuningDb&&) noexcept = default;
 TuningDb& TuningDb::operator=(TuningDb&&) noexcept = default;
 
-void TuningDb::load(const std::string& path) {
-  std::ifstream in(path);
-  if (!in)
-    fail(ErrorCode::kIo, "TuningDb::load: path = {}: {}; q4-autotune writes such files", path, std::strerror(errno));
-  std::string text;
-  for (char piece[4096]; in.read(piece, sizeof piece) || in.gcount() > 0;)
-    text.append(piece, static_cast<std::size_t>(in.gcount()));
-  if (in.bad()) fail(ErrorCode::kIo, "TuningDb::load: reading {}: {}", path, std::strerror(errno));
-  parse(text, path);
-}
+void TuningDb::load(const std::string& path) { impl_->read({path, read_file(path)}); }
 
-void TuningDb::parse(std::string_view text, const std::string& name) {
-  std::vector<TuningRecord> loaded;
-  for (std::size_t number = 1; !text.empty(); ++number) {
-    const auto end = std::min(text.find('\n'), text.size() - 1);
-    const std::string line(text.substr(0, end + 1));
-    text.remove_prefix(end + 1);
-    if (line.find_first_not_of(" \t\r\n") == std::string::npos) continue;
-    try {
-      loaded.push_back(from_json(line));
-    } catch (const std::exception& e) {
-      fail(ErrorCode::kCorrupt, "TuningDb::load: {} line {}: {}; delete the line or tune again", name, number,
-           e.what());
+void TuningDb::parse(std::string_view text, const std::string& name) { impl_->read({name, std::string(text)}); }
+
+void TuningDb::Impl::read(File given) {
+  const auto& [file, text] = files.emplace_back(std::move(given));
+  std::vector<Slot> loaded;
+  std::size_t number = 0;
+  for (std::string_view rest = text; !rest.empty();) {
+    std::string_view line = rest.substr(0, rest.find('\n'));
+    rest.remove_prefix(std::min(line.size() + 1, rest.size()));
+    ++number;
+    line.remove_suffix(line.size() - (line.find_last_not_of(" \t\r") + 1));
+    if (line.empty()) continue;
+    Slot slot{{}, nullptr, line, &file, number};
+    if (auto key = key_of_line(line)) {
+      slot.key = std::move(*key);
+    } else {
+      slot.record = record_of(slot);
+      slot.key = slot.record->key;
     }
+    loaded.push_back(std::move(slot));
   }
-  for (TuningRecord& record : loaded) add(std::move(record));
+  of_problem.reserve(of_problem.size() + loaded.size());
+  for (Slot& slot : loaded) put(std::move(slot));
 }
 
 void TuningDb::save(const std::string& path) const { replace_file(path, str()); }
 
 std::string TuningDb::str() const {
   std::string text;
-  for (const TuningRecord& record : records()) text += to_json(record).dump() + '\n';
+  for (const TuningRecord& record : records()) text += to_line(record) + '\n';
   return text;
 }
 
@@ -233,37 +188,45 @@ void TuningDb::add(TuningRecord record) {
   const std::string wrong = problem_in_record(record);
   check(wrong.empty(), "TuningDb::add: record for {} k = {} n = {}: {}", record.key.fingerprint, record.key.k,
         record.key.n, wrong);
-  auto& of_problem = impl_->devices[problem_of(record.key)];
-  const std::string fingerprint = record.key.fingerprint;
-  if (of_problem.insert_or_assign(fingerprint, std::move(record)).second) ++impl_->size;
+  TuningKey key = record.key;
+  impl_->put({std::move(key), std::make_unique<const TuningRecord>(std::move(record)), {}, nullptr, 0});
 }
 
 const TuningRecord* TuningDb::find(const TuningKey& key, TuningMatch* match) const {
-  if (match) *match = TuningMatch::kNone;
-  const auto of_problem = impl_->devices.find(problem_of(key));
-  if (of_problem == impl_->devices.end()) return nullptr;
-  if (const auto exact = of_problem->second.find(key.fingerprint); exact != of_problem->second.end()) {
-    if (match) *match = TuningMatch::kExact;
-    return &exact->second;
-  }
-  const TuningRecord* nearest = nullptr;
-  for (const auto& [fingerprint, record] : of_problem->second) {
-    if (record.key.arch != key.arch) continue;
-    if (!nearest || std::abs(record.key.units - key.units) < std::abs(nearest->key.units - key.units))
-      nearest = &record;
-  }
-  if (nearest && match) *match = TuningMatch::kNearest;
-  return nearest;
+  TuningMatch found = TuningMatch::kNone;
+  Slot* best = nullptr;
+  const auto better = [&](const Slot& a,
+                          const Slot& b) {  // exact, then policy, then units, then name: the same for all
+    const auto rank = [&](const Slot& s) {
+      return std::tuple(s.key.fingerprint != key.fingerprint, s.key.policy != key.policy,
+                        std::abs(s.key.units - key.units), std::string_view(s.key.fingerprint),
+                        std::string_view(s.key.kernels));
+    };
+    return rank(a) < rank(b);
+  };
+  if (const auto indexes = impl_->of_problem.find(problem_of(key)); indexes != impl_->of_problem.end())
+    for (const std::size_t i : indexes->second) {
+      Slot& slot = impl_->slots[i];
+      const bool exact = slot.key.fingerprint == key.fingerprint;
+      if (!exact && slot.key.arch != key.arch) continue;
+      if (!key.kernels.empty() && slot.key.kernels != key.kernels) {
+        if (!best) found = TuningMatch::kStale;
+        continue;
+      }
+      if (!best || better(slot, *best)) best = &slot;
+    }
+  if (best) found = best->key.fingerprint == key.fingerprint ? TuningMatch::kExact : TuningMatch::kNearest;
+  if (match) *match = found;
+  return best ? &impl_->record(*best) : nullptr;
 }
 
 std::vector<TuningRecord> TuningDb::records() const {
   std::vector<TuningRecord> all;
-  for (const auto& [problem, of_problem] : impl_->devices)
-    for (const auto& [fingerprint, record] : of_problem) all.push_back(record);
+  for (Slot& slot : impl_->slots) all.push_back(impl_->record(slot));
   std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.key < b.key; });
   return all;
 }
 
-std::size_t TuningDb::size() const { return impl_->size; }
+std::size_t TuningDb::size() const { return impl_->slots.size(); }
 
 }  // namespace q4

@@ -159,10 +159,10 @@ TEST_CASE("search: a bound prunes what cannot win, and time that runs out keeps 
   CHECK(s.samples[3] > 0);
 
   Synthetic late({110, 50, 50, 50});
-  late.sample_s = 1, late.limit_s = 2.5;  // the default, one challenger, and part of another
+  late.sample_s = 1, late.limit_s = 2.5;  // the default, one challenger, and too little for a final
   const SearchResult found = late.run();
   CHECK(found.winner == 0);
-  CHECK(found.unmeasured == 1);
+  CHECK(found.unmeasured == 2);
   CHECK(found.contenders[0].us() > 0);
   CHECK(late.clock_s <= late.limit_s + 1);
 
@@ -170,6 +170,11 @@ TEST_CASE("search: a bound prunes what cannot win, and time that runs out keeps 
   tight.sample_s = 1, tight.limit_s = 16;  // five probes, then five rounds of two
   CHECK(tight.run().winner == 1);
   CHECK(tight.clock_s <= tight.limit_s + 1);
+
+  Synthetic many(std::vector<double>(500, 110.0));
+  many.us[3] = 50, many.sample_s = 1, many.limit_s = 40;  // for 39 probes, or fewer and a final
+  CHECK(many.run().winner == 3);
+  CHECK(many.clock_s <= many.limit_s + 1);
 }
 
 TEST_CASE("bracketing finds the crossover of two curves with few measurements") {
@@ -262,15 +267,18 @@ TEST_CASE("tune: a small shape on the CPU gives a record that covers it and that
     CHECK(b.us_low <= b.us);
     CHECK(b.us <= b.us_high);
   }
-  CHECK(covers(record, {1, 32}, record.kernels));
-  CHECK_FALSE(covers(record, {1, 64}, record.kernels));
-  CHECK_FALSE(covers(record, {1, 32}, "other kernels"));
+  CHECK(covers(record, {1, 32}));
+  CHECK_FALSE(covers(record, {1, 64}));
 
   TuningDb db;  // what was measured survives the file, under the key that a plan asks for
   db.add(record);
   TuningMatch match;
-  CHECK(db.find(key_of(runtime.info(cpu), problem, DType::kF16), &match) != nullptr);
+  auto key = key_of(runtime.info(cpu), record.key.kernels, problem, DType::kF16, "cold");
+  CHECK(db.find(key, &match) != nullptr);
   CHECK(match == TuningMatch::kExact);
+  key.kernels = "other kernels";
+  CHECK(db.find(key, &match) == nullptr);
+  CHECK(match == TuningMatch::kStale);
 }
 
 TEST_CASE("tune: out of time or interrupted, the record says what is missing") {
@@ -282,9 +290,11 @@ TEST_CASE("tune: out of time or interrupted, the record says what is missing") {
   options.m = {1, 4096};
   options.seconds = 1e-6;
   const Tuned hurried = tune(runtime, {}, problem, options);
-  REQUIRE(hurried.record.buckets.size() == 1);  // the first bucket is always measured
+  REQUIRE(hurried.record.buckets.size() == 2);  // the first bucket is always measured; it must not serve the other m
+  CHECK(hurried.record.buckets[0].us > 0);
+  CHECK(hurried.record.buckets[1].us == 0);
   CHECK_FALSE(hurried.complete);
-  CHECK_FALSE(covers(hurried.record, {1}, hurried.record.kernels));
+  CHECK_FALSE(covers(hurried.record, {1}));
 
   options.interrupted = [] { return true; };
   const Tuned interrupted = tune(runtime, {}, problem, options);

@@ -30,7 +30,7 @@ TuningRecord record(std::int64_t k) {
   TuningRecord r;
   r.key.fingerprint = "GPU", r.key.arch = "sm_90a", r.key.units = 132;
   r.key.k = k, r.key.n = 64, r.key.group = 128;
-  r.kernels = "digest", r.policy = "cold";
+  r.key.kernels = "digest", r.key.policy = "cold";
   r.buckets.resize(1);
   r.buckets[0].m = 1, r.buckets[0].tactic = "gemv", r.buckets[0].us = 1;
   return r;

@@ -1,21 +1,20 @@
 // What the tools share, and the tools themselves as processes on the CPU.
 #include <doctest/doctest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <array>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <q4/q4.hpp>
 
+#include "sandbox.hpp"
 #include "tools/baseline.hpp"
 #include "tools/common.hpp"
 #include "tools/shapes.hpp"
 
 namespace q4::tools {
 namespace {
+
+using test::Ended;
+using test::Sandbox;
 
 using List = std::vector<std::int64_t>;
 
@@ -109,40 +108,6 @@ TEST_CASE("baseline: the best 4-bit peer, with dense and floor apart") {
 }
 
 // ---- processes -----------------------------------------------------------------------------------------------------
-struct Ended {
-  int status = -1;
-  std::string out;  ///< stdout, and stderr where asked for
-};
-
-class Sandbox {
- public:
-  Sandbox() {
-    std::string name = std::filesystem::temp_directory_path() / "q4-tools-XXXXXX";
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    folder_ = name;
-  }
-  ~Sandbox() { std::filesystem::remove_all(folder_); }
-  std::string file(const std::string& name) const { return folder_ / name; }
-
-  /// `command` starts with a tool's name. Its cache is in this folder.
-  Ended run(const std::string& command, bool with_stderr = false, const std::string& wrapper = "") const {
-    const std::string line = wrapper + "env -u Q4_TUNING Q4_CACHE_DIR=" + file("cache") + " " Q4_BINARY_DIR "/bin/" +
-                             command + (with_stderr ? " 2>&1" : " 2>/dev/null") + " </dev/null";
-    Ended ended;
-    FILE* pipe = ::popen(line.c_str(), "r");
-    REQUIRE(pipe != nullptr);
-    std::array<char, 4096> buffer;
-    for (std::size_t n; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;)
-      ended.out.append(buffer.data(), n);
-    const int status = ::pclose(pipe);
-    ended.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    return ended;
-  }
-
- private:
-  std::filesystem::path folder_;
-};
-
 TEST_CASE("every tool teaches, has a version, and tells usage from failure") {
   const Sandbox box;
   for (const std::string tool : {"q4-info", "q4-autotune", "q4-bench"}) {

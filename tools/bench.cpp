@@ -44,7 +44,7 @@ struct Options {
   std::vector<std::int64_t> m;
   DType activation = DType::kF16;
   Math math = Math::kAuto;
-  std::string tactic, csv, baseline;
+  std::string tactic, csv, baseline, versus;
   bool untuned = false, dense = false, batch_invariant = false;
   double seconds = 1;      ///< of a point
   std::int64_t chain = 0;  ///< layers; 0: points, no chain
@@ -58,6 +58,8 @@ struct Point {
   double error = 0, floor_us = 0, dense_us = 0;
   double blas_us = 0, vector_share = 0;  ///< CPU: reconstruct + BLAS; share of the vector unit's measured peak
   bool exact = false;
+  double versus_us = 0;
+  Interval gain = {};  ///< over what it is compared with, of paired rounds
   double tflops() const { return us.value > 0 ? problem.flops(m) / us.value / 1e6 : 0; }
   double gbps() const { return us.value > 0 ? problem.bytes(m) / us.value / 1e3 : 0; }
 };
@@ -88,7 +90,11 @@ Math parse_math(const std::string& text) {
 class Bench {
  public:
   Bench(const Tool& tool, Options options)
-      : json_(tool.json), options_(std::move(options)), runtime_(make_runtime()), device_(tool.device(runtime_)) {
+      : json_(tool.json),
+        options_(std::move(options)),
+        runtime_(make_runtime(options_.untuned)),
+        untuned_(make_runtime(true)),
+        device_(tool.device(runtime_)) {
     const bool gpu = device_.kind != BackendKind::kCpu;
     if (options_.m.empty()) options_.m = powers_of_two(gpu ? 8192 : 512);
     problems_ = options_.shapes.resolve(gpu ? "sweep" : "llama-3-8b");
@@ -135,9 +141,9 @@ class Bench {
   }
 
  private:
-  Runtime make_runtime() const {
+  static Runtime make_runtime(bool untuned) {
     RuntimeOptions options;
-    if (options_.untuned) options.tuning_files = {"/dev/null"};
+    if (untuned) options.tuning_files = {"/dev/null"};
     return Runtime(options);
   }
   double tolerance() const {
@@ -194,7 +200,14 @@ class Bench {
     point.kernel = variant->plans.front().tactic(m);
     point.error = rig.error(*variant, m);
     point.exact = point.error <= tolerance();
-    point.us = timed([&] { return rig.sample(*variant, m); }, options_.seconds);
+    const std::string standard = options_.versus == "default" ? rig.plan(options, untuned_).tactic(m) : options_.versus;
+    if (!standard.empty() && standard != point.kernel) {
+      options.tactic = standard, options.batch_invariant = false;
+      measure_pairs(rig, *variant, *rig.prepare(options), point);
+    } else {
+      point.us = timed([&] { return rig.sample(*variant, m); }, options_.seconds);
+      point.versus_us = point.us.value;
+    }
     if (!rig.gpu()) {
       options.math = Math::kAuto;
       options.batch_invariant = false;
@@ -210,6 +223,26 @@ class Bench {
       if (const auto dense = rig.prepare_dense(m))
         point.dense_us = timed([&] { return rig.sample(*dense, m); }, options_.seconds).value;
     return point;
+  }
+
+  /// One after the other in turn, as the tuner's final does: drift of clocks and neighbours cancels.
+  void measure_pairs(const Rig& rig, autotune::Variant& tuned, autotune::Variant& standard, Point& point) {
+    std::vector<double> tuned_us, default_us;
+    bool tuned_first = true;
+    timed(
+        [&] {
+          const auto both = std::pair(&tuned, &standard);
+          const double first = rig.sample(tuned_first ? *both.first : *both.second, point.m);
+          const double second = rig.sample(tuned_first ? *both.second : *both.first, point.m);
+          tuned_us.push_back(tuned_first ? first : second), default_us.push_back(tuned_first ? second : first);
+          tuned_first = !tuned_first;
+          return first;
+        },
+        options_.seconds);
+    tuned_us.erase(tuned_us.begin()), default_us.erase(default_us.begin());  // timed() drops the first one too
+    point.us = autotune::median_interval(tuned_us);
+    point.versus_us = autotune::median(default_us);
+    point.gain = autotune::paired_gain(default_us, tuned_us);
   }
 
   void write_csv() const {
@@ -230,6 +263,7 @@ class Bench {
                                        "TFLOP/s", "GB/s",  "floor us", "x floor", "rel_err"};
     const bool cpu = device_.kind == BackendKind::kCpu;
     if (cpu) header.insert(header.end(), {"vector peak", "rec+blas us", "x blas"});
+    if (!options_.versus.empty()) header.insert(header.end(), {"other us", "gain", "its 95% interval"});
     if (options_.dense) header.insert(header.end(), {"dense us", "x dense"});
     if (baseline_)
       header.insert(header.end(), {"best 4-bit peer", "peer us", "x peer", "peers' floor us", "cuBLAS fp16 us"});
@@ -250,6 +284,9 @@ class Bench {
       if (cpu)
         row.insert(row.end(),
                    {fmt::format("{:.0f}%", 100 * p.vector_share), number(p.blas_us), ratio(p.us.value, p.blas_us)});
+      if (!options_.versus.empty())
+        row.insert(row.end(),
+                   {number(p.versus_us), percent(p.gain.value), percent(p.gain.low) + ".." + percent(p.gain.high)});
       if (options_.dense) row.insert(row.end(), {number(p.dense_us), ratio(p.us.value, p.dense_us)});
       if (baseline_) {
         const auto peers = baseline_->at(p.problem, p.m);
@@ -292,6 +329,8 @@ class Bench {
                  {"floor_us", p.floor_us}};
       if (cpu) point["vector_share"] = p.vector_share, point["blas_us"] = p.blas_us;
       if (options_.dense) point["dense_us"] = p.dense_us;
+      if (!options_.versus.empty())
+        point["versus_us"] = p.versus_us, point["gain"] = {p.gain.value, p.gain.low, p.gain.high};
       if (baseline_) {
         const auto peers = baseline_->at(p.problem, p.m);
         point["peer"] = peers.best, point["peer_us"] = peers.best_us;
@@ -303,7 +342,7 @@ class Bench {
 
   bool json_;
   Options options_;
-  Runtime runtime_;
+  Runtime runtime_, untuned_;
   Device device_;
   std::vector<Problem> problems_;
   std::optional<Baseline> baseline_;
@@ -339,6 +378,9 @@ int main(int argc, char** argv) {
   tool.app.add_flag("--batch-invariant", options.batch_invariant,
                     "plans whose rows have the same bits whatever m is (PlanOptions::batch_invariant)");
   tool.app.add_flag("--untuned", options.untuned, "read no tuning file");
+  tool.app
+      .add_option("--versus", options.versus, "time this tactic too, or the \"default\" one, in turn with what runs")
+      ->type_name("T");
   tool.app.add_flag("--dense", options.dense, "time the dense BLAS on unquantized weights too");
   tool.app.add_option("--baseline", options.baseline, "CSV of others' times: peer,k,n,group,act_order,m,us")
       ->type_name("FILE");

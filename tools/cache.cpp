@@ -3,6 +3,7 @@
 
 #include "runtime/check.hpp"
 #include "tools/cache_tool.hpp"
+#include "tools/merge.hpp"
 
 namespace {
 
@@ -18,12 +19,22 @@ constexpr const char* kExamples =
     "  q4-cache explain 5f0c12ab                                             which field of the key differs, and from "
     "what\n"
     "  q4-cache doctor                                                       is the folder as it should be?\n"
+    "  q4-cache merge --out h200.jsonl h200-*.jsonl                          unite the files of many tuners\n"
     "  q4-cache prune --max-bytes 500MB                                      the least recently used go\n"
     "\n"
     "The folder is --cache-dir, else $Q4_CACHE_DIR, else $XDG_CACHE_HOME/q4, else $HOME/.cache/q4. A program uses a\n"
     "pack through RuntimeOptions::packs, Q4_CACHE_PATH=FOLDER[:FOLDER], or from q4-kernels/ beside it.\n";
 
 using Command = int (*)(const Tool&, const CacheToolOptions&);
+
+/// What --out is called says what is wanted.
+int merge(const Tool& tool, const CacheToolOptions& options) {
+  if (options.out.ends_with(".q4pack")) return merge_sources(tool, options);
+  return merge_tuning(options.out, options.sources, tool.json);
+}
+int diff(const Tool& tool, const CacheToolOptions& options) {
+  return diff_tuning(options.sources.at(0), options.sources.at(1), tool.json);
+}
 
 /// The commands' options.
 class Commands {
@@ -43,11 +54,17 @@ class Commands {
     add_target(app, "only these (default: all)");
     add_tuning(app, "tuning records to put into it");
     add_signing(app);
-    app =
-        add("merge", "packs, folders and tuning files as one pack; of equal kernels the one made last", merge_sources);
+    app = add("merge", "packs, folders and tuning files as one pack; or tuning files as one, with their conflicts",
+              merge);
     app->add_option("source", options.sources, "packs, folders, tuning files (.jsonl)")->type_name("FILE")->required();
-    add_out(app, "FILE.q4pack");
+    add_out(app, "FILE.q4pack|FILE.jsonl");
     add_signing(app);
+    app->footer(
+        "\nOf equal kernels the one made last is used. Of two tuning records of one key the completely measured one "
+        "is\n"
+        "used, else the one that is faster outside noise at more of the m, else the earlier file's.\n");
+    app = add("diff", "compares two tuning files: 0 the same tactics, 1 not", diff);
+    app->add_option("files", options.sources, "two tuning files")->type_name("FILE")->required()->expected(2);
     app = add("export", "writes a pack's or the folder's sound kernels as entry files", export_entries);
     app->add_option("source", options.file, "a pack or a folder (default: the user's folder)")->type_name("FILE");
     add_out(app, "DIR");

@@ -131,10 +131,10 @@ std::vector<jit::Source> CrossCompiler::sources(const autotune::Problem& problem
   PlanOptions plan;
   plan.max_m = options.max_m, plan.activation = options.activation;
   const TuningRecord* tuned =
-      options.tuning ? options.tuning->find({info.fingerprint, info.arch, info.compute_units, problem.k, problem.n,
-                                             problem.group, problem.act_order, options.activation})
-                     : nullptr;
-  if (tuned && tuned->kernels != jit::headers_digest()) tuned = nullptr;
+      options.tuning
+          ? options.tuning->find({info.fingerprint, info.arch, info.compute_units, problem.k, problem.n, problem.group,
+                                  problem.act_order, options.activation, "cold", tuning_digest(jit::headers_digest())})
+          : nullptr;
   tuned_ += tuned != nullptr;
   std::vector<jit::Source> all;
   for (const bool awq : {false, true}) {  // the packing kernel of either kind of checkpoint

@@ -37,7 +37,7 @@ TuningFile examine(const std::string& path, const Runtime& runtime, const std::v
     for (const DeviceInfo& info : devices) {
       const bool exact = record.key.fingerprint == info.fingerprint;
       if (!exact && record.key.arch != info.arch) continue;
-      const bool stale = record.kernels != runtime.impl().open(info.device)->kernels_digest();
+      const bool stale = record.key.kernels != tuning_digest(runtime.impl().open(info.device)->kernels_digest());
       ++(stale ? file.stale : exact ? file.exact : file.nearest);
       break;
     }

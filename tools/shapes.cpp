@@ -4,9 +4,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
 #include <q4/checkpoint.hpp>
 
 #include "runtime/check.hpp"
+#include "tools/common.hpp"
 #include "tools/csv.hpp"
 
 namespace q4::tools {
@@ -80,6 +84,33 @@ std::vector<Problem> model_shapes(const std::string& model) {
   return shapes;
 }
 
+std::vector<RecordedShape> recorded_shapes(const std::string& text, const std::string& name) {
+  std::vector<RecordedShape> shapes;
+  std::size_t begin = 0;
+  for (int number = 1; begin < text.size(); ++number) {
+    const auto end = text.find('\n', begin);
+    if (end == std::string::npos) break;  // being written
+    const std::string line = text.substr(begin, end - begin), where = fmt::format("{} line {}", name, number);
+    begin = end + 1;
+    if (line.find_first_not_of(" \r") == std::string::npos) continue;
+    try {
+      const Json j = Json::parse(line);
+      const Problem p{"", j.at("k"), j.at("n"), j.at("group"), j.at("act_order")};
+      shapes.push_back({checked(p, where), parse_activation(j.at("activation"))});
+    } catch (const nlohmann::json::exception& e) {
+      fail(ErrorCode::kCorrupt, "{}: {}; delete the line", where, e.what());
+    }
+  }
+  check(!shapes.empty(), "{}: no shape in it", name);
+  return shapes;
+}
+
+std::optional<std::vector<RecordedShape>> ShapeOptions::recording() const {
+  std::ifstream in(csv_file);
+  if (csv_file.empty() || in.peek() != '{') return {};
+  return recorded_shapes({std::istreambuf_iterator<char>(in), {}}, csv_file);
+}
+
 Problem parse_shape(const std::string& text) {
   const auto x = text.find('x');
   check(x != std::string::npos, "--shape = {}: write KxN, such as 4096x28672 (k in_features, n out_features)", text);
@@ -91,7 +122,8 @@ void ShapeOptions::add_to(CLI::App& app, const std::string& default_note) {
   auto* of_model =
       app.add_option("--model", model, fmt::format("{} (default: {})", fmt::join(model_names(), ", "), default_note));
   auto* of_csv =
-      app.add_option("--shapes", csv_file, "CSV with the columns k,n and perhaps model,layer,group,act_order");
+      app.add_option("--shapes", csv_file,
+                     "CSV with the columns k,n and perhaps model,layer,group,act_order; or a record of untuned shapes");
   auto* of_checkpoint =
       app.add_option("--checkpoint", checkpoint, "every quantized matrix's shape of a safetensors folder");
   auto* of_shape = app.add_option("--shape", shape, "one shape, KxN, such as 4096x28672");
@@ -112,6 +144,8 @@ std::vector<Problem> ShapeOptions::resolve(const std::string& default_model) con
   std::vector<Problem> shapes;
   if (!checkpoint.empty()) {
     shapes = checkpoint_shapes(checkpoint);
+  } else if (const auto recorded = recording()) {
+    for (const RecordedShape& shape : *recorded) shapes.push_back(shape.problem);
   } else if (!csv_file.empty()) {
     shapes = of_csv(Csv::read(csv_file, {"k", "n"}), group, act_order);
   } else {

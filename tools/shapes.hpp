@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,14 @@ std::vector<autotune::Problem> csv_shapes(const std::string& text, const std::st
                                           bool act_order);
 autotune::Problem parse_shape(const std::string& text);  ///< "4096x28672": k x n
 
+/// A problem that a service recorded (RuntimeOptions::record_untuned), with the type of its activations.
+struct RecordedShape {
+  autotune::Problem problem;
+  DType activation = DType::kF16;
+};
+/// Lines of JSON as UntunedLog writes them; an unfinished last line is left out. Throws kCorrupt with file and line.
+std::vector<RecordedShape> recorded_shapes(const std::string& text, const std::string& name);
+
 /// The options that choose shapes, the same in every tool.
 struct ShapeOptions {
   std::string model, csv_file, checkpoint, shape;
@@ -28,6 +37,8 @@ struct ShapeOptions {
   void add_to(CLI::App& app, const std::string& default_note);
   /// What was asked for, else `default_model`: in order, repeats of (k, n, group, act_order) removed.
   std::vector<autotune::Problem> resolve(const std::string& default_model) const;
+  /// What --shapes is a recording of, with its types; none: --shapes is something else.
+  std::optional<std::vector<RecordedShape>> recording() const;
 };
 
 }  // namespace q4::tools

@@ -113,6 +113,7 @@ typedef struct q4_runtime_options {
   const char* dump_dir;        /* receives sources, code, logs of kernels; null: $Q4_DUMP_DIR */
   void (*cache_event)(void* user, const q4_cache_event* event); /* from any thread, while the library holds no lock */
   void* cache_event_user;
+  const char* record_untuned; /* file that untuned problems are appended to; null: $Q4_RECORD_UNTUNED, else none */
 } q4_runtime_options;
 
 /* `options` may be null. Strings and lists are copied. Opens no driver. */

@@ -46,10 +46,14 @@ struct RuntimeOptions {
   std::string pack_public_key = {};
   /// Bound of cache_dir: beyond it, the kernels that were used least recently go. 0: unbounded.
   std::uint64_t cache_max_bytes = std::uint64_t{1} << 30;
-  /// Tuning files to read, later ones win. Empty: $Q4_TUNING (colon-separated), else <cache folder>/tuning.jsonl if it
-  /// exists. A file that is named but missing or corrupt is an error; the default one only warns. What packs hold is
-  /// read before them: a record of a file wins.
+  /// Tuning files to read, later ones win. Empty: $Q4_TUNING (colon-separated), else tuning.jsonl where it exists: in
+  /// the folders searched for kernels, in the same order, the user's cache folder over all. A file that is named but
+  /// missing or corrupt is an error; the others only warn. What packs hold is read before
+  /// them: a record of a file wins.
   std::vector<std::string> tuning_files = {};
+  /// File to which each problem that a plan is made for without a tuning record of this very device is appended, once a
+  /// process, as a line of JSON: what `q4-autotune --shapes` reads. Empty: $Q4_RECORD_UNTUNED, else none. Never fatal.
+  std::string record_untuned = {};
   /// Threads of the CPU backend, the caller of run() among them; 0: what the affinity mask and the cgroup allow. With 1
   /// everything happens in the calling thread: what a program wants that calls run() from threads of its own.
   int cpu_threads = 0;

@@ -20,6 +20,8 @@ struct TuningKey {
   std::int64_t k = 0, n = 0, group = 0;
   bool act_order = false;
   DType activation = DType::kF16;
+  std::string policy = "cold";  ///< how weights were timed: "cold" (not in a cache) or "warm"
+  std::string kernels = {};     ///< digest of the kernel sources and the search space; find(): empty means any
   friend auto operator<=>(const TuningKey&, const TuningKey&) = default;
 };
 
@@ -27,9 +29,18 @@ struct TuningKey {
 struct TunedBucket {
   std::int64_t m = 0;  ///< measured at this m; serves (previous bucket's m, m], the last one every larger m
   std::string tactic;  ///< as MatmulPlan::tactic
-  double us = 0, us_low = 0, us_high = 0;  ///< median and 95% bootstrap interval
-  double default_us = 0;                   ///< the default tactic in the same run
+  double us = 0, us_low = 0, us_high = 0;  ///< median and 95% bootstrap interval; 0: not measured, the default tactic
+  double default_us = 0;                   ///< the default tactic in the same run; 0: it is quarantined
+  double dense_us = 0;                     ///< the dense BLAS on unquantized weights; 0: not measured
   friend bool operator==(const TunedBucket&, const TunedBucket&) = default;
+};
+
+/// A tactic that crashed or hung the device, or the process that measured it.
+struct QuarantinedTactic {
+  std::string tactic;
+  std::int64_t m = 0;
+  std::string reason;
+  friend bool operator==(const QuarantinedTactic&, const QuarantinedTactic&) = default;
 };
 
 /// Everything known about one key: a line of the file. The buckets below `reconstruct_from` hold direct tactics.
@@ -38,8 +49,8 @@ struct TuningRecord {
   std::int64_t reconstruct_from = 0;  ///< first m at which reconstruct + BLAS won; 0: never within the range measured
   Math math = Math::kAuto;            ///< half2 or fp32 for the direct kernels
   std::vector<TunedBucket> buckets;   ///< ascending m
-  std::string kernels;                ///< digest of the kernel sources that were measured
-  std::string policy;                 ///< "cold" or "warm"
+  double floor_us = 0;                ///< a kernel that only reads as many cold bytes as the weights have; 0: unknown
+  std::vector<QuarantinedTactic> quarantined;
   std::map<std::string, std::string> provenance;  ///< driver, clocks, versions, date: warned about, never fatal
 
   /// The bucket that serves m; null when there is none.
@@ -47,9 +58,15 @@ struct TuningRecord {
   friend bool operator==(const TuningRecord&, const TuningRecord&) = default;
 };
 
-enum class TuningMatch : std::uint8_t { kNone, kExact, kNearest };
+enum class TuningMatch : std::uint8_t {
+  kNone,
+  kExact,
+  kNearest,  ///< another device of the same arch
+  kStale,    ///< there is a record, of other kernels: find() gives none
+};
 
-/// A set of records. Reading and looking up are thread-safe while nobody modifies it.
+/// A set of records. Reading and looking up are thread-safe while nobody modifies it; adding invalidates what find()
+/// gave.
 class Q4_API TuningDb {
  public:
   TuningDb();
@@ -58,7 +75,8 @@ class Q4_API TuningDb {
   TuningDb& operator=(TuningDb&&) noexcept;
 
   /// JSON Lines, one record a line, blank lines skipped; a record replaces one of the same key. Throws kIo or kCorrupt
-  /// with file, line and field; nothing is added then.
+  /// with file, line and field; nothing is added then. Of lines in the canonical form only the key is read here (10,000
+  /// take milliseconds): what is wrong with the rest of such a line, find() and records() throw as kCorrupt.
   void load(const std::string& path);
   /// The same from memory; `name` says in errors where the text is from.
   void parse(std::string_view text, const std::string& name);
@@ -66,7 +84,8 @@ class Q4_API TuningDb {
   void save(const std::string& path) const;
   std::string str() const;        ///< what save() writes
   void add(TuningRecord record);  ///< replaces a record of the same key
-  /// Exact device, else the same arch with the nearest number of compute units (kNearest).
+  /// Exact device, else the same arch with the nearest number of compute units (kNearest); of the key's policy, else of
+  /// the other; never of other kernels.
   const TuningRecord* find(const TuningKey& key, TuningMatch* match = nullptr) const;
   std::vector<TuningRecord> records() const;  ///< sorted by key
   std::size_t size() const;

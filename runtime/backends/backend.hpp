@@ -95,12 +95,19 @@ class DeviceBackend {
   virtual void column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
                             std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,
                             std::int64_t rows) = 0;
-  /// Digest of the kernel sources: a tuning record of another digest is stale.
+  /// Digest of the kernel sources; with kSearchVersion it dates a tuning record.
   virtual std::string kernels_digest() const = 0;
 };
 
 /// What a backend gets from the Runtime that opens it.
 struct BackendContext;
+
+/// Raise when the tuner searches or measures otherwise, so that records of before are stale.
+constexpr int kSearchVersion = 1;
+/// TuningKey::kernels of what is measured on this device now.
+inline std::string tuning_digest(const std::string& kernels_digest) {
+  return kernels_digest + "/" + std::to_string(kSearchVersion);
+}
 
 /// A family of devices. Enumerating never throws: what is missing is in status().
 class Backend {

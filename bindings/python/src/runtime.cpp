@@ -20,13 +20,15 @@ using Strings = std::vector<std::string>;
 
 void configure_runtime(const std::string& cache_dir, const std::string& cache_mode, const Strings& tuning_files,
                        int cpu_threads, const Strings& cache_folders, const Strings& packs,
-                       const std::string& pack_public_key, std::uint64_t cache_max_bytes, const std::string& dump_dir) {
+                       const std::string& pack_public_key, std::uint64_t cache_max_bytes, const std::string& dump_dir,
+                       const std::string& record_untuned) {
   RuntimeOptions options;
   options.cache_dir = cache_dir;
   options.tuning_files = tuning_files;
   options.cpu_threads = cpu_threads;
   options.cache_folders = cache_folders, options.packs = packs, options.pack_public_key = pack_public_key;
   options.cache_max_bytes = cache_max_bytes, options.dump_dir = dump_dir;
+  options.record_untuned = record_untuned;
   const std::pair<const char*, CacheMode> modes[] = {{"read-write", CacheMode::kReadWrite},
                                                      {"read-only", CacheMode::kReadOnly},
                                                      {"off", CacheMode::kOff},
@@ -102,7 +104,7 @@ nb::dict describe(const TuningRecord& record) {
   const auto& key = record.key;
   d["device"] = key.fingerprint, d["arch"] = key.arch, d["k"] = key.k, d["n"] = key.n, d["group_size"] = key.group;
   d["act_order"] = key.act_order, d["dtype"] = to_string(key.activation);
-  d["reconstruct_from"] = record.reconstruct_from, d["policy"] = record.policy;
+  d["reconstruct_from"] = record.reconstruct_from, d["policy"] = key.policy;
   nb::list buckets;
   for (const auto& bucket : record.buckets) {
     nb::dict b;
@@ -189,7 +191,7 @@ void bind_runtime(nb::module_& m) {
   m.def("configure", &configure_runtime, nb::kw_only(), "cache_dir"_a = "", "cache_mode"_a = "read-write",
         "tuning_files"_a = Strings{}, "cpu_threads"_a = 0, "cache_folders"_a = Strings{}, "packs"_a = Strings{},
         "pack_public_key"_a = "", "cache_max_bytes"_a = RuntimeOptions().cache_max_bytes, "dump_dir"_a = "",
-        "Options for matrices that are made from now on; call it first.");
+        "record_untuned"_a = "", "Options for matrices that are made from now on; call it first.");
   m.def("warmup", &warmup, "what"_a, "max_m"_a, "dtype"_a = "float16", nb::kw_only(), "device"_a = "",
         "act_order"_a = false, "bias"_a = false, "group_size"_a = 128, "threads"_a = 0, "deadline"_a = 0.0,
         "progress"_a = nb::none(),

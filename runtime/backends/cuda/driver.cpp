@@ -17,7 +17,8 @@ constexpr int kCaptureThreadLocal = 1;
 
 // measure() rests after work longer than this: see there.
 constexpr float kRestAfterMs = 0.5f;
-constexpr std::chrono::milliseconds kRest{60};
+constexpr float kRestShare = 10;  // times as long as the work
+constexpr std::chrono::duration<float, std::milli> kRestMost{60};
 
 DevicePointer address(const void* p) { return reinterpret_cast<DevicePointer>(p); }
 
@@ -178,7 +179,9 @@ std::vector<double> CudaDriver::measure(const std::function<void(void* stream)>&
     ok(api_->event_elapsed(&milliseconds, begin, end), "cuEventElapsedTime");
     if (run >= 0) times.push_back(milliseconds * 1e3);
     // Long work meets the power limit, and what runs next would pay for it: everything timed here starts rested.
-    if (milliseconds > kRestAfterMs) std::this_thread::sleep_for(kRest);
+    if (milliseconds > kRestAfterMs)
+      std::this_thread::sleep_for(
+          std::min(kRestMost, kRestShare * std::chrono::duration<float, std::milli>(milliseconds)));
   }
   return times;
 }

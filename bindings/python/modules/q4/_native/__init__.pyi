@@ -155,6 +155,7 @@ def configure(
     pack_public_key: str = "",
     cache_max_bytes: int = 1 << 30,
     dump_dir: str = "",
+    record_untuned: str = "",
 ) -> None: ...
 def warmup(
     what: Checkpoint | list[tuple[int, int]],

@@ -1,0 +1,55 @@
+// The tools as processes, each test in a folder of its own.
+#pragma once
+
+#include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+namespace q4::test {
+
+struct Ended {
+  int status = -1;
+  std::string out;  ///< stdout, and stderr where asked for
+};
+
+class Sandbox {
+ public:
+  Sandbox() {
+    std::string name = std::filesystem::temp_directory_path() / "q4-tools-XXXXXX";
+    REQUIRE(::mkdtemp(name.data()) != nullptr);
+    folder_ = name;
+  }
+  ~Sandbox() { std::filesystem::remove_all(folder_); }
+  std::string file(const std::string& name) const { return folder_ / name; }
+  std::string read(const std::string& name) const {
+    std::ifstream in(folder_ / name);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+
+  /// `command` starts with a tool's name. Its cache is in this folder.
+  Ended run(const std::string& command, bool with_stderr = false, const std::string& wrapper = "") const {
+    const std::string line = wrapper + "env -u Q4_TUNING Q4_CACHE_DIR=" + file("cache") + " " Q4_BINARY_DIR "/bin/" +
+                             command + (with_stderr ? " 2>&1" : " 2>/dev/null") + " </dev/null";
+    Ended ended;
+    FILE* pipe = ::popen(line.c_str(), "r");
+    REQUIRE(pipe != nullptr);
+    std::array<char, 4096> buffer;
+    for (std::size_t n; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;)
+      ended.out.append(buffer.data(), n);
+    const int status = ::pclose(pipe);
+    ended.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return ended;
+  }
+
+ private:
+  std::filesystem::path folder_;
+};
+
+}  // namespace q4::test

@@ -1,0 +1,68 @@
+// A run of q4-autotune: shapes in order, each in a worker process, saved when it is done.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "autotune/report.hpp"
+#include "tools/common.hpp"
+#include "tools/device_turn.hpp"
+#include "tools/shapes.hpp"
+#include "tools/slices.hpp"
+#include "tools/supervisor.hpp"
+
+namespace q4::tools {
+
+struct TuningRequest {
+  ShapeOptions shapes;
+  std::vector<std::int64_t> m;
+  DType activation = DType::kF16;
+  std::string policy = "cold", out, report;
+  double budget = 60, shape_budget = 0;  ///< seconds, 0: unlimited
+  double launch_s = 30;                  ///< a tactic that does not answer for so long is quarantined
+  int tensor_parallel = 1;
+  Shard shard;
+  bool again = false, exhaustive = false;
+};
+
+class TuningSession {
+ public:
+  TuningSession(const Tool& tool, TuningRequest request);
+  int run();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Row : autotune::TunedShape {
+    std::vector<QuarantinedTactic> quarantined;  ///< of earlier runs
+  };
+  double elapsed() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  TuningKey key_of(const autotune::TunedShape& row) const;
+  void list_shapes();
+  void keep_what_is_known();
+  void announce() const;
+  double seconds_for(std::size_t index) const;
+  bool wait_for_turn(Progress& bar);
+  std::jthread compile_ahead() const;
+  void tune_one(std::size_t index, Progress& bar);
+  void keep_older_buckets(TuningRecord& record) const;
+  void quarantine(const Row& row, const QuarantinedTactic& tactic) const;
+  void store(const TuningRecord& record) const;
+  std::vector<autotune::LikelyTactic> likely(const TuningKey& key) const;
+  int finish();
+
+  bool json_;
+  std::string device_name_;
+  TuningRequest request_;
+  std::string default_file_;
+  Clock::time_point start_;
+  Supervisor supervisor_;
+  DeviceTurn turn_;
+  std::vector<Row> rows_;
+  double setup_s_per_weight_ = 0;  ///< the least of a shape so far: a shape that cannot even be set up is not begun
+};
+
+}  // namespace q4::tools
