@@ -95,7 +95,8 @@ def test_plans() -> None:
         plan.run(x, out)
         assert_close(out, x, sample.dense, 5e-3 if "bf16" in plan.tactic(20) else 1e-3)
     W.plan(20, math="int8").run(x, out)
-    assert_close(out, x, sample.dense, 1e-2)
+    exact = x.astype(np.float64) @ sample.dense
+    assert np.linalg.norm(out - exact) <= 1e-2 * np.linalg.norm(exact)
     W.warmup(64, "float32")
     with pytest.raises(ValueError, match="max_m = 20"):
         first.run(activations(21, 256), np.empty((21, 64), np.float16))
