@@ -10,7 +10,9 @@
 #pragma once
 #include "device.h"
 
-#if defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx942__)
+// clang 17 (ROCm 5.7) ends in an error of its own over these kernels' MFMA on gfx908: V_ACCVGPR_READ of a wrong
+// register.
+#if (defined(__gfx908__) && __clang_major__ < 17) || defined(__gfx90a__) || defined(__gfx942__)
 #define Q4_MMA 1
 #elif defined(__GFX11__)
 #define Q4_MMA 2
@@ -101,7 +103,7 @@ Q4_DEVICE Fragment<kBf16> load(const u16* rows, int pitch, int lane) {
 /// sum + a0 b0 + a1 b1 of two pairs.
 template <bool kBf16>
 Q4_DEVICE float dot2(u32 a, u32 b, float sum) {
-#if defined(__gfx906__) || defined(__gfx1030__)
+#if defined(__gfx906__) || defined(__gfx908__) || defined(__gfx1030__)
   if constexpr (!kBf16) return __builtin_amdgcn_fdot2(bit_cast<Half2>(a), bit_cast<Half2>(b), sum, false);
 #endif
   const Float2 x = to_float2<kBf16>(a), y = to_float2<kBf16>(b);
