@@ -117,7 +117,7 @@ const TunedBucket* TuningRecord::bucket(std::int64_t m) const {
   return &buckets.back();
 }
 
-struct TuningDb::Impl {
+struct [[gnu::visibility("hidden")]] TuningDb::Impl {
   using File = std::pair<std::string, std::string>;  ///< path and text
   std::deque<File> files;                            ///< the slots' lines are views of them
   std::deque<Slot> slots;
@@ -137,7 +137,7 @@ struct TuningDb::Impl {
     slots.push_back(std::move(slot));
   }
 
-  const TuningRecord& record(Slot& slot) {
+  const TuningRecord& record(Slot & slot) {
     const std::lock_guard lock(reading);
     if (!slot.record) slot.record = record_of(slot);
     return *slot.record;

@@ -253,7 +253,8 @@ void TuningSession::tune_one(std::size_t index, Progress& bar) {
       }};
   row.tuned = supervisor_.tune(std::move(job), watcher);
   row.reached = true;
-  if (setup_s > 0 && (setup_s_per_weight_ == 0 || setup_s / weights < setup_s_per_weight_))
+  constexpr std::int64_t kLarge = 1 << 22;  // weights; for fewer, setting up is mostly what costs the same for all
+  if (setup_s > 0 && weights >= kLarge && (setup_s_per_weight_ == 0 || setup_s / weights < setup_s_per_weight_))
     setup_s_per_weight_ = setup_s / weights;
   keep_older_buckets(row.tuned.record);
   if (!row.tuned.record.buckets.empty()) store(row.tuned.record);

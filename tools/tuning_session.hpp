@@ -62,7 +62,8 @@ class TuningSession {
   Supervisor supervisor_;
   DeviceTurn turn_;
   std::vector<Row> rows_;
-  double setup_s_per_weight_ = 0;  ///< the least of a shape so far: a shape that cannot even be set up is not begun
+  double setup_s_per_weight_ =
+      0;  ///< the least of a large shape so far: a shape that cannot even be set up is not begun
 };
 
 }  // namespace q4::tools
