@@ -40,7 +40,7 @@ Q4_BOTH constexpr GemvConfig gemv_default(const Problem& p, i64 m, const Limits&
   c.warps = slabs(p.k) >= 64 && c.rows * c.tiles <= 8 ? 16 : 8;
   if (limits.arch == 0) {  // more of either spills on AMD
     if (c.rows == 8) c.tiles = 1;
-    if (c.rows * c.tiles > 4) c.warps = 8;
+    if (c.rows * c.tiles > 4 || p.unit < 64) c.warps = 8;
   }
   return c;
 }
