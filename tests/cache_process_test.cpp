@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "cache_support.hpp"
 #include "report.hpp"
 #include "runtime/backends/backend.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
@@ -30,52 +31,7 @@ namespace {
 namespace fs = std::filesystem;
 using std::chrono::milliseconds;
 
-struct Scratch {
-  fs::path path;
-  Scratch() {
-    std::string name = (fs::temp_directory_path() / "q4-process-XXXXXX").string();
-    path = ::mkdtemp(name.data());
-  }
-  ~Scratch() { fs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return path / name; }
-};
-
-KernelKey key(int i) { return {fmt::format("kernel {}", i), fmt::format("source {}", i), "headers", "sm_90a", {}}; }
-std::vector<char> code(int i, std::size_t bytes) { return std::vector<char>(bytes, static_cast<char>('a' + i)); }
-Compiled made(int i, std::size_t bytes) { return {code(i, bytes), "nvrtc 1", ""}; }
-
-/// Runs `body` in a process of its own, which exits with its result.
-template <class F>
-pid_t start(const F& body) {
-  const pid_t child = ::fork();
-  if (child != 0) return child;
-  int result = 99;
-  try {
-    result = body();
-  } catch (...) {}
-  ::_exit(result);
-}
-int finish(pid_t child) {
-  int status = -1;
-  ::waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
-struct Result {
-  int status = 0;
-  std::string out;
-};
-Result q4_cache(const std::string& arguments) {
-  const std::string command = std::string(Q4_BINARY_DIR) + "/bin/q4-cache " + arguments + " 2>&1";
-  Result result;
-  std::FILE* pipe = ::popen(command.c_str(), "r");
-  REQUIRE(pipe);
-  char buffer[4096];
-  for (std::size_t got; (got = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;) result.out.append(buffer, got);
-  const int status = ::pclose(pipe);
-  result.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  return result;
-}
+Ran q4_cache(const std::string& arguments) { return run_tool("q4-cache " + arguments); }
 
 }  // namespace
 
@@ -87,14 +43,14 @@ TEST_CASE("cache: a hundred processes at once on an empty folder compile each ke
     children.push_back(start([&] {
       KernelCache cache({.folder = s / "k"}, nullptr);
       for (int i = 0; i < kKernels; ++i) {
-        const auto got = cache.get(key(i), [&] {
+        const auto got = cache.get(numbered_key(i), [&] {
           const int log = ::open((s / "compiles").c_str(), O_WRONLY | O_APPEND | O_CREAT, 0600);
           if (::write(log, "x", 1) != 1) std::abort();
           ::close(log);
           std::this_thread::sleep_for(milliseconds(100));
-          return made(i, 50000);
+          return compiled(i, 50000);
         });
-        if (*got.code != code(i, 50000)) return 1;
+        if (*got.code != numbered_code(i, 50000)) return 1;
       }
       return 0;
     }));
@@ -105,35 +61,36 @@ TEST_CASE("cache: a hundred processes at once on an empty folder compile each ke
 TEST_CASE("cache: a holder of the lock that never ends is waited for only so long") {
   Scratch s;
   REQUIRE(prepare_folder(s / "k") == "");
-  const KeyLock held(s / "k", key(0).digest(), 0);
+  const KeyLock held(s / "k", numbered_key(0).digest(), 0);
   const auto begin = std::chrono::steady_clock::now();
   KernelCache cache({.folder = s / "k", .lock_wait_s = 0.2}, nullptr);
-  CHECK(*cache.get(key(0), [] { return made(0, 10); }).code == code(0, 10));
+  CHECK(*cache.get(numbered_key(0), [] { return compiled(0, 10); }).code == numbered_code(0, 10));
   const auto waited = std::chrono::steady_clock::now() - begin;
   CHECK(waited >= milliseconds(190));
   CHECK(waited < milliseconds(5000));
   KernelCache other({.folder = s / "k", .lock_wait_s = 60}, nullptr);
-  other.get(key(1), [] { return made(1, 10); });  // another key's lock is free
+  other.get(numbered_key(1), [] { return compiled(1, 10); });  // another key's lock is free
   CHECK(std::chrono::steady_clock::now() - begin < milliseconds(10000));
 }
 
 TEST_CASE("cache: a hit waits for no compile, of its own key in another process or of another key here") {
   Scratch s;
-  REQUIRE(Folder(s / "k", true).store(make_entry(key(0), "nvrtc 1", 1, code(0, 10)), 0) == "");
-  const KeyLock held(s / "k", key(0).digest(), 0);  // as a process that compiles it anew
+  REQUIRE(Folder(s / "k", true).store(make_entry(numbered_key(0), "nvrtc 1", 1, numbered_code(0, 10)), 0) == "");
+  const KeyLock held(s / "k", numbered_key(0).digest(), 0);  // as a process that compiles it anew
   REQUIRE(held.held());
   KernelCache cache({.folder = s / "k", .lock_wait_s = 60}, nullptr);
   std::atomic<bool> compiling = false, found = false;
   std::thread compiles([&] {
-    cache.get(key(1), [&] {
+    cache.get(numbered_key(1), [&] {
       compiling = true;
       for (int i = 0; i < 10000 && !found; ++i) std::this_thread::sleep_for(milliseconds(1));
-      return made(1, 10);
+      return compiled(1, 10);
     });
   });
   while (!compiling) std::this_thread::yield();
-  CHECK(cache.get(key(0), [] { return made(0, 99); }).event.layer == CacheLayer::kUserFolder);  // from the folder
-  CHECK(cache.get(key(0), [] { return made(0, 99); }).event.layer == CacheLayer::kMemory);
+  CHECK(cache.get(numbered_key(0), [] { return compiled(0, 99); }).event.layer ==
+        CacheLayer::kUserFolder);  // from the folder
+  CHECK(cache.get(numbered_key(0), [] { return compiled(0, 99); }).event.layer == CacheLayer::kMemory);
   CHECK_FALSE(found.exchange(true));
   compiles.join();
 }
@@ -146,8 +103,8 @@ TEST_CASE("cache: kill -9 while writing leaves the old entry, the new one or non
     const pid_t child = start([&] {
       for (int n = 0;; ++n) {
         Folder folder(s / "k", true);
-        const auto k = key(n % 3);
-        const auto bytes = code(n % 3, kBytes);
+        const auto k = numbered_key(n % 3);
+        const auto bytes = numbered_code(n % 3, kBytes);
         folder.store(make_entry(k, "nvrtc 1", 1, bytes), 0);
       }
       return 0;
@@ -158,11 +115,11 @@ TEST_CASE("cache: kill -9 while writing leaves the old entry, the new one or non
     Folder folder(s / "k", true);
     for (int i = 0; i < 3; ++i) {
       std::string problem;
-      const auto entry = folder.find(key(i).digest(), "sm_90a", problem);
+      const auto entry = folder.find(numbered_key(i).digest(), "sm_90a", problem);
       CHECK(problem == "");
       if (!entry) continue;
       ++found;
-      CHECK(entry->code == code(i, kBytes));
+      CHECK(entry->code == numbered_code(i, kBytes));
     }
   }
   CHECK(killed == 40);
@@ -177,7 +134,7 @@ TEST_CASE("cache: eviction while other processes read: every answer is right") {
       for (int n = 0; n < 60; ++n) {
         KernelCache cache({.folder = s / "k", .max_bytes = 50000}, nullptr);
         const int i = (n + p) % 10;
-        if (*cache.get(key(i), [&] { return made(i, 12000); }).code != code(i, 12000)) return 1;
+        if (*cache.get(numbered_key(i), [&] { return compiled(i, 12000); }).code != numbered_code(i, 12000)) return 1;
       }
       return 0;
     }));
@@ -193,7 +150,7 @@ TEST_CASE("cache: as another user: a folder of root's is read and not written, o
   Scratch s;
   ::chmod(s.path.c_str(), 0755);
   const auto store = [&](const std::string& folder, int i) {
-    return Folder(folder, true).store(make_entry(key(i), "nvrtc 1", 1, code(i, 10)), 0);
+    return Folder(folder, true).store(make_entry(numbered_key(i), "nvrtc 1", 1, numbered_code(i, 10)), 0);
   };
   REQUIRE(store(s / "roots", 0) == "");
   ::chmod((s / "roots").c_str(), 0755);
@@ -210,10 +167,12 @@ TEST_CASE("cache: as another user: a folder of root's is read and not written, o
             int warnings = 0;
             KernelCache cache({.folder = folder},
                               [&](LogLevel level, const std::string&) { warnings += level == LogLevel::kWarning; });
-            const auto got = cache.get(key(0), [] { return made(0, 10); });
-            if (*got.code != code(0, 10)) return 1;
+            const auto got = cache.get(numbered_key(0), [] { return compiled(0, 10); });
+            if (*got.code != numbered_code(0, 10)) return 1;
             if ((got.event.layer == CacheLayer::kUserFolder) != (folder == s / "roots")) return 2;
-            if (*cache.get(key(1), [] { return made(1, 10); }).code != code(1, 10) || warnings != 1) return 3;
+            if (*cache.get(numbered_key(1), [] { return compiled(1, 10); }).code != numbered_code(1, 10) ||
+                warnings != 1)
+              return 3;
           }
           return stored_files(s / "own").empty() ? 0 : 4;
         })) == 0);
@@ -221,7 +180,7 @@ TEST_CASE("cache: as another user: a folder of root's is read and not written, o
   int warnings = 0;
   KernelCache cache({.folder = s / "other"},
                     [&](LogLevel level, const std::string&) { warnings += level == LogLevel::kWarning; });
-  CHECK(cache.get(key(0), [] { return made(0, 10); }).event.layer == CacheLayer::kCompiler);
+  CHECK(cache.get(numbered_key(0), [] { return compiled(0, 10); }).event.layer == CacheLayer::kCompiler);
   CHECK(warnings == 1);
 }
 
@@ -234,8 +193,8 @@ TEST_CASE("cache: a read-only folder, an unwritable parent, no HOME: the kernel 
     int warnings = 0;
     KernelCache cache({.folder = folder},
                       [&](LogLevel level, const std::string&) { warnings += level == LogLevel::kWarning; });
-    CHECK(*cache.get(key(0), [] { return made(0, 10); }).code == code(0, 10));
-    CHECK(*cache.get(key(1), [] { return made(1, 10); }).code == code(1, 10));
+    CHECK(*cache.get(numbered_key(0), [] { return compiled(0, 10); }).code == numbered_code(0, 10));
+    CHECK(*cache.get(numbered_key(1), [] { return compiled(1, 10); }).code == numbered_code(1, 10));
     CHECK(warnings == 1);
   }
   const int status = finish(start([&] {
@@ -259,9 +218,11 @@ TEST_CASE("cache: a write that stops half-way, as on a full disk, leaves nothing
     KernelCache cache({.folder = s / "k"},
                       [&](LogLevel level, const std::string&) { warnings += level == LogLevel::kWarning; });
     for (const int i : {0, 1})
-      if (*cache.get(key(i), [&] { return made(i, 50000); }).code != code(i, 50000)) return 2;
+      if (*cache.get(numbered_key(i), [&] { return compiled(i, 50000); }).code != numbered_code(i, 50000)) return 2;
     if (warnings != 1) return 3;
-    return *cache.get(key(2), [] { return made(2, 100); }).code == code(2, 100) ? 0 : 4;  // small enough
+    return *cache.get(numbered_key(2), [] { return compiled(2, 100); }).code == numbered_code(2, 100)
+               ? 0
+               : 4;  // small enough
   }));
   CHECK(status == 0);
   std::size_t files = 0;
@@ -279,7 +240,7 @@ TEST_CASE("cache: a group-writable folder and a symbolic link are not written to
     int warnings = 0;
     KernelCache cache({.folder = folder},
                       [&](LogLevel level, const std::string&) { warnings += level == LogLevel::kWarning; });
-    CHECK(*cache.get(key(0), [] { return made(0, 10); }).code == code(0, 10));
+    CHECK(*cache.get(numbered_key(0), [] { return compiled(0, 10); }).code == numbered_code(0, 10));
     CHECK(warnings == 1);
     CHECK(fs::is_empty(folder));
   }
