@@ -49,6 +49,9 @@ struct alignas(16) Words4 {
 struct alignas(8) Words2 {
   u32 x, y;
 };
+struct alignas(16) Floats4 {
+  float x, y, z, w;
+};
 struct Float2 {
   float x, y;
 };

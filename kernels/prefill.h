@@ -36,11 +36,11 @@ Q4_DEVICE void produce(const MatmulArgs& a, const TensorMap* x_map, const Shared
 
 template <PrefillConfig C>
 Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shared<C>& s, const Place& at) {
-  float acc[C.rows / 2];
   Rings<C> rings;
   rings.skip(at.team);
   Schedule<C> schedule(a.m, at.rank);
   for (Work work; schedule.next(work);) {
+    float acc[C.rows / 2];
     if constexpr (C.fold)
       multiply_folded<C>(acc, rings, s, at, work);
     else

@@ -57,14 +57,12 @@ Q4_DEVICE bool sum_cut(float (&acc)[kRegs], const MatmulArgs& a, const Schedule<
   const auto part_of = [&](int worker) {  // a worker has at most two: the end of a tile and the beginning of one
     const int which = schedule.cut_begin(worker) > begin ? 0 : 1;
     const u64 slot = (static_cast<u64>(worker * C.share + at.rank) * 2 + which) * C.strips + at.strip;
-    return reinterpret_cast<Words4*>(parts + slot * (kRegs * 128)) + at.thread;
+    return reinterpret_cast<Floats4*>(parts + slot * (kRegs * 128)) + at.thread;
   };
-  Words4* mine = part_of(schedule.worker);
+  // As floats: seen as words, the compiler would keep the sums as words and copy them around each wgmma in flight.
+  Floats4* mine = part_of(schedule.worker);
 #pragma unroll
-  for (int i = 0; i < kRegs / 4; ++i)
-
-    mine[i * 128] = {float_to_bits(acc[4 * i]), float_to_bits(acc[4 * i + 1]), float_to_bits(acc[4 * i + 2]),
-                     float_to_bits(acc[4 * i + 3])};
+  for (int i = 0; i < kRegs / 4; ++i) mine[i * 128] = {acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]};
   named_barrier(1 + at.strip, 128);  // and thread 0 releases what all have written
   if (at.thread == 0) {
     u32* counter = reinterpret_cast<u32*>(a.workspace) + (work.tile * C.share + at.rank) * C.strips + at.strip;
@@ -77,7 +75,7 @@ Q4_DEVICE bool sum_cut(float (&acc)[kRegs], const MatmulArgs& a, const Schedule<
 #pragma unroll
   for (int i = 0; i < kRegs; ++i) acc[i] = 0.f;
   for (int w = first; w <= last; ++w) {
-    const Words4* part = part_of(w);
+    const Floats4* part = part_of(w);
 #pragma unroll
     for (int i = 0; i < kRegs / 4; ++i) {
       const Words4 v = load_l2(part + i * 128);

@@ -52,7 +52,8 @@ Q4_DEVICE void start(float (&acc)[kRegs], u32 (&frag)[kSteps][4], u32 x_tile, in
   wgmma_commit();
 }
 
-/// acc = this team's slabs of a tile, weights scaled as they are converted.
+/// acc = this team's slabs of a tile, at least one, weights scaled as they are converted. (A loop that might run no
+/// time would end in a copy that merges its sums with those before it: one more place to touch a wgmma in flight.)
 template <PrefillConfig C, int kRegs>
 Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s, const Place& at, const Work& work) {
   constexpr int kSteps = steps(C), kBatches = 4 / kSteps;
@@ -61,7 +62,8 @@ Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s
   Scaling scaling[kSets];
   int add = 0;
   u32 held = 0;  // the stage that a wgmma in flight may still read
-  for (int slab = work.begin + at.team; slab < work.end; slab += C.teams) {
+  int slab = work.begin + at.team;
+  do {
     const u32 stage = rings.slab.stage;
     mbar_wait(s.full + 8 * stage, rings.slab.phase);
 #pragma unroll
@@ -103,8 +105,10 @@ Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s
     }
     rings.slab.advance();
     rings.skip(C.teams - 1);
-  }
+    slab += C.teams;
+  } while (slab < work.end);
   wgmma_wait<0>();
+  wgmma_pin(acc);
   if constexpr (one_ring(C))
     release_slab(s, held, at.lane);
   else
@@ -125,11 +129,13 @@ Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Share
   for (int i = 0; i < kRegs; ++i) acc[i] = 0.f;
   const auto finish = [&] {  // the slab before
     wgmma_wait<0>();
+    wgmma_pin(part);
     release_slab(s, held, at.lane);
 #pragma unroll
     for (int i = 0; i < kRegs; ++i) acc[i] = fma_float(scale[(i / 2) & 1], part[i], acc[i]);
   };
-  for (int slab = work.begin + at.team; slab < work.end; slab += C.teams) {
+  int slab = work.begin + at.team;
+  do {
     const u32 stage = rings.slab.stage;
     mbar_wait(s.full + 8 * stage, rings.slab.phase);
     const Scaling scaling = load_scaling<C.p.bf16>(s.strip_meta(stage, at.strip), at.tile, at.g);
@@ -150,7 +156,8 @@ Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Share
     add = true;
     rings.slab.advance();
     rings.skip(C.teams - 1);
-  }
+    slab += C.teams;
+  } while (slab < work.end);
   finish();
 }
 

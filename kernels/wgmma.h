@@ -11,6 +11,8 @@ void wgmma_commit();
 template <int kPending>
 void wgmma_wait();
 inline void wgmma_pin(u32 (&)[4]) {}
+template <int kRegs>
+void wgmma_pin(float (&)[kRegs]) {}
 template <bool kBf16, int kRegs>
 void wgmma(float (&d)[kRegs], const u32 (&a)[4], u64 b, int add);
 #else
@@ -24,6 +26,13 @@ Q4_DEVICE void wgmma_wait() {
 
 /// Keeps what computes these registers before the fence: sunk behind it, ptxas would have to fence again.
 Q4_DEVICE void wgmma_pin(u32 (&a)[4]) { asm volatile("" : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])); }
+/// Right after the wait for a wgmma that writes these sums: the compiler, which takes them for written when the wgmma
+/// was issued, would be free to copy them ahead of the wait.
+template <int kRegs>
+Q4_DEVICE void wgmma_pin(float (&sums)[kRegs]) {
+#pragma unroll
+  for (int i = 0; i < kRegs; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
 
 #endif
 
