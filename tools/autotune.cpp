@@ -86,5 +86,8 @@ int main(int argc, char** argv) {
       ->type_name("S");
   tool.app.add_flag("--exhaustive", options.exhaustive, "measure every tactic at every m, to check the search itself");
   tool.add_json("print one JSON object instead of tables; progress stays on stderr");
-  return tool.run(argc, argv, [&] { return TuningSession(tool, options).run(); });
+  return tool.run(argc, argv, [&] {
+    catch_interrupt();  // before the device is opened, which can take seconds
+    return TuningSession(tool, options).run();
+  });
 }

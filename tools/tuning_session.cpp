@@ -96,7 +96,6 @@ TuningKey TuningSession::key_of(const autotune::TunedShape& row) const {
 
 int TuningSession::run() {
   keep_what_is_known();
-  catch_interrupt();
   if (!json_) announce();
   {
     const std::jthread compiler = compile_ahead();
