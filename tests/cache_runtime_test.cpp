@@ -40,6 +40,7 @@ template <class F>
 int on_fake_gpu(const F& body) {
   return finish(start([&] {
     ::setenv("Q4_CUDA_DRIVER", Q4_FAKE_CUDA, 1);
+    ::setenv("Q4_HIP_RUNTIME", "none", 1);  // where there is one
     return body();
   }));
 }
