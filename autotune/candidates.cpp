@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <map>
+#include <sstream>
 #include <thread>
 
 #include "runtime/check.hpp"
@@ -41,6 +42,15 @@ std::map<std::string, double> spread_order(const std::vector<std::string>& ids) 
     order[id] = turn - std::floor(turn) + (last ? 1 : 0);
   }
   return order;
+}
+
+/// Whether two tactics differ in one tunable alone.
+bool neighbours(const std::string& a, const std::string& b) {
+  std::istringstream in_a(a), in_b(b);
+  int changes = 0;
+  std::string word_a, word_b;
+  while (in_a >> word_a && in_b >> word_b) changes += word_a != word_b;
+  return changes == 1 && a.substr(0, a.find(' ')) == b.substr(0, b.find(' '));
 }
 
 }  // namespace
@@ -99,8 +109,9 @@ std::vector<std::string> TacticSpace::at(std::int64_t m, const std::vector<std::
   const auto rank = [&](const std::string& id) {
     const auto place = std::find(likely.begin(), likely.end(), id) - likely.begin();
     const auto last = static_cast<std::ptrdiff_t>(likely.size());
-    return place < last ? static_cast<double>(place)
-                        : static_cast<double>(last) + (is_reconstruct(id) ? 0 : 1 + spread.at(id));
+    if (place < last) return static_cast<double>(place);
+    const double tier = is_reconstruct(id) ? 0 : neighbours(id, ids[0]) ? 1 : 3;  // spread() is below 2
+    return static_cast<double>(last) + tier + spread.at(id);
   };
   std::stable_sort(ids.begin() + 1, ids.end(), [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
   if (m < kReconstructFloor) ids.erase(std::remove_if(ids.begin() + 1, ids.end(), is_reconstruct), ids.end());

@@ -22,6 +22,7 @@ constexpr double kCrossoverShare = 0.1;  // kept back from the buckets
 constexpr double kYardstickShare = 0.1;  // for the read floor and the dense BLAS, where they are asked for
 constexpr double kFloorWorthS = 8;       // on a CPU the read floor takes a second or more, of a budget of so many
 constexpr int kCrossoverRounds = 3;
+constexpr double kSetUp = 1e-3;                       // progress when the copies are there: any but 0
 constexpr const char* kNotMeasured = "not measured";  // provenance of a record that a resumed run completes
 
 /// Expected cost of a bucket, relative: a fixed part and the arithmetic.
@@ -126,7 +127,7 @@ class ShapeTuner {
   }
 
   void compile_ahead() {
-    report(0, 0, "compiling kernels");
+    report(kSetUp, 0, "compiling kernels");
     const double until = seconds_left(0) * (1 - kCompileShare);
     const std::size_t missed =
         space_->compile_ahead(*rig_, options_.m, likely(0), [&] { return seconds_left(0) > until; });

@@ -16,7 +16,7 @@
 namespace q4::autotune {
 
 struct TuneProgress {
-  double fraction = 0;  ///< of this shape, by expected time
+  double fraction = 0;  ///< of this shape, by expected time; 0: the copies of the weights are being made
   std::int64_t m = 0;
   double best_us = 0, default_us = 0;  ///< of the last bucket that is done; 0: none yet
   std::string stage;                   ///< "packing 4096 x 28672", "m = 64", "crossover"
