@@ -18,8 +18,9 @@ enum class Element : std::uint8_t { kF16, kBF16, kF32 };  // of x and out
 /// bf16.
 constexpr int bf16_terms(Element element) { return element == Element::kBF16 ? 1 : element == Element::kF16 ? 2 : 3; }
 
-/// Rows of x to packed form. fp32: [block][row][128] floats. bf16: [block][row][128]. AMX:
-/// [block][row / 16][term][32-row step][16 rows][32], rows padded to 16 with zeros. int8: [block][row][128] bytes.
+/// Rows of x to packed form. fp32: [block][row][128] floats; for `panel` [block][group of rows][128][row]. bf16:
+/// [block][row][128]. AMX: [block][row / 16][term][32-row step][16 rows][32], rows padded to 16 with zeros. int8:
+/// [block][row][128] bytes.
 struct PackX {
   const void* x;
   std::int64_t x_stride;
@@ -41,7 +42,7 @@ struct TileJob {
   const void* x;        // packed as the kernel wants it
   const float* sums;    // of the same rows
   std::int64_t x_rows;  // rows that x and sums were packed with
-  std::int64_t row;     // first row; a multiple of 16 for AMX
+  std::int64_t row;     // first row; a multiple of 16 for AMX, of panel_rows for `panel`
   int rows;
   int terms;
   float* y;       // [rows][64]
@@ -66,8 +67,9 @@ struct Kernels {
   const char* isa;
   void (*pack_x)(const PackX&, std::int64_t row_begin, std::int64_t row_end);
   void (*direct)(const TileJob&);  // decodes in registers for each pass over up to direct_rows rows
-  void (*panel)(const TileJob&);   // decodes a block once to memory, then multiplies all rows
-  int direct_rows;
+  void (*pack_x_panel)(const PackX&, std::int64_t row_begin, std::int64_t row_end);  // from whole groups of panel_rows
+  void (*panel)(const TileJob&);  // decodes a block once to memory, then multiplies all rows
+  int direct_rows, panel_rows;
   void (*store)(const StoreJob&);
   /// One tile's dequantized weights: out[packed row * out_stride + column], fp32.
   void (*dequantize)(const std::byte* tile, std::int64_t blocks, int segment, float* out, std::int64_t out_stride);

@@ -235,37 +235,43 @@ PackX CpuPlan::pack_job(const Rows& rows, std::byte* workspace) const {
 void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* workspace) const {
   const Path path = config.path;
   const bool bf16 = path == Path::kDirectBf16 || path == Path::kPanelBf16;
-  const auto pack_x = path == Path::kAmx    ? kernels_.pack_x_amx
-                      : path == Path::kInt8 ? kernels_.pack_x_int8
-                      : bf16                ? kernels_.pack_x_bf16
-                                            : kernels_.pack_x;
+  const auto pack_x = path == Path::kAmx     ? kernels_.pack_x_amx
+                      : path == Path::kInt8  ? kernels_.pack_x_int8
+                      : bf16                 ? kernels_.pack_x_bf16
+                      : path == Path::kPanel ? kernels_.pack_x_panel
+                                             : kernels_.pack_x;
   const auto multiply = path == Path::kAmx          ? kernels_.amx
                         : path == Path::kInt8       ? kernels_.int8
                         : path == Path::kDirectBf16 ? kernels_.direct_bf16
                         : path == Path::kPanelBf16  ? kernels_.panel_bf16
                         : path == Path::kDirect     ? kernels_.direct
                                                     : kernels_.panel;
+  // Rows that a kernel takes at a time: tasks begin at multiples.
+  const std::size_t step = path == Path::kAmx ? 2 * 16 : path == Path::kPanel ? std::size_t(kernels_.panel_rows) : 1;
   const PackX packing = pack_job(rows, workspace);
   // Few values are packed sooner than the pool wakes up.
-  const std::int64_t pack_rows = std::max<std::int64_t>(1, (std::int64_t(1) << 15) / (packing.blocks * kBlock));
+  const auto pack_rows = std::int64_t(
+      round_up(std::max<std::size_t>(1, (std::size_t(1) << 15) / std::size_t(packing.blocks * kBlock)), step));
   const auto pack_task = [&](std::int64_t task, int) {
     pack_x(packing, task * pack_rows, std::min((task + 1) * pack_rows, rows.count));
   };
   pool_.run((rows.count + pack_rows - 1) / pack_rows, pack_task, config.threads);
 
   const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
+  const std::int64_t parts = (rows.count + config.rows - 1) / config.rows;
+  const auto part = std::int64_t(round_up(std::size_t((rows.count + parts - 1) / parts), step));
   const auto multiply_task = [&](std::int64_t task, int worker) {
-    const std::int64_t tile = task % matrix_->tiles, row = task / matrix_->tiles * config.rows;
+    const std::int64_t tile = task % matrix_->tiles, row = task / matrix_->tiles * part;
     std::byte* scratch = workspace + scratch_at_ + std::size_t(worker) * kThreadScratch;
     auto* y = reinterpret_cast<float*>(scratch + kScratch);
-    const int count = int(std::min<std::int64_t>(config.rows, rows.count - row));
+    const int count = int(std::min(part, rows.count - row));
     multiply({matrix_->tile(tile), matrix_->blocks, matrix_->segment, packing.out, packing.sums, rows.count, row, count,
               bf16_terms(element_), y, scratch});
     kernels_.store({y, kTile, count, int(std::min<std::int64_t>(kTile, matrix_->n - tile * kTile)),
                     matrix_->bias.empty() ? nullptr : matrix_->bias.data() + tile * kTile,
                     rows.out + (row * rows.out_stride + tile * kTile) * size, rows.out_stride, element_});
   };
-  pool_.run((rows.count + config.rows - 1) / config.rows * matrix_->tiles, multiply_task, config.threads);
+  pool_.run((rows.count + part - 1) / part * matrix_->tiles, multiply_task, config.threads);
 }
 
 void CpuPlan::run_blas(const Rows& rows, std::byte* workspace) const {

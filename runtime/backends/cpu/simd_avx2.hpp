@@ -16,7 +16,7 @@ struct Avx2 {
   static constexpr int kLanes = 8;
   // 16 registers: 6 x 2 sums, two weights and a broadcast.
   static constexpr int kWideRows = 1, kWideVectors = 4, kRows = 5, kVectors = 2;
-  static constexpr int kPanelRows = 5, kPanelVectors = 2;
+  static constexpr int kPanelRows = 6, kPanelVectors = 2;
 
   static F zero() { return _mm256_setzero_ps(); }
   static F set(float value) { return _mm256_set1_ps(value); }

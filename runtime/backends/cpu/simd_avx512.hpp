@@ -16,7 +16,7 @@ struct Avx512 {
   static constexpr int kLanes = 16;
   // Columns (in vectors) and rows of a register tile: 32 registers hold 12 x 2 sums, the weights and a broadcast.
   static constexpr int kWideRows = 4, kWideVectors = 4, kRows = 12, kVectors = 2;
-  static constexpr int kPanelRows = 6, kPanelVectors = 4;  // reads each row of x once
+  static constexpr int kPanelRows = 6, kPanelVectors = 4;
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set(float value) { return _mm512_set1_ps(value); }
