@@ -125,6 +125,25 @@ TEST_CASE("cpu: the tuner's choices of rows and threads change no bit") {
   }
 }
 
+TEST_CASE("cpu: k too long for the second-level cache goes in parts, with the same bits") {
+  MatrixSpec spec;
+  spec.k = 8320;
+  spec.n = 264;
+  for (const int threads : {1, 3}) {  // five tiles are too few for three threads: k in one part
+    CpuDevice cpu(threads);
+    check_all(*cpu.device, spec, {140});
+    const Packed packed = pack(*cpu.device, spec);
+    for (const std::int64_t m : {20, 140}) {
+      const HostRows x = random_rows(DType::kF32, m, spec.k);
+      HostRows parts(DType::kF32, m, spec.n), whole = parts;
+      const std::string tactic = cpu.device->plan(packed.matrix, options_for(m, DType::kF32), nullptr)->tactic(m);
+      run(*cpu.device, packed, options_for(m, DType::kF32, tactic), x, parts);
+      run(*cpu.device, packed, options_for(520, DType::kF32, tactic + " rows=512"), x, whole);
+      CHECK(same_bits(parts, whole));
+    }
+  }
+}
+
 TEST_CASE("cpu: batch_invariant rows have the same bits in every batch") {
   for_each_isa([](CpuDevice& cpu) {
     MatrixSpec spec;

@@ -45,8 +45,9 @@ struct TileJob {
   std::int64_t row;     // first row; a multiple of 16 for AMX, of panel_rows for `panel`
   int rows;
   int terms;
-  float* y;       // [rows][64]
-  void* scratch;  // kScratch bytes
+  float* y;                // [rows][64], room for rows rounded up to 16 for AMX
+  void* scratch;           // kScratch bytes
+  std::int64_t begin = 0;  // AMX alone: the first block; from a later one on, y is added to, not overwritten
 };
 
 /// y (+ bias) to rows of out.

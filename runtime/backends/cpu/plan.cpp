@@ -1,5 +1,7 @@
-// Runs one prepared multiplication on the pool.
+// Chooses the path of each m and lays out the workspace.
 #include "runtime/backends/cpu/plan.hpp"
+
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -9,16 +11,23 @@
 namespace q4::cpu {
 namespace {
 
-constexpr std::int64_t kChunkRows = 512;           // rows of a pass over the weights: bounds the workspace
-constexpr std::int64_t kMostRows = 512;            // of a task
-constexpr std::int64_t kFewRows = 4;               // that the fp32 kernels decode and multiply as fast as memory comes
-constexpr std::int64_t kDenseColumns = 4 * kTile;  // columns that reconstruct + BLAS takes at a time
+constexpr std::int64_t kUsualRows = 256;  // of a task
+constexpr std::int64_t kFewRows = 4;      // that the fp32 kernels decode and multiply as fast as memory comes
 constexpr std::size_t kAlign = 256;
-constexpr std::size_t kThreadScratch = kScratch + kMostRows * kTile * sizeof(float);
 constexpr Path kPaths[] = {Path::kDirect, Path::kPanel, Path::kDirectBf16, Path::kPanelBf16,
                            Path::kAmx,    Path::kInt8,  Path::kBlas};
 
-std::size_t round_up(std::size_t value, std::size_t to) { return (value + to - 1) / to * to; }
+/// Of the second-level cache; 1 MiB where nobody says.
+std::int64_t l2_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const long kBytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (kBytes > 0) return kBytes;
+#endif
+  return std::int64_t(1) << 20;
+}
+
+/// Of one row of a block of x.
+std::int64_t amx_block_bytes(Element element) { return kBlock * 2 * bf16_terms(element); }
 
 Element element_of(DType type) {
   switch (type) {
@@ -114,10 +123,27 @@ bool CpuPlan::valid(Path path) const {
   return false;
 }
 
+// AMX reads x once per tile so fast that only the second-level cache keeps up: half of it is for x. Where it does not
+// hold 64 rows, decoding would take too much of the time: more rows then go through k in parts.
+std::int64_t CpuPlan::task_rows(const CpuConfig& config) const {
+  if (config.rows != 0) return config.rows;
+  if (config.path != Path::kAmx) return kUsualRows;
+  const std::int64_t fit = l2_bytes() / 2 / (matrix_->blocks * amx_block_bytes(element_)) / 32 * 32;
+  return fit < kPartialRows ? kPartialRows : std::min(fit, kUsualRows);
+}
+
+std::int64_t CpuPlan::task_blocks(const CpuConfig& config, std::int64_t rows) const {
+  if (config.path != Path::kAmx || config.rows != 0 || matrix_->tiles < 4 * pool_.threads()) return matrix_->blocks;
+  const std::int64_t fit = std::max<std::int64_t>(8, l2_bytes() / 2 / (rows * amx_block_bytes(element_)));
+  const std::int64_t parts = (matrix_->blocks + fit - 1) / fit;
+  return rows > kPartialRows ? matrix_->blocks : (matrix_->blocks + parts - 1) / parts;
+}
+
 bool CpuPlan::competes(const CpuConfig& config, std::int64_t m) const {
-  constexpr CpuConfig kDefault;
   if (config.path == Path::kBlas) return false;
-  if (config.rows != kDefault.rows && m <= std::min(config.rows, kDefault.rows)) return false;  // one task either way
+  const std::int64_t usual = task_rows({config.path});
+  if (config.rows == usual) return false;
+  if (config.rows != 0 && m <= std::min<std::int64_t>(config.rows, usual)) return false;  // one task either way
   return config.threads == 0 || (pool_.threads() > 1 && m <= kFewRows);  // for what ends before a thread wakes up
 }
 
@@ -193,114 +219,17 @@ void CpuPlan::layout_workspace(std::int64_t max_m) {
   const std::size_t sums = int8_ ? 2 : 1;  // scales and sums
   scratch_at_ = sums_at_ + round_up(rows * packed_k / std::size_t(matrix_->segment) * sums * sizeof(float), kAlign);
   workspace_bytes_ = scratch_at_ + std::size_t(pool_.threads()) * kThreadScratch;
+  if (valid(Path::kAmx) &&
+      task_blocks({Path::kAmx}, std::min(std::int64_t(round_up(rows, 32)), kPartialRows)) < matrix_->blocks) {
+    partial_at_ = round_up(workspace_bytes_, kAlign);
+    workspace_bytes_ = partial_at_ + std::size_t(matrix_->tiles) * kTile * kPartialRows * sizeof(float);
+  }
   if (blas_from_ > 0 || forced_config_.path == Path::kBlas) {
     dense_at_ = round_up(workspace_bytes_, kAlign);
     product_at_ = dense_at_ + packed_k * kDenseColumns * sizeof(float);
     workspace_bytes_ = product_at_ + rows * kDenseColumns * sizeof(float);
   }
   workspace_bytes_ = round_up(workspace_bytes_, kAlign);
-}
-
-void CpuPlan::run(void*, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride, std::int64_t m,
-                  void* workspace) const {
-  const CpuConfig chosen = config(m);
-  auto* memory = workspace ? static_cast<std::byte*>(workspace) : own_workspace_.get();
-  const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
-  for (std::int64_t row = 0; row < m; row += kChunkRows) {
-    const Rows rows{static_cast<const std::byte*>(x) + row * x_stride * size, x_stride,
-                    static_cast<std::byte*>(out) + row * out_stride * size, out_stride, std::min(kChunkRows, m - row)};
-    if (chosen.path == Path::kBlas) {
-      run_blas(rows, memory);
-    } else {
-      run_tiles(chosen, rows, memory);
-    }
-  }
-}
-
-PackX CpuPlan::pack_job(const Rows& rows, std::byte* workspace) const {
-  PackX job{};
-  job.x = rows.x;
-  job.x_stride = rows.x_stride;
-  job.element = element_;
-  job.source = matrix_->source.empty() ? nullptr : matrix_->source.data();
-  job.k = matrix_->k;
-  job.blocks = matrix_->blocks;
-  job.segment = matrix_->segment;
-  job.rows = rows.count;
-  job.out = workspace;
-  job.sums = reinterpret_cast<float*>(workspace + sums_at_);
-  return job;
-}
-
-void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* workspace) const {
-  const Path path = config.path;
-  const bool bf16 = path == Path::kDirectBf16 || path == Path::kPanelBf16;
-  const auto pack_x = path == Path::kAmx     ? kernels_.pack_x_amx
-                      : path == Path::kInt8  ? kernels_.pack_x_int8
-                      : bf16                 ? kernels_.pack_x_bf16
-                      : path == Path::kPanel ? kernels_.pack_x_panel
-                                             : kernels_.pack_x;
-  const auto multiply = path == Path::kAmx          ? kernels_.amx
-                        : path == Path::kInt8       ? kernels_.int8
-                        : path == Path::kDirectBf16 ? kernels_.direct_bf16
-                        : path == Path::kPanelBf16  ? kernels_.panel_bf16
-                        : path == Path::kDirect     ? kernels_.direct
-                                                    : kernels_.panel;
-  // Rows that a kernel takes at a time: tasks begin at multiples.
-  const std::size_t step = path == Path::kAmx ? 2 * 16 : path == Path::kPanel ? std::size_t(kernels_.panel_rows) : 1;
-  const PackX packing = pack_job(rows, workspace);
-  // Few values are packed sooner than the pool wakes up.
-  const auto pack_rows = std::int64_t(
-      round_up(std::max<std::size_t>(1, (std::size_t(1) << 15) / std::size_t(packing.blocks * kBlock)), step));
-  const auto pack_task = [&](std::int64_t task, int) {
-    pack_x(packing, task * pack_rows, std::min((task + 1) * pack_rows, rows.count));
-  };
-  pool_.run((rows.count + pack_rows - 1) / pack_rows, pack_task, config.threads);
-
-  const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
-  const std::int64_t parts = (rows.count + config.rows - 1) / config.rows;
-  const auto part = std::int64_t(round_up(std::size_t((rows.count + parts - 1) / parts), step));
-  const auto multiply_task = [&](std::int64_t task, int worker) {
-    const std::int64_t tile = task % matrix_->tiles, row = task / matrix_->tiles * part;
-    std::byte* scratch = workspace + scratch_at_ + std::size_t(worker) * kThreadScratch;
-    auto* y = reinterpret_cast<float*>(scratch + kScratch);
-    const int count = int(std::min(part, rows.count - row));
-    multiply({matrix_->tile(tile), matrix_->blocks, matrix_->segment, packing.out, packing.sums, rows.count, row, count,
-              bf16_terms(element_), y, scratch});
-    kernels_.store({y, kTile, count, int(std::min<std::int64_t>(kTile, matrix_->n - tile * kTile)),
-                    matrix_->bias.empty() ? nullptr : matrix_->bias.data() + tile * kTile,
-                    rows.out + (row * rows.out_stride + tile * kTile) * size, rows.out_stride, element_});
-  };
-  pool_.run((rows.count + part - 1) / part * matrix_->tiles, multiply_task, config.threads);
-}
-
-void CpuPlan::run_blas(const Rows& rows, std::byte* workspace) const {
-  const std::int64_t packed_k = matrix_->blocks * kBlock, size = element_ == Element::kF32 ? 4 : 2;
-  auto* x = reinterpret_cast<float*>(workspace);
-  auto* dense = reinterpret_cast<float*>(workspace + dense_at_);
-  auto* product = reinterpret_cast<float*>(workspace + product_at_);
-  pool_.run(rows.count, [&](std::int64_t row, int) {  // packed alone, a row is contiguous
-    PackX job = pack_job({rows.x + row * rows.x_stride * size, rows.x_stride, nullptr, 0, 1}, workspace);
-    job.out = x + row * packed_k;
-    job.sums += row * packed_k / matrix_->segment;
-    kernels_.pack_x(job, 0, 1);
-  });
-  constexpr std::int64_t kTiles = kDenseColumns / kTile;
-  for (std::int64_t first = 0; first < matrix_->tiles; first += kTiles) {
-    const std::int64_t tiles = std::min(kTiles, matrix_->tiles - first);
-    pool_.run(tiles, [&](std::int64_t tile, int) {
-      kernels_.dequantize(matrix_->tile(first + tile), matrix_->blocks, matrix_->segment, dense + tile * kTile,
-                          kDenseColumns);
-    });
-    blas().multiply(rows.count, tiles * kTile, packed_k, x, packed_k, dense, kDenseColumns, product, kDenseColumns);
-    pool_.run(tiles, [&](std::int64_t index, int) {
-      const std::int64_t tile = first + index;
-      kernels_.store({product + index * kTile, kDenseColumns, int(rows.count),
-                      int(std::min<std::int64_t>(kTile, matrix_->n - tile * kTile)),
-                      matrix_->bias.empty() ? nullptr : matrix_->bias.data() + tile * kTile,
-                      rows.out + tile * kTile * size, rows.out_stride, element_});
-    });
-  }
 }
 
 }  // namespace q4::cpu

@@ -20,18 +20,20 @@ const char* to_string(Path path) noexcept;
 /// a result depend on the path alone.
 struct CpuConfig {
   Path path = Path::kDirect;
-  int rows = 256;   ///< of x that a task multiplies by one tile: its share of the caches
+  int rows = 0;     ///< of x that a task multiplies by one tile; 0: 256, less where the path gains from it
   int threads = 0;  ///< that take part; 0: all
 
   /// Each tunable with the values that compete with the default; as the Configs of kernels/.
   template <class V>
   constexpr void fields(V&& v) {
-    v("rows", rows, 64, 128, 512);
+    v("rows", rows, 64, 128, 256, 512);
     v("threads", threads, 1);
   }
   std::string name() const;
   friend bool operator==(const CpuConfig&, const CpuConfig&) = default;
 };
+
+inline std::size_t round_up(std::size_t value, std::size_t to) { return (value + to - 1) / to * to; }
 
 class CpuPlan final : public PlanBackend {
  public:
@@ -45,6 +47,10 @@ class CpuPlan final : public PlanBackend {
   std::vector<std::string> tactics(std::int64_t m) const override;
 
  private:
+  static constexpr std::int64_t kChunkRows = 512;           // of a pass over the weights: bounds the workspace
+  static constexpr std::int64_t kPartialRows = 128;         // of a task that takes k in parts
+  static constexpr std::int64_t kDenseColumns = 4 * kTile;  // that reconstruct + BLAS takes at a time
+  static constexpr std::size_t kThreadScratch = kScratch + kChunkRows * kTile * sizeof(float);
   /// Rows of x and out of one pass over the weights.
   struct Rows {
     const std::byte* x;
@@ -56,6 +62,9 @@ class CpuPlan final : public PlanBackend {
   CpuConfig config(std::int64_t m) const;
   Path default_path(std::int64_t m) const;
   bool valid(Path path) const;
+  std::int64_t task_rows(const CpuConfig& config) const;
+  /// Blocks of W that AMX takes at a time, so that its part of x stays in the second-level cache.
+  std::int64_t task_blocks(const CpuConfig& config, std::int64_t rows) const;
   /// Whether `config` could be better than the default for some m up to this.
   bool competes(const CpuConfig& config, std::int64_t m) const;
   std::vector<CpuConfig> configs(std::int64_t m) const;
@@ -80,7 +89,7 @@ class CpuPlan final : public PlanBackend {
   CpuConfig forced_config_;
 
   std::int64_t chunk_rows_ = 0;  // rows of one pass
-  std::size_t sums_at_ = 0, scratch_at_ = 0, dense_at_ = 0, product_at_ = 0, workspace_bytes_ = 0;
+  std::size_t sums_at_ = 0, scratch_at_ = 0, partial_at_ = 0, dense_at_ = 0, product_at_ = 0, workspace_bytes_ = 0;
   Buffer own_workspace_;
 };
 
