@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/backends/cpu/blas.hpp"
@@ -25,7 +27,11 @@ struct Loop {
   double operations;
 };
 
-bool runs(const char* isa) {
+/// Whether the processor has `isa` and the device that is measured, which may be forced to `most`, uses as much.
+bool runs(const char* isa, const std::string& most) {
+  const auto names = cpu::kernel_names();
+  const auto rank = [&](std::string_view name) { return std::find(names.begin(), names.end(), name); };
+  if (rank(isa) > rank(most)) return false;
   try {
     cpu::select_kernels(isa);
     return true;
@@ -76,7 +82,7 @@ void amx_bf16(std::int64_t count) { TILE_LOOP("tdpbf16ps"); }
 void amx_int8(std::int64_t count) { TILE_LOOP("tdpbusd"); }
 bool has_amx_int8() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return runs("amx_bf16") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 25 & 1);
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 25 & 1);
 }
 #endif
 
@@ -121,6 +127,7 @@ CpuCeilings measure_cpu_ceilings(DeviceBackend& backend) {
   result.read_gbps = double(kBytes) / backend.read_floor_us(kBytes) / 1e3;
   cpu::ThreadPool pool(backend.info().compute_units);
 #if defined(__x86_64__)
+  const auto runs = [most = backend.info().arch](const char* isa) { return tools::runs(isa, most); };
   result.fp32 = rate(pool, runs("avx512") ? Loop{fma512, 32.0 * kSums}
                            : runs("avx2") ? Loop{fma256, 16.0 * kSums}
                                           : Loop{muladd128, 8.0 * kSums});
@@ -132,7 +139,7 @@ CpuCeilings measure_cpu_ceilings(DeviceBackend& backend) {
   else if (runs("avx2"))
     result.int8 = rate(pool, {maddubs256, 64.0 * kSums});
   if (runs("amx_bf16")) result.amx_bf16 = rate(pool, {amx_bf16, 4 * 2.0 * 16 * 16 * 32});
-  if (has_amx_int8()) result.amx_int8 = rate(pool, {amx_int8, 4 * 2.0 * 16 * 16 * 64});
+  if (runs("amx_bf16") && has_amx_int8()) result.amx_int8 = rate(pool, {amx_int8, 4 * 2.0 * 16 * 16 * 64});
 #endif
   result.blas_name = cpu::blas().name;
   if (cpu::blas().available) result.blas = blas_rate();
