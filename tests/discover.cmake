@@ -24,6 +24,9 @@ foreach(case IN LISTS cases)
   if(label STREQUAL "torture")  # a hundred processes: alone, as their times count
     set(serial "RUN_SERIAL ON ")
   endif()
+  if(name MATCHES "q4-autotune")  # they would take turns on the CPU, within their budgets
+    set(serial "RESOURCE_LOCK tuner ")
+  endif()
   string(APPEND text "add_test([==[${label}: ${name}]==] [==[${BINARY}]==] [==[--test-case=${filter}]==] "
                      "[==[--source-file=*${stem}.cpp]==])\n"
                      "set_tests_properties([==[${label}: ${name}]==] PROPERTIES LABELS ${label} ${serial}TIMEOUT 300 "

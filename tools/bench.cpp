@@ -200,7 +200,9 @@ class Bench {
     point.kernel = variant->plans.front().tactic(m);
     point.error = rig.error(*variant, m);
     point.exact = point.error <= tolerance();
-    const std::string standard = options_.versus == "default" ? rig.plan(options, untuned_).tactic(m) : options_.versus;
+    PlanOptions untuned = options;
+    untuned.tactic.clear();
+    const std::string standard = options_.versus == "default" ? rig.plan(untuned, untuned_).tactic(m) : options_.versus;
     if (!standard.empty() && standard != point.kernel) {
       options.tactic = standard, options.batch_invariant = false;
       measure_pairs(rig, *variant, *rig.prepare(options), point);
