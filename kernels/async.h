@@ -13,8 +13,6 @@ void async_commit();
 template <int kPending>
 void async_wait();
 void named_barrier(int id, int threads);
-void wait_previous_kernel();
-void allow_next_kernel();
 u32 cluster_rank();
 void cluster_arrive();
 void cluster_wait();
@@ -44,19 +42,6 @@ Q4_DEVICE void async_wait() {
 /// Waits for `threads` threads of the block that name the same barrier (1..15; 0 is sync_block's).
 Q4_DEVICE void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-// ---- programmatic dependent launch: nothing in an ordinary launch, nothing before sm_90
-// ----------------------------------
-Q4_DEVICE void wait_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-Q4_DEVICE void allow_next_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }
 
 // ---- clusters, sm_90 on

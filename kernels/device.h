@@ -94,6 +94,8 @@ u32 and_or(u32 w) {
   return (w & kMask) | kBits;
 }
 Words4 load_stream(const void* p);
+void wait_previous_kernel();
+void allow_next_kernel();
 #else
 // ---- where am I --------------------------------------------------------------------------------------------------
 #if Q4_CUDA
@@ -222,6 +224,21 @@ Q4_DEVICE Words4 load_stream(const void* p) {
   return v;
 #else
   return *static_cast<const Words4*>(p);
+#endif
+}
+
+// ---- programmatic dependent launch: nothing in an ordinary launch, before sm_90, and on AMD
+// ----------------------------------
+/// Until the kernel before it in the stream has ended, and what it wrote can be read.
+Q4_DEVICE void wait_previous_kernel() {
+#if Q4_CUDA && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/// Once all blocks have said so, the next kernel may start: it must wait for this one before it reads or writes.
+Q4_DEVICE void allow_next_kernel() {
+#if Q4_CUDA && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 #endif  // Q4_EMULATED

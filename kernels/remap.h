@@ -53,6 +53,7 @@ Q4_DEVICE void gather8(const RemapArgs& a, const u16* row, u16* to, int col) {
 
 template <RemapConfig C>
 Q4_DEVICE void remap(const RemapArgs& a) {
+  allow_next_kernel();  // the matmul asks for its weights meanwhile
   if constexpr (C.staged) {
     u16* row_of_x = reinterpret_cast<u16*>(shared_memory());
     const int piece_cols = ceil_div(ceil_div(a.cols, 8), a.pieces) * 8;

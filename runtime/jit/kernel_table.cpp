@@ -56,6 +56,7 @@ struct Traits<PrefillConfig> {
     return prefill_default(p, 64, limits, true);
   }
   static TensorBoxes boxes(const PrefillConfig& c, i64 m) { return {x_box_rows(c, m), c.rows, kStripColumns}; }
+  static constexpr bool overlaps = true;  // x comes after the wait, and all that is written after x
 };
 
 template <>
