@@ -2,7 +2,7 @@
 // warp has its loads in flight before it knows x, and the arithmetic is the least that mma.sync allows: the weights are
 // A (16 columns of W), eight rows of x are B.
 //
-//   codes: global -> registers, 16 bytes a lane      x: global -> shared (cp.async, or a gather) -> ldmatrix
+//   codes: global -> registers, 16 bytes a lane      x: global -> shared (cp.async), gathered there -> ldmatrix
 //   sums:  fp32, scaled once a unit -> shared, summed over teams in order -> over the cluster, in order -> out
 //
 // Arithmetic on one word (layout.h), fp16: its bytes are pairs of codes, q(column g) + 16 q(column g + 8), and an
@@ -117,7 +117,7 @@ Q4_DEVICE void multiply(float (*acc)[C.batch][4], const Brick<C>& brick, const X
 }  // namespace decode_detail
 
 /// Launch: grid(C, m) blocks of threads(C), launch bounds (threads(C), 1), shared_bytes(C) of dynamic shared memory,
-/// cluster(C) blocks a cluster; programmatic stream serialization is allowed. 1 <= m <= rows(C).
+/// cluster(C) blocks a cluster; programmatic stream serialization is allowed. 1 <= m, serves(C, m).
 template <DecodeConfig C>
 Q4_DEVICE void decode(const MatmulArgs& a) {
   using namespace decode_detail;
@@ -131,6 +131,7 @@ Q4_DEVICE void decode(const MatmulArgs& a) {
   Brick<C> buffer[C.depth][kBricks];
 #pragma unroll
   for (int b = 0; b < kBricks; ++b) source[b] = brick_source<C>(a, at.first_tile + b * C.brick, at.lane);
+  x.load_maps(a, at);
   const auto load_all_words = [&] {
 #pragma unroll
     for (int d = 0; d < C.depth; ++d)

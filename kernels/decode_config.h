@@ -22,6 +22,7 @@ struct DecodeConfig {
   int cluster = 1;  ///< blocks that split k; above 1 from sm_90 on
   int stagger = 1;  ///< the upper half of the warps asks for weights later than the lower half
   int early = 0;    ///< half a slab is asked for when the half in its registers is unpacked, not after the slab
+  int staged = 0;   ///< act-order: rows of x for which there is room to gather from, so the most rows; else 0
 
   /// Each tunable with the values worth trying.
   template <class V>
@@ -31,12 +32,14 @@ struct DecodeConfig {
     v("side", side, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 14), v("brick", brick, 2, 1, 4);
     v("teams", teams, 16, 1, 2, 4, 5, 8, 11, 12, 15, 20, 32), v("depth", depth, 2, 1, 3, 4);
     v("x_slots", x_slots, 3, 1, 2, 4), v("cluster", cluster, 1, 2), v("stagger", stagger, 1, 0);
-    v("early", early, 0, 1);
+    v("early", early, 0, 1), v("staged", staged, 0, 1, 2, 4, 8, 16);
   }
 };
 
-/// Rows of x that a config can take.
+/// Rows that a config has sums for.
 Q4_BOTH constexpr int rows(const DecodeConfig& c) { return 8 * c.batch; }
+/// Whether it can take so many rows of x.
+Q4_BOTH constexpr bool serves(const DecodeConfig& c, i64 m) { return m <= (c.p.gather ? c.staged : rows(c)); }
 Q4_BOTH constexpr int threads(const DecodeConfig& c) { return 32 * c.side * c.teams; }
 Q4_BOTH constexpr int cluster(const DecodeConfig& c) { return c.cluster; }
 /// Blocks, whatever m is.
@@ -68,7 +71,7 @@ Q4_BOTH constexpr bool sums_itself(const DecodeConfig& c) {
 
 // ---- shared memory: [x: team, slot, row] [sums of x: team, parity, set, row] [sums: team, row, column]
 // -----------------
-//                     [inbox: sender, row, own column] [its barrier]
+//                     [inbox: sender, row, own column] [its barrier] [act-order: x as it comes: row, column]
 constexpr int kXRowBytes = kSlabRows * 2 + 16;  // 4 banks further each row: ldmatrix meets no conflict
 Q4_BOTH constexpr int x_slot_bytes(const DecodeConfig& c) { return rows(c) * kXRowBytes; }
 Q4_BOTH constexpr int x_bytes(const DecodeConfig& c) { return c.teams * c.x_slots * x_slot_bytes(c); }
@@ -79,8 +82,9 @@ Q4_BOTH constexpr int sum_bytes(const DecodeConfig& c) { return c.teams * rows(c
 Q4_BOTH constexpr int inbox_bytes(const DecodeConfig& c) {
   return c.cluster > 1 ? rows(c) * c.tiles * kTileColumns * 4 + 16 : 0;
 }
+Q4_BOTH constexpr int staged_bytes(const DecodeConfig& c) { return c.staged * c.p.x_k * 2; }
 Q4_BOTH constexpr int shared_bytes(const DecodeConfig& c) {
-  return x_bytes(c) + x_sum_bytes(c) + sum_bytes(c) + inbox_bytes(c);
+  return x_bytes(c) + x_sum_bytes(c) + sum_bytes(c) + inbox_bytes(c) + staged_bytes(c);
 }
 
 /// Registers of a thread: blocks are given out by fours of warps.
@@ -91,7 +95,8 @@ Q4_BOTH constexpr int thread_registers(const DecodeConfig& c, const Limits& limi
 /// spill, which the compiler's log shows and which costs up to half the speed: such a config is not worth measuring.
 Q4_BOTH constexpr int wanted_registers(const DecodeConfig& c) {
   const int weights = c.depth * warp_bricks(c) * (8 * c.brick + kept_sets(c) * (c.brick + 1));
-  return weights + warp_tiles(c) * 4 * c.batch + c.brick * 4 * c.batch + 8 * c.batch + 5 * warp_bricks(c) + 8;
+  const int map = c.p.gather ? 4 * x_ahead(c) : 0;
+  return weights + warp_tiles(c) * 4 * c.batch + c.brick * 4 * c.batch + 8 * c.batch + 5 * warp_bricks(c) + 8 + map;
 }
 
 Q4_BOTH constexpr bool valid(const DecodeConfig& c, const Limits& limits) {
@@ -101,6 +106,7 @@ Q4_BOTH constexpr bool valid(const DecodeConfig& c, const Limits& limits) {
   if (c.tiles % (c.side * c.brick) != 0 || (c.tiles / c.side) % c.brick != 0) return false;
   if (threads(c) > 1024 || (c.side > 1 && c.teams > 15)) return false;  // 15 named barriers
   if (x_ahead(c) < 2 && most_slabs(c) > 1) return false;
+  if ((c.staged > 0) != (c.p.gather != 0) || c.staged < 0 || c.staged > rows(c)) return false;
   return shared_bytes(c) <= limits.shared_bytes && wanted_registers(c) <= thread_registers(c, limits);
 }
 

@@ -30,6 +30,7 @@ Q4_BOTH constexpr void divide_8(DecodeConfig& c, int share) {
   c.teams = each == 6 ? 8 : larger(1, c.side == 3 && each == 4 ? 4 : 16 / c.side);
   if (each == 3) c.teams = ceil_div(share, ceil_div(share, c.side > 1 ? c.teams : one_set ? 20 : 12));
   c.teams = smaller(c.teams, share);
+  if (each == 3 && !one_set && share == 5) c.teams = 4;  // five teams of one slab each would spill
   if (each <= 2)
     c.depth = each == 1 ? 4 : 2;
   else if (each == 3)
@@ -79,11 +80,15 @@ Q4_BOTH constexpr DecodeConfig decode_default(const Problem& p, i64 m, const Lim
   // The compiler does not keep in registers what some teams never load.
   if (c.depth > 1 && c.depth == most_slabs(c) && slabs(p.k) % slots(c) != 0) --c.depth;
   c.x_slots = smaller(3, most_slabs(c));
+  // Act-order: a slab is gathered in some 200 clocks a row and warp. Beyond that, or where warps share a team's slabs
+  // and all wait for each, x is permuted before: then this config is not valid().
+  if (p.gather && m <= 2 && c.side == 1 && most_slabs(c) <= 8) c.staged = 2;
   while (shared_bytes(c) > limits.shared_bytes && c.teams > 1) {
     --c.teams;
     c.x_slots = smaller(3, most_slabs(c));
   }
   while (wanted_registers(c) > thread_registers(c, limits) && c.depth > 1) --c.depth;
+  if (p.gather && p.unit < kSlabRows) c.depth = 1;  // more sets of scales and the map: no room for a second slab
   return c;
 }
 

@@ -1,4 +1,6 @@
-// x of the decode kernel: staged in shared memory slab by slab, read as fragments of B, and summed for the zeros.
+// x of the decode kernel: staged in shared memory slab by slab, read as fragments of B, and summed for the zeros. Under
+// act-order all of x comes there first, as it is, and slabs are gathered from it: a gather from memory meets a line an
+// element, in every block.
 #pragma once
 #include "decode_weights.h"
 #include "mma.h"
@@ -38,12 +40,15 @@ struct XRing {
   float* sums;     // this team's, [parity][set][row]
   u32 fragment;    // this lane's ldmatrix row in slot 0, for rows 0..7
   u32 fragment_8;  // and for rows 8..15
+  u16* whole;      // act-order: x as it comes, [row][x_k]
+  Words4 maps[x_ahead(C)];
   int lane, side, team;
   int slot = 0;
 
   Q4_DEVICE XRing(const MatmulArgs& a, const Place<C>& at) : lane(at.lane), side(at.side), team(at.team) {
     ring = shared_memory() + at.team * C.x_slots * x_slot_bytes(C);
     sums = reinterpret_cast<float*>(shared_memory() + x_bytes(C)) + at.team * 2 * slab_sets(C) * rows(C);
+    whole = reinterpret_cast<u16*>(shared_memory() + shared_bytes(C) - staged_bytes(C));
     const u32 base = shared_address(ring) + (at.lane >> 3) * 16;
     fragment = base + smaller(at.lane & 7, a.m - 1) * kXRowBytes;
     fragment_8 = base + smaller(8 + (at.lane & 7), a.m - 1) * kXRowBytes;
@@ -53,28 +58,45 @@ struct XRing {
   Q4_DEVICE void stage(const MatmulArgs& a, int slab, int into) {
     const int member = side * 32 + lane, first_row = member >> 4, column = (member & 15) * 8,
               p = slab * kSlabRows + column;
-    const bool inside = C.p.gather || C.p.x_k >= C.p.k || p < C.p.x_k;
-    const u16* x = a.x + first_row * a.x_stride + (C.p.gather || !inside ? 0 : p);
-    u8* to = ring + into * x_slot_bytes(C) + first_row * kXRowBytes + column * 2;
-    [[maybe_unused]] u32 from[8];
-    if constexpr (C.p.gather) {
-      const Words4 low = *reinterpret_cast<const Words4*>(a.x_map + p),
-                   high = *reinterpret_cast<const Words4*>(a.x_map + p + 4);
-      from[0] = low.x, from[1] = low.y, from[2] = low.z, from[3] = low.w;
-      from[4] = high.x, from[5] = high.y, from[6] = high.z, from[7] = high.w;
-    }
+    const bool inside = C.p.x_k >= C.p.k || p < C.p.x_k;
+    const u16* x = a.x + first_row * a.x_stride + (inside ? p : 0);
+    u32 to = shared_address(ring) + into * x_slot_bytes(C) + first_row * kXRowBytes + column * 2;
 #pragma unroll 1
     for (int row = first_row; row < a.m; row += 2 * C.side) {
-      if constexpr (C.p.gather) {
-        u32 v[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) v[i] = static_cast<i32>(from[i]) < 0 ? 0u : x[from[i]];
-        *reinterpret_cast<Words4*>(to) = {v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16};
-      } else {
-        async_copy16(shared_address(to), x, inside ? 16 : 0);
-      }
+      async_copy16(to, x, inside ? 16 : 0);
       x += 2 * C.side * a.x_stride;
       to += 2 * C.side * kXRowBytes;
+    }
+  }
+  /// Asks for all of x, by all threads.
+  Q4_DEVICE void stage_whole(const MatmulArgs& a) {
+    constexpr int kPieces = C.p.x_k / 8;  // of 16 bytes, in a row
+    for (int i = thread_index(); i < a.m * kPieces; i += threads(C))
+      async_copy16(shared_address(whole) + i * 16, a.x + i / kPieces * a.x_stride + i % kPieces * 8, 16);
+  }
+  /// Where this lane's four columns of a slab stand in x; below 0: nowhere, they are 0.
+  Q4_DEVICE static Words4 load_map(const MatmulArgs& a, const Place<C>& at, int i) {
+    return *reinterpret_cast<const Words4*>(a.x_map + (at.slot + i * slots(C)) * kSlabRows + 4 * at.lane);
+  }
+  /// Before the weights are asked for: the map, unlike x, is constant.
+  Q4_DEVICE void load_maps(const MatmulArgs& a, const Place<C>& at) {
+#pragma unroll
+    for (int i = 0; i < x_ahead(C); ++i)
+      if (C.p.gather && i < at.count) maps[i] = load_map(a, at, i);
+  }
+  /// One slab of x from all of it: a row a turn.
+  Q4_DEVICE void gather(const MatmulArgs& a, const Words4& map, int into) {
+    u8* to = ring + into * x_slot_bytes(C) + side * kXRowBytes + lane * 8;
+    const u16* x = whole + side * C.p.x_k;
+    const u32 from[4] = {map.x, map.y, map.z, map.w};
+#pragma unroll 1
+    for (int row = side; row < a.m; row += C.side) {
+      u32 v[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = static_cast<i32>(from[i]) < 0 ? 0u : x[from[i]];
+      *reinterpret_cast<Words2*>(to) = {v[0] | v[1] << 16, v[2] | v[3] << 16};
+      x += C.side * C.p.x_k;
+      to += C.side * kXRowBytes;
     }
   }
   Q4_DEVICE void sync_team() {
@@ -112,13 +134,25 @@ struct XRing {
   /// Asks for the first slabs and sums the first (as `next`). `then` runs when this thread's part of it has come.
   template <class F>
   Q4_DEVICE void first(const MatmulArgs& a, const Place<C>& at, F then) {
-#pragma unroll
-    for (int i = 0; i < x_ahead(C); ++i) {
-      if (i < at.count) stage(a, at.slot + i * slots(C), i);
+    if constexpr (C.p.gather) {
+      stage_whole(a);
       async_commit();
+      async_wait<0>();
+      then();
+      sync_block();
+#pragma unroll
+      for (int i = 0; i < x_ahead(C); ++i)
+        if (i < at.count) gather(a, maps[i], i);
+      if (x_ahead(C) < at.count) maps[0] = load_map(a, at, x_ahead(C));
+    } else {
+#pragma unroll
+      for (int i = 0; i < x_ahead(C); ++i) {
+        if (i < at.count) stage(a, at.slot + i * slots(C), i);
+        async_commit();
+      }
+      async_wait<x_ahead(C) - 1>();
+      then();
     }
-    async_wait<x_ahead(C) - 1>();
-    then();
     if constexpr (!sums_itself(C)) {
       if (at.count == 0) return;
       sync_team();
@@ -132,8 +166,13 @@ struct XRing {
     if constexpr (most_slabs(C) > 1) async_wait<x_ahead(C) - (sums_itself(C) ? 1 : 2)>();
     sync_team();
     if constexpr (most_slabs(C) > x_ahead(C)) {
-      if (i + x_ahead(C) < at.count)
-        stage(a, at.slot + (i + x_ahead(C)) * slots(C), slot == 0 ? C.x_slots - 1 : slot - 1);
+      const int into = slot == 0 ? C.x_slots - 1 : slot - 1, coming = i + x_ahead(C);
+      if (C.p.gather && coming < at.count) {
+        gather(a, maps[0], into);
+        if (coming + 1 < at.count) maps[0] = load_map(a, at, coming + 1);
+      } else if (coming < at.count) {
+        stage(a, at.slot + coming * slots(C), into);
+      }
     }
     if constexpr (most_slabs(C) > 1) {
       async_commit();  // a group each time, so that waiting for all but some goes on meaning the oldest

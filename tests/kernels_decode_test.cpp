@@ -11,7 +11,7 @@ const bool kThreads = emulation::default_engine() == emulation::Engine::kThreads
 /// A kernel's tunables beside the case, as one template argument.
 struct DecodeTest {
   EmulatedCase matrix;
-  int batch = 1, tiles = 2, side = 1, brick = 1, teams = 2, depth = 2, x_slots = 3, cluster = 1, early = 0;
+  int batch = 1, tiles = 2, side = 1, brick = 1, teams = 2, depth = 2, x_slots = 3, cluster = 1, early = 0, staged = 0;
   constexpr DecodeConfig config() const {
     return {.p = matrix.problem(),
             .batch = batch,
@@ -22,7 +22,8 @@ struct DecodeTest {
             .depth = depth,
             .x_slots = x_slots,
             .cluster = cluster,
-            .early = early};
+            .early = early,
+            .staged = staged};
   }
 };
 
@@ -31,8 +32,10 @@ void check_decode(const std::string& name) {
   constexpr DecodeConfig C = T.config();
   static_assert(valid(C, Limits{.arch = 90, .shared_bytes = 232448}));
   CAPTURE(name);
-  const int most = rows(C);
-  const std::vector<int> m = kThreads ? std::vector<int>{most} : std::vector<int>{1, 2, most - 1, most};
+  const int most = C.p.gather ? C.staged : rows(C);
+  std::vector<int> m = {1, 2, most - 1, most};
+  if (kThreads || most < 2) m = {most};
+  if (most == 2) m = {1, 2};
   const double error = largest_error(T.matrix, m, 0, [](const MatmulArgs& args) {
     emulation::emulate({.grid = grid(T.config(), args.m),
                         .threads = threads(T.config()),
@@ -70,13 +73,19 @@ TEST_CASE("decode: tails, units, zeros, bias, types") {
 }
 
 TEST_CASE("decode: act-order, gathered inside and before") {
-  CHECK_DECODE(.matrix = {.k = 512, .n = 64, .group = 128, .act_order = ActOrder::kPermuted});
+  CHECK_DECODE(.matrix = {.k = 512, .n = 64, .group = 128, .act_order = ActOrder::kPermuted}, .staged = 8);
   if (kThreads) return;
   CHECK_DECODE(.matrix = {.k = 264, .n = 64, .group = 64, .unit = 64, .act_order = ActOrder::kPermuted, .bf16 = true},
-               .batch = 2);
-  CHECK_DECODE(.matrix = {
-                   .k = 256, .n = 64, .group = 32, .unit = 32, .act_order = ActOrder::kUneven, .spare_rows = 256});
+               .batch = 2, .staged = 16);
+  CHECK_DECODE(
+          .matrix = {.k = 256, .n = 64, .group = 32, .unit = 32, .act_order = ActOrder::kUneven, .spare_rows = 256},
+          .staged = 4);
   CHECK_DECODE(.matrix = {.k = 240, .n = 64, .group = 24, .unit = 32, .fused = false});
+  // More slabs than x_slots: gathered as the loop goes; several warps side by side, two blocks, one row.
+  CHECK_DECODE(.matrix = {.k = 1408, .n = 128, .act_order = ActOrder::kPermuted}, .tiles = 4, .side = 2, .brick = 2,
+               .x_slots = 3, .cluster = 2, .staged = 8);
+  CHECK_DECODE(.matrix = {.k = 1664, .n = 64, .act_order = ActOrder::kPermuted}, .depth = 1, .staged = 2);
+  CHECK_DECODE(.matrix = {.k = 1152, .n = 64, .act_order = ActOrder::kPermuted}, .teams = 9, .depth = 1, .staged = 1);
 }
 
 TEST_CASE("decode: clusters split k") {

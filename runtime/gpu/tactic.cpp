@@ -26,13 +26,12 @@ void force_math(Tactic& tactic, Math math) {
     if (name == "half2" && math != Math::kAuto) value = math == Math::kHalf2;
 }
 
-/// Rows of W up to which one row of x is gathered in the kernel: every block does it anew (8192 lost on an H200).
-constexpr std::int64_t kFusedGatherMost = 6144;
-
-/// Gathering inside the kernel repeats it in every block: worth it for one row.
-bool remap_first(const Matrix& matrix, const PlanOptions& options, std::int64_t m, bool invariant) {
+/// Whether x is permuted by a kernel of its own. gemv gathers x from memory anew in every block: worth it for one short
+/// row (8192 lost on an H200). decode gathers from shared memory, and has no default where x does not fit there.
+bool remap_first(const Matrix& matrix, const PlanOptions& options, std::int64_t m, bool is_gemv, bool invariant) {
+  constexpr std::int64_t kFusedGatherMost = 6144;
   if (!mapped(matrix) || options.gather == Gather::kFused) return false;
-  return options.gather == Gather::kSeparate || invariant || m > 1 || matrix.packed_k > kFusedGatherMost;
+  return options.gather == Gather::kSeparate || invariant || (is_gemv && (m > 1 || matrix.packed_k > kFusedGatherMost));
 }
 
 }  // namespace
@@ -87,7 +86,7 @@ Tactic default_tactic(const Matrix& matrix, const PlanOptions& options, std::int
     const bool last = &kernel == &jit::matmul_kernels().back();
     if (last && may_reconstruct && m >= kReconstructFrom) return {};
     if (!last && options.math != Math::kAuto) continue;
-    for (const bool remap : {remap_first(matrix, options, m, invariant), mapped(matrix)}) {
+    for (const bool remap : {remap_first(matrix, options, m, last, invariant), mapped(matrix)}) {
       tactic.remap = remap;
       const Problem problem = make_problem(matrix, bf16, tactic);
       const auto values = invariant ? kernel.invariant(problem, limits) : kernel.defaults(problem, m, limits);

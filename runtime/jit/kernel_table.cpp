@@ -42,7 +42,7 @@ struct Traits<DecodeConfig> {
     if (m > (limits.arch == 90 ? 8 : 16)) return std::nullopt;
     return decode_default(p, static_cast<int>(m), limits);
   }
-  static bool serves(const DecodeConfig& c, i64 m) { return m <= rows(c); }
+  static bool serves(const DecodeConfig& c, i64 m) { return q4::serves(c, m); }
   static constexpr bool overlaps = true;
 };
 
