@@ -41,9 +41,13 @@ Q4_BOTH constexpr void divide_8(DecodeConfig& c, int share) {
     for (int depth = 2; depth > 0; --depth)
       if (share % depth == 0 && share / depth <= 16) c.teams = share / depth, c.depth = depth;
   }
+  // Two slabs for every warp, and nothing after them: better one after the other than both at once, from half of the
+  // warps.
+  const bool two = c.tiles == 2 && c.side == 1 && slabs(c.p.k) == 2 * slots(c) && one_set && !c.p.bf16 && !c.p.gather;
+  if (two) c.depth = 1;
   // Where unpacking takes long beside a slab's loads.
   c.early = each == 4 || (c.tiles == 4 && pair) || c.p.bf16;
-  c.stagger = c.tiles < 16;
+  c.stagger = c.tiles < 16 && !two;
 }
 
 /// The same for 9 to 16 rows.

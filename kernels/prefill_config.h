@@ -141,7 +141,8 @@ Q4_BOTH constexpr double prefill_estimate(const PrefillConfig& c, i64 m, const L
   const double step = c.rows == 16 ? 17.7 : c.rows == 32 ? 20.2 : c.rows == 64 ? 29.3 : c.rows == 128 ? 43.4 : 83;
   double part = 1;  // small things, as factors
   // Where k is long and little is converted, fewer warps do as well, and save the sums of a second team.
-  const bool long_part = c.split > 1 && slabs(c.p.k) / c.split >= 32 && !c.p.bf16 && c.p.unit % kSlabRows == 0;
+  const bool long_part =
+      c.split > 1 && slabs(c.p.k) / c.split >= (consumers(c) == 1 ? 32 : 14) && !c.p.bf16 && c.p.unit % kSlabRows == 0;
   if (consumers(c) == 1) part *= c.rows > 32 || c.split == 1 ? 1.5 : long_part ? 0.97 : 1.13;  // latencies show
   if (consumers(c) == 2 && c.teams == 1 && long_part && c.rows <= 64)
     part *= 0.97;
