@@ -96,6 +96,18 @@ TEST_CASE("q4-autotune: kill -9 loses the shape that was being measured and noth
   CHECK_FALSE(resumed["shapes"].at(2)["buckets"].empty());
 }
 
+TEST_CASE("q4-autotune: more shapes than the budget has time for end within 10% of it, each with something") {
+  const Sandbox box;
+  std::ofstream shapes(box.file("s.csv"));
+  shapes << "k,n,group\n";
+  for (const int n : {2048, 4096, 3072, 6144, 2560, 5120}) shapes << "2048," << n << ",128\n";
+  shapes.close();
+  const Json tuned = Json::parse(
+      box.run("q4-autotune --device cpu --shapes " + box.file("s.csv") + " --m 1-512 --budget 8 --json").out);
+  CHECK(tuned["seconds"] <= 8 * 1.1);
+  for (const Json& shape : tuned["shapes"]) CHECK_FALSE(shape["buckets"].empty());
+}
+
 TEST_CASE("q4-autotune: two on one device notice each other, take turns and lose nothing") {
   const Sandbox box;
   const std::string out = "--again --out " + box.file("t.jsonl");

@@ -10,7 +10,7 @@ namespace {
 
 /// What docs/amd.md says at length; q4-info prints it.
 constexpr const char* kVerified =
-    "by compilers and by interpreting the code objects; never run on AMD silicon (docs/amd.md)";
+    "by compilers, by interpreting the code objects, and on NVIDIA through HIP; never run on AMD silicon (docs/amd.md)";
 
 class HipBackend : public Backend {
  public:
