@@ -12,6 +12,7 @@
 #include "runtime/backends/hip/compiler.hpp"
 #include "runtime/jit/code_object_info.hpp"
 #include "runtime/jit/kernel_table.hpp"
+#include "sandbox.hpp"
 #include "tests/amdgpu/disassemble.hpp"
 
 namespace q4::test {
@@ -136,6 +137,21 @@ TEST_CASE("AMD instructions: the ones that the design counts on") {
     if (target.matrix != hip::MatrixCore::kNone && !either)
       expect(tile->source(bf16, jit::parse_values(*tile, "half2=0")), {core + "\\d*_?bf16"});
   }
+}
+
+TEST_CASE("AMD compilers: a clang without its linker is passed over, and said to be") {
+  const Sandbox box;
+  std::ofstream(box.file("clang++")) << "#!/bin/sh\n"
+                                        "case $1 in --version) echo clang version 19.1.7 ;; *) echo lld ;; esac\n";
+  std::filesystem::permissions(box.file("clang++"), std::filesystem::perms::owner_all);
+  const char* before = std::getenv("Q4_HIP_CLANG");
+  const std::string kept = before ? before : "";
+  ::setenv("Q4_HIP_CLANG", box.file("clang++").c_str(), 1);
+  hip::Compiler compiler;
+  const std::string text = compiler.clang_text();
+  before ? ::setenv("Q4_HIP_CLANG", kept.c_str(), 1) : ::unsetenv("Q4_HIP_CLANG");
+  CHECK(text.find("no clang++ of 17 or later") == 0);
+  CHECK(text.find(box.file("clang++") + " has no lld") != std::string::npos);
 }
 
 TEST_CASE("AMD compilers: errors are errors, and an abort takes only its own process") {

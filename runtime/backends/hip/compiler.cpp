@@ -106,6 +106,10 @@ const Compiler::Clang& Compiler::clang() {
       const auto said = run_program({path, "--version"}, "").out;
       const auto at = said.find("clang version ");
       if (at == said.npos) continue;
+      if (run_program({path, "-print-prog-name=lld"}, "").out.find('/') == std::string::npos) {
+        without_linker_ += fmt::format("; {} has no lld, which it needs to link", path);
+        continue;
+      }
       const auto from = at + 14;
       clang_ = {path, said.substr(from, said.find_first_of(" \n(", from) - from), std::atoi(said.c_str() + from)};
       return;
@@ -117,7 +121,8 @@ const Compiler::Clang& Compiler::clang() {
 std::string Compiler::clang_text() {
   const auto& found = clang();
   return found.major ? fmt::format("clang {} ({})", found.version, found.path)
-                     : "no clang++ of 17 or later on $PATH (set Q4_HIP_CLANG to a path to use another)";
+                     : "no clang++ of 17 or later with its lld on $PATH (set Q4_HIP_CLANG to a path to use another)" +
+                           without_linker_;
 }
 
 Compiler::With Compiler::choose(const std::string& arch, std::string& problem) {
