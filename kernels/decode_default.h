@@ -84,9 +84,8 @@ Q4_BOTH constexpr DecodeConfig decode_default(const Problem& p, i64 m, const Lim
   // The compiler does not keep in registers what some teams never load.
   if (c.depth > 1 && c.depth == most_slabs(c) && slabs(p.k) % slots(c) != 0) --c.depth;
   c.x_slots = smaller(3, most_slabs(c));
-  // Act-order: a slab is gathered in some 200 clocks a row and warp. Beyond that, or where warps share a team's slabs
-  // and all wait for each, x is permuted before: then this config is not valid().
-  if (p.gather && m <= 2 && c.side == 1 && most_slabs(c) <= 8) c.staged = 2;
+  for (c.staged = p.gather ? 2 : 0; c.staged > 0 && c.staged < m;) c.staged *= 2;
+  if (staged_bytes(c) > limits.shared_bytes / 2) c.staged = 0;  // not valid(): x must be permuted before
   while (shared_bytes(c) > limits.shared_bytes && c.teams > 1) {
     --c.teams;
     c.x_slots = smaller(3, most_slabs(c));
@@ -94,6 +93,13 @@ Q4_BOTH constexpr DecodeConfig decode_default(const Problem& p, i64 m, const Lim
   while (wanted_registers(c) > thread_registers(c, limits) && c.depth > 1) --c.depth;
   if (p.gather && p.unit < kSlabRows) c.depth = 1;  // more sets of scales and the map: no room for a second slab
   return c;
+}
+
+/// Whether gathering x inside beats permuting it before. A row of a slab takes a warp some 200 clocks: not for many
+/// rows or slabs, nor where warps share a team's slabs and all wait for each.
+Q4_BOTH constexpr bool decode_gathers(const Problem& p, i64 m, const Limits& limits) {
+  const DecodeConfig c = decode_default(p, m, limits);
+  return m <= 2 && c.side == 1 && most_slabs(c) <= 8;
 }
 
 }  // namespace q4

@@ -26,14 +26,6 @@ void force_math(Tactic& tactic, Math math) {
     if (name == "half2" && math != Math::kAuto) value = math == Math::kHalf2;
 }
 
-/// Whether x is permuted by a kernel of its own. gemv gathers x from memory anew in every block: worth it for one short
-/// row (8192 lost on an H200). decode gathers from shared memory, and has no default where x does not fit there.
-bool remap_first(const Matrix& matrix, const PlanOptions& options, std::int64_t m, bool is_gemv, bool invariant) {
-  constexpr std::int64_t kFusedGatherMost = 6144;
-  if (!mapped(matrix) || options.gather == Gather::kFused) return false;
-  return options.gather == Gather::kSeparate || invariant || (is_gemv && (m > 1 || matrix.packed_k > kFusedGatherMost));
-}
-
 }  // namespace
 
 std::string Tactic::str() const {
@@ -86,7 +78,11 @@ Tactic default_tactic(const Matrix& matrix, const PlanOptions& options, std::int
     const bool last = &kernel == &jit::matmul_kernels().back();
     if (last && may_reconstruct && m >= kReconstructFrom) return {};
     if (!last && options.math != Math::kAuto) continue;
-    for (const bool remap : {remap_first(matrix, options, m, last, invariant), mapped(matrix)}) {
+    tactic.remap = false;
+    const bool gathers = !mapped(matrix) || options.gather == Gather::kFused ||
+                         (options.gather == Gather::kAuto && !invariant &&
+                          kernel.gathers(make_problem(matrix, bf16, tactic), m, limits));
+    for (const bool remap : {!gathers, mapped(matrix)}) {
       tactic.remap = remap;
       const Problem problem = make_problem(matrix, bf16, tactic);
       const auto values = invariant ? kernel.invariant(problem, limits) : kernel.defaults(problem, m, limits);

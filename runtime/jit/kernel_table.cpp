@@ -32,6 +32,8 @@ struct Traits<GemvConfig> {
   static GemvConfig invariant(const Problem& p, const Limits&) {
     return {.p = p, .half2 = 0, .rows = 4, .tiles = 2, .warps = 8};
   }
+  /// From memory, in every block: worth it for one short row (8192 lost on an H200).
+  static bool gathers(const Problem& p, i64 m, const Limits&) { return m == 1 && p.k <= 6144; }
 };
 
 template <>
@@ -43,6 +45,7 @@ struct Traits<DecodeConfig> {
     return decode_default(p, static_cast<int>(m), limits);
   }
   static bool serves(const DecodeConfig& c, i64 m) { return q4::serves(c, m); }
+  static bool gathers(const Problem& p, i64 m, const Limits& limits) { return decode_gathers(p, m, limits); }
   static constexpr bool overlaps = true;
 };
 
@@ -212,6 +215,12 @@ MatmulKernel row() {
     return std::nullopt;
   };
   kernel.space = [](const Problem& p, std::int64_t m, const Limits& limits) { return space<C>(p, m, limits); };
+  kernel.gathers = [](const Problem& p, std::int64_t m, const Limits& limits) {
+    if constexpr (requires { T::gathers(p, m, limits); })
+      return T::gathers(p, m, limits);
+    else
+      return false;
+  };
   kernel.valid = [](const Problem& p, const Values& v, const Limits& limits) {
     return valid(make_config<C>(p, v), limits);
   };

@@ -41,6 +41,8 @@ struct MatmulKernel {
   std::optional<Values> (*invariant)(const Problem&, const Limits&);
   /// Every valid config worth measuring for this m.
   std::vector<Values> (*space)(const Problem&, std::int64_t m, const Limits&);
+  /// Whether its default had better gather act-order's x itself (`gather`) than have it permuted before.
+  bool (*gathers)(const Problem&, std::int64_t m, const Limits&);
   bool (*valid)(const Problem&, const Values&, const Limits&);
   bool (*serves)(const Problem&, const Values&, std::int64_t m);
   KernelShape (*shape)(const Problem&, const Values&, std::int64_t m, const Limits&);
