@@ -55,8 +55,9 @@ void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* wo
   const std::size_t step = path == Path::kAmx ? 2 * 16 : path == Path::kPanel ? std::size_t(kernels_.panel_rows) : 1;
   const PackX packing = pack_job(rows, workspace);
   // Few values are packed sooner than the pool wakes up.
-  const auto pack_rows = std::int64_t(
-      round_up(std::max<std::size_t>(1, (std::size_t(1) << 15) / std::size_t(packing.blocks * kBlock)), step));
+  const auto pack_rows =
+      std::int64_t(round_up(std::max<std::size_t>(1, (std::size_t(1) << 15) / std::size_t(packing.blocks * kBlock)),
+                            path == Path::kPanel ? step : 1));  // AMX packs row by row
   const auto pack_task = [&](std::int64_t task, int) {
     pack_x(packing, task * pack_rows, std::min((task + 1) * pack_rows, rows.count));
   };
