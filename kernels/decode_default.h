@@ -85,7 +85,6 @@ Q4_BOTH constexpr DecodeConfig decode_default(const Problem& p, i64 m, const Lim
   if (c.depth > 1 && c.depth == most_slabs(c) && slabs(p.k) % slots(c) != 0) --c.depth;
   c.x_slots = smaller(3, most_slabs(c));
   for (c.staged = p.gather ? 2 : 0; c.staged > 0 && c.staged < m;) c.staged *= 2;
-  if (staged_bytes(c) > limits.shared_bytes / 2) c.staged = 0;  // not valid(): x must be permuted before
   while (shared_bytes(c) > limits.shared_bytes && c.teams > 1) {
     --c.teams;
     c.x_slots = smaller(3, most_slabs(c));
@@ -98,8 +97,9 @@ Q4_BOTH constexpr DecodeConfig decode_default(const Problem& p, i64 m, const Lim
 /// Whether gathering x inside beats permuting it before. A row of a slab takes a warp some 200 clocks: not for many
 /// rows or slabs, nor where warps share a team's slabs and all wait for each.
 Q4_BOTH constexpr bool decode_gathers(const Problem& p, i64 m, const Limits& limits) {
+  if (m > 2) return false;
   const DecodeConfig c = decode_default(p, m, limits);
-  return m <= 2 && c.side == 1 && most_slabs(c) <= 8;
+  return c.side == 1 && most_slabs(c) <= 8 && staged_bytes(c) <= limits.shared_bytes / 2;
 }
 
 }  // namespace q4

@@ -82,9 +82,11 @@ TEST_CASE("decode: act-order, gathered inside and before") {
           .staged = 4);
   CHECK_DECODE(.matrix = {.k = 240, .n = 64, .group = 24, .unit = 32, .fused = false});
   // More slabs than x_slots: gathered as the loop goes; several warps side by side, two blocks, one row.
-  CHECK_DECODE(.matrix = {.k = 1408, .n = 128, .act_order = ActOrder::kPermuted}, .tiles = 4, .side = 2, .brick = 2,
+  CHECK_DECODE(.matrix = {.k = 1664, .n = 128, .act_order = ActOrder::kPermuted}, .tiles = 4, .side = 2, .brick = 2,
                .x_slots = 3, .cluster = 2, .staged = 8);
   CHECK_DECODE(.matrix = {.k = 1664, .n = 64, .act_order = ActOrder::kPermuted}, .depth = 1, .staged = 2);
+  CHECK_DECODE(.matrix = {.k = 256, .n = 64, .act_order = ActOrder::kPermuted}, .teams = 3,
+               .staged = 1);  // an idle team
   CHECK_DECODE(.matrix = {.k = 1152, .n = 64, .act_order = ActOrder::kPermuted}, .teams = 9, .depth = 1, .staged = 1);
 }
 

@@ -23,7 +23,7 @@ enum class Gather : std::uint8_t {
   kAuto,
   kFused,
   kSeparate
-};  ///< act-order: x permuted inside the kernel or before it
+};  ///< act-order: x permuted inside the kernel, where one that serves this m can, or before it
 
 struct PlanOptions {
   std::int64_t max_m = 1;          ///< largest m that run() will accept; sizes the workspace
