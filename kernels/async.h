@@ -1,4 +1,4 @@
-// Asynchronous copies, barriers among some warps, clusters and programmatic launch: one helper each PTX instruction.
+// Asynchronous copies, barriers among some warps, and clusters: one helper each PTX instruction.
 // Addresses of shared memory are 32-bit (shared_address), global ones ordinary pointers.
 #pragma once
 #include "device.h"

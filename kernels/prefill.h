@@ -10,8 +10,8 @@
 //   epilogue    parts of k summed in a fixed order (teams, cluster, cut tiles), bias, rounding, store
 //
 // Launch: grid(C, m, limits) blocks of threads(C), __launch_bounds__(threads(C), 1), cluster dimension cluster(C),
-// shared_bytes(C) of dynamic shared memory. Tensor maps, 2-d, 16-bit type of the problem, element strides 1, no
-// interleave, 128-byte swizzle, zero fill:
+// shared_bytes(C) of dynamic shared memory; programmatic stream serialization is allowed. Tensor maps, 2-d, 16-bit type
+// of the problem, element strides 1, no interleave, 128-byte swizzle, zero fill:
 //   x_map    {x_k, m}, row stride x_stride, box {64, x_box_rows(C, m)}; L2 promotion 256 bytes
 //   out_map  {n, m}, row stride out_stride, box {64, rows}; not read where one_tile(C)
 #pragma once

@@ -23,8 +23,9 @@ foreach(case IN LISTS cases)
   set(serial "")
   if(label STREQUAL "torture")  # a hundred processes: alone, as their times count
     set(serial "RUN_SERIAL ON ")
-  endif()
-  if(name MATCHES "q4-autotune")  # they would take turns on the CPU, within their budgets
+  elseif(name MATCHES "q4-autotune: more shapes than the budget")
+    set(serial "RUN_SERIAL ON ")
+  elseif(name MATCHES "q4-autotune")  # they would take turns on the CPU, within their budgets
     set(serial "RESOURCE_LOCK tuner ")
   endif()
   string(APPEND text "add_test([==[${label}: ${name}]==] [==[${BINARY}]==] [==[--test-case=${filter}]==] "

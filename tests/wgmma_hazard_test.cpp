@@ -58,7 +58,8 @@ std::vector<Line> parse(const std::string& listing) {
       line.text = name + operands;
       std::smatch target;
       if (name.starts_with("BRA") && std::regex_search(operands, target, kBranch)) line.target = target[1];
-      const int width = name.find(".128") != std::string::npos ? 4 : name.find(".64") != std::string::npos ? 2 : 1;
+      const bool wide = name.find(".64") != std::string::npos || name.find(".WIDE") != std::string::npos;
+      const int width = name.find(".128") != std::string::npos ? 4 : wide ? 2 : 1;
       for (std::sregex_iterator i(operands.begin(), operands.end(), kRegister), end; i != end; ++i) {
         const auto at = static_cast<std::size_t>(i->position());
         const bool address = operands.find('[') < at && at < operands.find(']');
@@ -160,10 +161,14 @@ TEST_CASE("sm_90a: no instruction touches what a wgmma in flight owns") {
     std::set<jit::Values> chosen;
     for (const std::int64_t m : {16, 64, 256, 1024, 4096})
       if (const auto values = prefill.defaults(p, m, limits)) chosen.insert(*values);
-    const auto space = prefill.space(p, 4096, limits);
-    for (std::size_t i = 0; i < space.size(); i += sweep ? 1 : 13) chosen.insert(space[i]);
-    const std::string once = "rows=16 strips=4 teams=1 split=1 share=1 cut=2 fold=0";  // was found wrong on an H200
-    chosen.insert(jit::parse_values(prefill, once));
+    for (const std::int64_t m : {16, 64, 4096}) {
+      const auto space = prefill.space(p, m, limits);
+      for (std::size_t i = 0; i < space.size(); i += sweep ? 1 : 29) chosen.insert(space[i]);
+    }
+    // Were found wrong on an H200.
+    for (const char* once : {"rows=16 strips=4 teams=1 split=1 share=1 cut=2 fold=0",
+                             "rows=16 strips=2 teams=1 split=1 share=2 cut=2 fold=0"})
+      chosen.insert(jit::parse_values(prefill, once));
     for (const auto& values : chosen) {
       const auto source = prefill.source(p, values);
       const auto lines = parse(disassemble(nvdisasm, nvrtc.compile(source, "sm_90a", {"-std=c++20"}), sandbox));
