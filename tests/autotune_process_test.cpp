@@ -40,7 +40,7 @@ TEST_CASE("q4-autotune: a tactic that crashes or hangs is quarantined, and the r
   const std::string victim = challenger(box);
   for (const std::string fault : {"abort", "hang"}) {
     CAPTURE(fault);
-    const std::string tune = kTune + std::string("--watchdog 1 --out ") + box.file(fault + ".jsonl ");
+    const std::string tune = kTune + std::string("--watchdog 3 --out ") + box.file(fault + ".jsonl ");
     const std::string wrapper = "env 'Q4_AUTOTUNE_FAULT=" + fault + ":" + victim + "' ";
     const Ended ended = box.run(tune + "--json --report " + box.file("report.html"), false, wrapper);
     REQUIRE(ended.status == 0);
