@@ -177,7 +177,7 @@ TEST_CASE("AMD compilers: errors are errors, and an abort takes only its own pro
   CHECK_THROWS_WITH_AS(compiler().compile(jit::read_source(256, 4), "gfx906"),
                        doctest::Contains("/nowhere/q4-hip-compile"), Error);
   ::unsetenv("Q4_HIP_COMPILE");
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   return skip("the sanitizer reports the abort in its own way");
 #endif
   if (hip::helper_program().empty() || compiler().hiprtc().release() >= 505) return skip("no hipRTC that aborts");

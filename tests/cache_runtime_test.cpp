@@ -10,6 +10,7 @@
 
 #include "cache_support.hpp"
 #include "reference.hpp"
+#include "report.hpp"
 #include "runtime/backends/cuda/driver.hpp"
 #include "runtime/jit/embedded.hpp"
 #include "runtime/runtime.hpp"
@@ -337,7 +338,7 @@ TEST_CASE("a hit in memory costs under a microsecond") {
         best, std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count() / kHits);
   }
   MESSAGE("a hit in memory: " << best << " us");
-  CHECK(best < 5);  // sanitizers and busy machines; what it is, the line above says
+  CHECK(best < 5 * test::kSlower);  // sanitizers and busy machines; what it is, the line above says
   CHECK(cache.counters().memory == 5 * kHits);
 }
 

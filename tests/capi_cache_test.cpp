@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -14,9 +15,9 @@
 namespace q4::cache {
 namespace {
 
-struct Seen {
-  int events = 0, progress = 0, cancels = 0, compiled = 0;
-  bool whole = true;
+struct Seen {  // events come from any thread
+  std::atomic<int> events = 0, progress = 0, cancels = 0, compiled = 0;
+  std::atomic<bool> whole = true;
 };
 
 void see_event(void* user, const q4_cache_event* event) {

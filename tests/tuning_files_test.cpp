@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "on_device.hpp"
+#include "report.hpp"
 #include "runtime/untuned.hpp"
 #include "tools/merge.hpp"
 #include "tools/shapes.hpp"
@@ -60,7 +61,7 @@ TEST_CASE("ten thousand records load in milliseconds, and each is found") {
   }
   MESSAGE("10,000 records in " << std::filesystem::file_size(folder.file("big.jsonl")) / 1000 << " kB: " << best
                                << " ms with one look-up");
-  CHECK(best < 100);  // a few; parsing them all takes hundreds
+  CHECK(best < 100 * test::kSlower);  // a few; parsing them all takes hundreds
 }
 
 TEST_CASE("what load() did not read is told by the look-up, with file and line") {
