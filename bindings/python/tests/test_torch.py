@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 import exllama_kernels as ek  # noqa: E402
 import q4  # noqa: E402
 import q4.torch as q4_torch  # noqa: E402
+from torch import library as torch_library  # noqa: E402
 from samples import Sample, activations, assert_close, gptq, save_checkpoint  # noqa: E402
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -132,7 +133,7 @@ def test_compile_makes_one_graph(device: Any) -> None:
     for m in (2, 5, 9):
         x = torch.from_numpy(activations(m, 256)).to(device)
         torch.testing.assert_close(compiled(x), twice(x))
-    torch.library.opcheck(
+    torch_library.opcheck(
         torch.ops.q4.matmul.default, (x, linear._number, 256), test_utils=("test_schema", "test_faketensor")
     )
 

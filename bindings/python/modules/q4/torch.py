@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch import library as torch_library
 
 import q4
 from q4._native import Checkpoint, Matrix
@@ -14,7 +15,7 @@ from q4._native import Checkpoint, Matrix
 _matrices: "weakref.WeakValueDictionary[int, Matrix]" = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
 
-_torch_library: Any = torch.library  # hardly annotated
+_torch_library: Any = torch_library  # hardly annotated
 _library = _torch_library.Library("q4", "FRAGMENT")
 _library.define("matmul(Tensor x, int matrix, int n) -> Tensor")
 
