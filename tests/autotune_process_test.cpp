@@ -21,14 +21,16 @@ using namespace std::chrono_literals;
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-constexpr const char* kShape = "q4-autotune --device cpu --shape 256x128 --group 32 --budget 20 ";
-constexpr const char* kTune = "q4-autotune --device cpu --shape 256x128 --group 32 --budget 20 --m 1,16 ";
+const std::string kBudget = "--budget " + std::to_string(20 * test::kSlower) + " ";
+// Warm: thousands of cold copies of so small a matrix would be most of the time, and more mappings than TSan has.
+const std::string kShape = "q4-autotune --device cpu --shape 256x128 --group 32 --policy warm " + kBudget;
+const std::string kTune = kShape + "--m 1,16 ";
 
 Json only_shape(const Ended& ended) { return Json::parse(ended.out)["shapes"].at(0); }
 
 /// What competes with the default in that shape.
 std::string challenger(const Sandbox& box) {
-  const Json shape = only_shape(box.run(std::string(kTune) + "--exhaustive --json --out " + box.file("all.jsonl")));
+  const Json shape = only_shape(box.run(kTune + "--exhaustive --json --out " + box.file("all.jsonl")));
   for (const Json& c : shape["contenders"])
     if (c["m"] == 1 && c["tactic"] != shape["buckets"].at(0)["tactic"]) return c["tactic"];
   FAIL("there is one tactic alone");
@@ -40,7 +42,8 @@ TEST_CASE("q4-autotune: a tactic that crashes or hangs is quarantined, and the r
   const std::string victim = challenger(box);
   for (const std::string fault : {"abort", "hang"}) {
     CAPTURE(fault);
-    const std::string tune = kTune + std::string("--watchdog 3 --out ") + box.file(fault + ".jsonl ");
+    const std::string tune =
+        kTune + "--watchdog " + std::to_string(3 * test::kSlower) + " --out " + box.file(fault + ".jsonl ");
     const std::string wrapper = "env 'Q4_AUTOTUNE_FAULT=" + fault + ":" + victim + "' ";
     const Ended ended = box.run(tune + "--json --report " + box.file("report.html"), false, wrapper);
     REQUIRE(ended.status == 0);
@@ -57,7 +60,7 @@ TEST_CASE("q4-autotune: a tactic that crashes or hangs is quarantined, and the r
     CHECK(again.status == 0);
     CHECK(contains(again.out, "kept from"));
     CHECK(contains(again.out, "'" + victim + "' is quarantined"));
-    const std::string more = kShape + std::string("--m 1,16,32 --json --out ") + box.file(fault + ".jsonl ");
+    const std::string more = kShape + "--m 1,16,32 --json --out " + box.file(fault + ".jsonl ");
     CHECK(only_shape(box.run(more, false, wrapper))["quarantined"].size() == 1);
     CHECK(only_shape(box.run(tune + "--again --json"))["quarantined"].empty());
   }
@@ -65,7 +68,7 @@ TEST_CASE("q4-autotune: a tactic that crashes or hangs is quarantined, and the r
 
 TEST_CASE("q4-autotune: a default that crashes is replaced by what works") {
   const Sandbox box;
-  const std::string tune = std::string(kTune) + "--json --out " + box.file("a.jsonl ");
+  const std::string tune = kTune + "--json --out " + box.file("a.jsonl ");
   const Json untuned = Json::parse(
       box.run("q4-bench --device cpu --shape 256x128 --group 32 --m 1 --untuned --seconds 0.05 --json").out);
   const std::string standard = untuned["points"].at(0)["kernel"];
@@ -128,7 +131,8 @@ TEST_CASE("q4-autotune: two on one device notice each other, take turns and lose
 TEST_CASE("q4-autotune: shards write their own files, which q4-cache merge unites; slices; recorded shapes; policies") {
   const Sandbox box;
   std::ofstream(box.file("s.csv")) << "layer,k,n,group\nqkv,256,128,32\no,256,256,32\ndown,512,128,32\n";
-  const std::string tune = "q4-autotune --device cpu --shapes " + box.file("s.csv") + " --m 1,2 --budget 20 ";
+  const std::string tune =
+      "q4-autotune --device cpu --shapes " + box.file("s.csv") + " --m 1,2 --policy warm " + kBudget;
   std::string files;
   for (const char* shard : {"0", "1"}) {
     CHECK(box.run(tune + "--shard " + shard + "/2 --out " + box.file("gpu.jsonl")).status == 0);
@@ -150,7 +154,7 @@ TEST_CASE("q4-autotune: shards write their own files, which q4-cache merge unite
   std::ofstream(box.file("u.jsonl")) << R"({"k":256,"n":64,"group":32,"act_order":true,"activation":"fp32"})"
                                      << "\n";
   const Json recorded =
-      only_shape(box.run("q4-autotune --device cpu --budget 20 --m 1,2 --json --policy warm --shapes " +
+      only_shape(box.run("q4-autotune --device cpu --m 1,2 " + kBudget + "--json --policy warm --shapes " +
                          box.file("u.jsonl") + " --out " + box.file("w.jsonl")));
   CHECK(recorded["activation"] == "fp32");
   CHECK(recorded["act_order"] == true);

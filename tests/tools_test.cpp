@@ -5,6 +5,7 @@
 #include <fstream>
 #include <q4/q4.hpp>
 
+#include "report.hpp"
 #include "sandbox.hpp"
 #include "tools/baseline.hpp"
 #include "tools/common.hpp"
@@ -163,7 +164,8 @@ TEST_CASE("q4-info names the CPU, the folder and a damaged tuning file") {
 
 TEST_CASE("q4-autotune writes a file that q4-info and q4-bench use and a second run keeps") {
   const Sandbox box;
-  const std::string tune = "q4-autotune --device cpu --shape 256x128 --group 32 --m 1,16 --budget 20 --json";
+  const std::string tune = "q4-autotune --device cpu --shape 256x128 --group 32 --m 1,16 --json --budget " +
+                           std::to_string(20 * test::kSlower);
   const Ended first = box.run(tune);
   REQUIRE(first.status == 0);
   const Json shape = Json::parse(first.out)["shapes"].at(0);
