@@ -19,7 +19,7 @@ struct PrefillConfig {
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
     v("rows", rows, 256, 128, 64, 32, 16), v("strips", strips, 2, 1, 3, 4), v("teams", teams, 1, 2),
-        v("split", split, 1, 2);
+        v("split", split, 1, 2, 3, 4, 6);
     v("share", share, 1, 2), v("cut", cut, 0, 1, 2), v("fold", fold, 0, 1);
   }
 };
@@ -41,6 +41,18 @@ Q4_BOTH constexpr int cluster(const PrefillConfig& c) { return c.share * c.split
 /// Sums over parts of k that meet when a tile ends; then a cluster runs one tile and leaves.
 Q4_BOTH constexpr int parts(const PrefillConfig& c) { return c.split * c.teams; }
 Q4_BOTH constexpr bool one_tile(const PrefillConfig& c) { return parts(c) > 1; }
+/// Slices of a thread's sums, each added up by one of the first parts: a power of two, and of two floats at least.
+Q4_BOTH constexpr int slices(const PrefillConfig& c) {
+  int n = 1;
+  while (2 * n <= parts(c) && 8 * n <= c.rows) n *= 2;
+  return n;
+}
+/// Clusters that run at a time: each within one GPC, which has 16 or 18 multiprocessors, or fewer. Of 132, as
+/// cuOccupancyMaxActiveClusters of an H200 says.
+Q4_BOTH constexpr int workers(const PrefillConfig& c, const Limits& limits) {
+  const int of_132[] = {132, 66, 39, 30, 22, 17};
+  return larger(1, limits.units * of_132[cluster(c) - 1] / 132);
+}
 
 /// k16 steps of one wgmma commit: more where a step is shorter than its bookkeeping, one where registers are short.
 Q4_BOTH constexpr int steps(const PrefillConfig& c) {
@@ -56,8 +68,10 @@ Q4_BOTH constexpr int slab_sets(const Problem& p) { return p.unit < kSlabRows ? 
 Q4_BOTH constexpr int stage_bytes(const PrefillConfig& c) {
   return c.strips * (kSlabBytes + slab_sets(c.p) * kMetaBytes);
 }
-/// fp32 slices of a tile that one block gathers and adds.
-Q4_BOTH constexpr int gather_bytes(const PrefillConfig& c) { return c.teams * c.strips * c.rows * 256; }
+/// fp32 slices of a tile that one block gathers and adds: one of every part for each of its teams.
+Q4_BOTH constexpr int gather_bytes(const PrefillConfig& c) {
+  return c.teams * c.strips * c.rows * 256 / slices(c) * parts(c);
+}
 /// Wide tiles lay those over the x ring, which is free by then.
 Q4_BOTH constexpr bool gather_in_ring(const PrefillConfig& c) { return one_tile(c) && c.rows >= 128; }
 Q4_BOTH constexpr int out_bytes(const PrefillConfig& c) {
@@ -107,9 +121,8 @@ Q4_BOTH constexpr int cut_tiles(const PrefillConfig& c, i64 tiles, int workers) 
 }
 /// Blocks: a multiple of cluster(c).
 Q4_BOTH constexpr i64 grid(const PrefillConfig& c, i64 m, const Limits& limits) {
-  const int workers = larger(1, limits.units / cluster(c));
-  const i64 all = tiles(c, m);
-  return (one_tile(c) || (all < workers && !c.cut) ? all : workers) * cluster(c);
+  const i64 all = tiles(c, m), most = workers(c, limits);
+  return (one_tile(c) || (all < most && !c.cut) ? all : most) * cluster(c);
 }
 /// The workspace: counters, then two fp32 tiles a block.
 Q4_BOTH constexpr i64 workspace_bytes(const PrefillConfig& c, i64 m, const Limits& limits) {
@@ -120,12 +133,14 @@ Q4_BOTH constexpr i64 workspace_bytes(const PrefillConfig& c, i64 m, const Limit
 Q4_BOTH constexpr bool valid(const PrefillConfig& c, const Limits& limits) {
   const bool known = (c.rows == 16 || c.rows == 32 || c.rows == 64 || c.rows == 128 || c.rows == 256) &&
                      c.strips >= 1 && c.strips <= 4 && (c.teams == 1 || c.teams == 2) &&
-                     (c.split == 1 || c.split == 2) && (c.share == 1 || c.share == 2) && c.cut >= 0 && c.cut <= 2;
+                     (c.split >= 1 && c.split <= 6 && c.split != 5) && (c.share == 1 || c.share == 2) && c.cut >= 0 &&
+                     c.cut <= 2;
   if (!known || limits.arch != 90 || c.p.gather || shared_bytes(c) > limits.shared_bytes) return false;
   if (consumers(c) > (c.rows == 256 ? 2 : 4) || (c.rows == 256 && c.teams > 1)) return false;  // registers
   if (c.rows == 128 && c.strips == 4 && c.cut) return false;                                   // the same
-  if (one_tile(c) && (c.share > 1 || c.cut)) return false;  // its cluster runs along k
-  if (slabs(c.p.k) / c.split < c.teams) return false;       // every part has a slab
+  if (one_tile(c) && (c.share > 1 || c.cut)) return false;               // its cluster runs along k
+  if (slabs(c.p.k) / c.split < c.teams) return false;                    // every part has a slab
+  if (c.split > 2 && tiles_n(c) * c.split > limits.units) return false;  // two parts fill the multiprocessors
   if (gather_in_ring(c) && gather_bytes(c) > x_stages(c) * x_tile_bytes(c)) return false;
   if (x_stages(c) < 4 * c.teams || stages(c) < 2 * c.teams) return false;      // a slab for each team, one to come
   if (c.cut && 2 * limits.units * c.strips * 4 > kCounterBytes) return false;  // one counter a tile and strip
@@ -143,37 +158,48 @@ Q4_BOTH constexpr double prefill_estimate(const PrefillConfig& c, i64 m, const L
   // Where k is long and little is converted, fewer warps do as well, and save the sums of a second team.
   const bool long_part =
       c.split > 1 && slabs(c.p.k) / c.split >= (consumers(c) == 1 ? 32 : 14) && !c.p.bf16 && c.p.unit % kSlabRows == 0;
-  if (consumers(c) == 1) part *= c.rows > 32 || c.split == 1 ? 1.5 : long_part ? 0.97 : 1.13;  // latencies show
+  if (consumers(c) == 1)  // latencies show
+    part *= c.rows == 128 ? 1.25 : c.rows > 32 || c.split == 1 ? 1.5 : long_part ? 0.97 : 1.13;
+  if (c.strips == 1 && slabs(c.p.k) / c.split > 32)  // each block reads all of x for 64 columns
+    part *= c.rows == 16 ? 1.3 : c.rows == 128 ? 1.05 : 1.2;
+  if (c.split > 2 && c.teams == 2 && c.strips > 1) part *= 1.12;
   if (consumers(c) == 2 && c.teams == 1 && long_part && c.rows <= 64)
     part *= 0.97;
   else if (consumers(c) == 2 && c.rows <= 128 && !(c.rows == 128 && (one_tile(c) || slabs(c.p.k) <= 32)))
     part *= 1.04;
   if (c.rows <= 32 && !c.fold) part *= 1.1;
   if (c.rows == 256 ? c.share == 1 : c.share == 2 || (c.rows == 128 && c.strips == 1)) part *= 1.04;  // traffic of x
-  if (c.strips == 4) part *= c.rows == 128 ? 1.03 : c.rows <= 32 && !c.cut ? 0.94 : 1.01;
+  if (c.strips == 4) part *= c.rows == 128 ? 1.03 : c.rows <= 32 && !c.cut && c.split == 1 ? 0.94 : 1.03;
   if (c.rows == 128 && c.teams == 2) part *= 1.03;
   const double tile = step * part * c.strips * slabs(c.p.k) * 8 / c.split;
-  const double all = static_cast<double>(tiles(c, m)), workers = larger(1, limits.units / cluster(c));
-  const i64 waves = (tiles(c, m) + static_cast<i64>(workers) - 1) / static_cast<i64>(workers);
-  const double ends = 3500 + (c.split > 1 ? (c.rows == 256 ? 8.0 : 4.0) * c.rows : 0);
+  const int at_once = workers(c, limits);
+  const double all = static_cast<double>(tiles(c, m));
+  const i64 waves = (tiles(c, m) + at_once - 1) / at_once;
+  const double ends = 3500 + (c.split > 1 ? (c.rows == 256 ? 4.0 : 2.0) * c.rows * c.split : 0) +
+                      (c.split > 2 && c.rows == 128 ? 2400 : 0);
   if (one_tile(c)) return static_cast<double>(waves) * (tile + ends);
-  if (c.cut && cut_tiles(c, tiles(c, m), static_cast<int>(workers)) > 0)
-    return 1.02 * tile * all / workers + ends + 7000 + 42.0 * c.rows +
+  if (c.cut && cut_tiles(c, tiles(c, m), at_once) > 0)
+    return 1.02 * tile * all / at_once + ends + 7000 + 42.0 * c.rows +
            (c.cut == 1 && waves > 1 && c.rows < 256 ? 2000 : 0);
   return static_cast<double>(waves) * (tile + 600) + ends;
 }
 /// `invariant`: only what batch_invariant() allows. A result that is not valid() means: no prefill for this problem.
 Q4_BOTH constexpr PrefillConfig prefill_default(const Problem& p, i64 m, const Limits& limits, bool invariant = false) {
+  const struct {
+    int teams, split, share;
+    bool cut;
+  } kinds[] = {{2, 2, 1, false}, {2, 1, 1, false}, {1, 2, 1, false}, {1, 1, 1, false}, {1, 1, 2, false},
+               {1, 1, 1, true},  {1, 1, 2, true},  {1, 3, 1, false}, {2, 3, 1, false}, {1, 4, 1, false},
+               {2, 4, 1, false}, {1, 6, 1, false}, {2, 6, 1, false}};
   PrefillConfig best{p};
   double least = 1e30;
   for (int rows = 16; rows <= 256; rows *= 2) {
     if (rows < 256 && 4 * rows < m && !invariant) continue;  // converts each weight many times: energy, so clocks
     for (int strips = 1; strips <= 4; ++strips)
-      for (int kind = 0; kind < 7; ++kind) {  // teams and split, else share and cut
-        const int teams = kind == 0 || kind == 1 ? 2 : 1, split = kind == 0 || kind == 2 ? 2 : 1;
-        const int share = kind == 4 || kind == 6 ? 2 : 1, cut = kind >= 5 ? (rows == 256 ? 1 : 2) : 0;
-        const PrefillConfig c{p,     rows,  strips, teams,
-                              split, share, cut,    rows <= 32 && share == 1 && p.unit % kSlabRows == 0};
+      for (const auto& kind : kinds) {
+        const int cut = !kind.cut ? 0 : rows == 256 ? 1 : 2;
+        const int fold = rows <= 32 && kind.share == 1 && p.unit % kSlabRows == 0;
+        const PrefillConfig c{p, rows, strips, kind.teams, kind.split, kind.share, cut, fold};
         if (!valid(c, limits) || (invariant && !batch_invariant(c))) continue;
         const double estimate = prefill_estimate(c, m, limits);
         if (estimate < least) least = estimate, best = c;

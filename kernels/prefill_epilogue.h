@@ -120,14 +120,15 @@ Q4_DEVICE void store_slice(const float (&sum)[kSlice], const MatmulArgs& a, cons
   }
 }
 
-/// Parts of the teams and of the blocks of a cluster. Part p = rank * teams + team; the p-th slice of every thread's
-/// sums is gathered in block p / teams, and added (in order of parts) and stored by its team p % teams. What goes to
-/// the other block is counted by the barrier `gathered` there.
+/// Parts of the teams and of the blocks of a cluster. Part p = rank * teams + team; the q-th slice of every thread's
+/// sums is gathered in block q / teams, and added (in order of parts) and stored by its team q % teams, so by part q.
+/// What goes to another block is counted by the barrier `gathered` there. Parts past the slices only send.
 template <PrefillConfig C, int kRegs>
 Q4_DEVICE void sum_parts(const float (&acc)[kRegs], const MatmulArgs& a, const Shared<C>& s, const Place& at,
                          int column, int row) {
-  constexpr int kParts = parts(C), kSlice = kRegs / kParts, kAll = 15;  // named barrier of all consumers
-  constexpr int kWide = smaller(4, kSlice);                             // floats of one store
+  constexpr int kParts = parts(C), kSlices = slices(C), kSlice = kRegs / kSlices;
+  constexpr int kAll = 15;                              // named barrier of all consumers
+  constexpr int kWide = smaller(4, kSlice);             // floats of one store
   constexpr bool kPair = C.split == 2 && C.teams == 1;  // then the slice a block keeps stays in registers
   const int rank = C.split > 1 ? static_cast<int>(at.rank) : 0, part = rank * C.teams + at.team;
   const auto slot = [&](int team, int part_from, int i) {
@@ -154,7 +155,7 @@ Q4_DEVICE void sum_parts(const float (&acc)[kRegs], const MatmulArgs& a, const S
     }
   } else {
 #pragma unroll
-    for (int q = 0; q < kParts; ++q)
+    for (int q = 0; q < kSlices; ++q)
 #pragma unroll
       for (int i = 0; i < kSlice; i += kWide) {
         float v[kWide];
@@ -166,6 +167,7 @@ Q4_DEVICE void sum_parts(const float (&acc)[kRegs], const MatmulArgs& a, const S
         else
           store_remote(remote_address(to, q / C.teams), v, remote_address(s.gathered, q / C.teams));
       }
+    if (rank >= kSlices / C.teams) return;
     named_barrier(kAll, 128 * consumers(C));
 #pragma unroll
     for (int i = 0; i < kSlice; ++i) sum[i] = 0.f;

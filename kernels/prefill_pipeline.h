@@ -44,7 +44,7 @@ struct Shared {
     }
     if (C.split > 1) {
       mbar_init(gathered, 1);
-      mbar_expect(gathered, gather_bytes(C) / C.split);  // what the other block will send
+      mbar_expect(gathered, gather_bytes(C) / C.split * (C.split - 1));  // what the other blocks will send
     }
     mbar_fence_init();
   }

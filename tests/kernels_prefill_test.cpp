@@ -77,6 +77,12 @@ TEST_CASE("prefill: parts of k are summed") {
   CHECK_PREFILL(M({9, 16}), .matrix = {.k = 768, .n = 72, .bias = true}, .rows = 16, .split = 2);
   CHECK_PREFILL(M({64}), .matrix = {.k = 1024, .n = 64}, .rows = 64, .teams = 2, .split = 2);
   CHECK_PREFILL(M({128}), .matrix = {.k = 512, .n = 64, .bf16 = true}, .rows = 128, .split = 2);
+  // More parts than slices of the sums, and blocks that only send.
+  CHECK_PREFILL(M({9, 40}), .matrix = {.k = 904, .n = 120, .bias = true}, .rows = 16, .strips = 2, .split = 3);
+  CHECK_PREFILL(M({40}), .matrix = {.k = 768, .n = 64, .bf16 = true}, .rows = 32, .teams = 2, .split = 3);
+  CHECK_PREFILL(M({64}), .matrix = {.k = 512, .n = 64}, .rows = 64, .split = 4);
+  CHECK_PREFILL(M({128}), .matrix = {.k = 512, .n = 64}, .rows = 128, .split = 3);
+  CHECK_PREFILL(M({16}), .matrix = {.k = 768, .n = 64}, .rows = 16, .split = 6, .fold = 1);
   CHECK_PREFILL(M({150}), .matrix = {.k = 512, .n = 192}, .rows = 64, .cut = 1);
   CHECK_PREFILL(M({150}), .matrix = {.k = 512, .n = 192}, .rows = 64, .cut = 2);
 }

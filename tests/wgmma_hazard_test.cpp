@@ -153,8 +153,8 @@ TEST_CASE("sm_90a: no instruction touches what a wgmma in flight owns") {
   const char* all = std::getenv("Q4_COMPILE_ALL");
   const bool sweep = all != nullptr && *all == '1';
   const Problem problems[] = {{.k = 4096, .n = 28672, .unit = 128, .x_k = 4096},
-                              {.k = 4096, .n = 4096, .unit = 32, .x_k = 4096, .bf16 = 1, .bias = 1},
-                              {.k = 14336, .n = 4096, .unit = 64, .x_k = 14336},
+                              {.k = 4096, .n = 5120, .unit = 32, .x_k = 4096, .bf16 = 1, .bias = 1},
+                              {.k = 13824, .n = 5120, .unit = 64, .x_k = 13824},
                               {.k = 1152, .n = 5000, .unit = 16, .x_k = 1088, .bf16 = 1},
                               {.k = 8192, .n = 8192, .unit = 8192, .x_k = 8192, .bf16 = 1}};
   for (const Problem& p : std::span(problems).first(sweep ? std::size(problems) : 2)) {
