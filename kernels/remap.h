@@ -1,13 +1,13 @@
 // remap: x_new[r, c] = x[r, x_map[c]], any 16-bit elements; -1 (padding) gives zero. The separate gather of act-order,
-// and the public column_remap.
+// and the public column_remap. Staged, without a map: a copy whose rows begin at whole lines of the cache.
 #pragma once
 #include "device.h"
 
 namespace q4 {
 
 struct RemapConfig {
-  int threads = 256;
-  int staged = 0;  ///< 1: a block keeps a row of x in shared memory; everything is aligned to 16 bytes and 8 columns
+  int threads = 256;  ///< remap_threads(staged)
+  int staged = 0;     ///< 1: a block keeps rows of x in shared memory; everything is aligned to 16 bytes and 8 columns
 
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
@@ -18,35 +18,114 @@ struct RemapConfig {
 struct RemapArgs {
   const u16* x;
   u16* x_new;
-  const i32* x_map;  ///< [cols]
+  const i32* x_map;  ///< [cols]; null, when staged: column c is column c
   i64 x_stride, x_new_stride;
   i64 rows;
-  i32 cols;    ///< of x_new and x_map
-  i32 x_cols;  ///< of x: a map entry outside [0, x_cols) reads nothing and gives zero
-  i32 pieces;  ///< blocks that share a row, when staged
+  i32 cols;          ///< of x_new and x_map
+  i32 x_cols;        ///< of x: a map entry outside [0, x_cols) reads nothing and gives zero
+  i32 pieces = 1;    ///< blocks that share rows, when staged
+  i32 together = 1;  ///< rows that a block permutes at a time, when staged: 1, 2 or 4
 };
 
 /// Blocks walk (row, column chunk) pairs with a grid stride, so that any number of rows fits one launch.
 Q4_BOTH constexpr i64 remap_blocks(i64 rows, i64 cols, int threads) { return rows * ((cols + threads - 1) / threads); }
+/// Staged: the map is read once for `together` rows, which pays once every one of `units` multiprocessors has so many;
+/// two blocks' rows fit in a multiprocessor's `shared_bytes`.
+Q4_BOTH constexpr int remap_together(i64 rows, i64 x_cols, int units, int shared_bytes) {
+  int together = 4;
+  while (together > 1 && (rows < together * static_cast<i64>(units) || 4 * together * x_cols > shared_bytes))
+    together /= 2;
+  return together;
+}
+Q4_BOTH constexpr i64 remap_shared_bytes(i64 x_cols, int together) { return 2 * together * x_cols; }
 /// Staged: pieces of a row, so that few rows too keep `units` multiprocessors busy.
 Q4_BOTH constexpr int remap_pieces(i64 rows, i64 cols, int units) {
   return static_cast<int>(
       rows >= units ? 1 : smaller(static_cast<int>(units / rows), static_cast<int>((cols + 511) / 512)));
 }
 
+/// Of a launch: few when elements are fetched one by one, many to keep rows of x on the way to shared memory.
+Q4_BOTH constexpr int remap_threads(bool staged) { return staged ? 512 : 256; }
+
 namespace remap_detail {
 
 Q4_DEVICE u32 gather(const u16* row, int from, int x_cols) { return from >= 0 && from < x_cols ? row[from] : 0u; }
 
-/// Eight columns of one row.
-Q4_DEVICE void gather8(const RemapArgs& a, const u16* row, u16* to, int col) {
-  const Words4 first = *reinterpret_cast<const Words4*>(a.x_map + col);
-  const Words4 second = *reinterpret_cast<const Words4*>(a.x_map + col + 4);
-  const auto pair = [&](u32 low, u32 high) {
-    return gather(row, static_cast<int>(low), a.x_cols) | gather(row, static_cast<int>(high), a.x_cols) << 16;
-  };
-  *reinterpret_cast<Words4*>(to + col) = {pair(first.x, first.y), pair(first.z, first.w), pair(second.x, second.y),
-                                          pair(second.z, second.w)};
+/// One column of kRows rows, as it stands in shared memory: one load brings them all.
+template <int kRows>
+struct alignas(2 * kRows) Column {
+  u16 row[kRows];
+};
+template <int kRows>
+struct alignas(4 * kRows) TwoColumns {
+  Column<kRows> first, second;
+};
+
+/// Rows `row` to `row` + kRows - 1, the last one again where x ends, into shared memory, column by column.
+template <int kRows, int kThreads>
+Q4_DEVICE void stage(const RemapArgs& a, i64 row, void* to) {
+  const u16* from[kRows];
+  for (int r = 0; r < kRows; ++r) from[r] = a.x + (row + r < a.rows ? row + r : a.rows - 1) * a.x_stride;
+  if constexpr (kRows == 1) {
+    for (int i = thread_index(); i < a.x_cols / 8; i += kThreads)
+      static_cast<Words4*>(to)[i] = reinterpret_cast<const Words4*>(from[0])[i];
+  } else {
+#pragma unroll 4
+    for (int i = thread_index(); i < a.x_cols / 2; i += kThreads) {
+      TwoColumns<kRows> two;
+      for (int r = 0; r < kRows; ++r) {
+        const u32 pair = reinterpret_cast<const u32*>(from[r])[i];
+        two.first.row[r] = static_cast<u16>(pair), two.second.row[r] = static_cast<u16>(pair >> 16);
+      }
+      static_cast<TwoColumns<kRows>*>(to)[i] = two;
+    }
+  }
+}
+
+/// Eight columns from `col` on of the staged rows.
+template <int kRows>
+Q4_DEVICE void permute8(const RemapArgs& a, i64 row, const void* staged, int col) {
+  Column<kRows> columns[8];
+  for (int half = 0; half < 2; ++half) {
+    const Words4 map = *reinterpret_cast<const Words4*>(a.x_map + col + 4 * half);
+    const u32 from[4] = {map.x, map.y, map.z, map.w};
+    for (int i = 0; i < 4; ++i)  // as unsigned, -1 is past every column
+      columns[4 * half + i] =
+          from[i] < static_cast<u32>(a.x_cols) ? static_cast<const Column<kRows>*>(staged)[from[i]] : Column<kRows>{};
+  }
+  const auto pair = [&](int r, int i) { return columns[i].row[r] | static_cast<u32>(columns[i + 1].row[r]) << 16; };
+  for (int r = 0; r < kRows; ++r)
+    if (row + r < a.rows)
+      *reinterpret_cast<Words4*>(a.x_new + (row + r) * a.x_new_stride + col) = {pair(r, 0), pair(r, 2), pair(r, 4),
+                                                                                pair(r, 6)};
+}
+
+template <int kRows, int kThreads>
+Q4_DEVICE void permute(const RemapArgs& a) {
+  const int piece_cols = ceil_div(ceil_div(a.cols, 8), a.pieces) * 8;
+  const i64 blocks = (a.rows + kRows - 1) / kRows;
+  for (i64 i = block_index(); i < blocks * a.pieces; i += block_count()) {
+    const i64 block = i / a.pieces;
+    const int begin = static_cast<int>(i - block * a.pieces) * piece_cols, end = smaller(a.cols, begin + piece_cols);
+    stage<kRows, kThreads>(a, block * kRows, shared_memory());
+    sync_block();
+    for (int col = begin + thread_index() * 8; col < end; col += kThreads * 8)
+      permute8<kRows>(a, block * kRows, shared_memory(), col);
+    sync_block();  // the next rows overwrite these
+  }
+}
+
+template <int kThreads>
+Q4_DEVICE void copy(const RemapArgs& a) {
+  const int eights = a.cols / 8;
+  const i64 total = a.rows * eights;
+  for (i64 i = static_cast<i64>(block_index()) * kThreads + thread_index(); i < total;
+       i += static_cast<i64>(block_count()) * kThreads) {
+    const i64 row = i / eights;
+    const int col = static_cast<int>(i - row * eights) * 8;
+    *reinterpret_cast<Words4*>(a.x_new + row * a.x_new_stride + col) =
+        col < a.x_cols ? *reinterpret_cast<const Words4*>(a.x + row * a.x_stride + col) : Words4{};
+  }
 }
 
 }  // namespace remap_detail
@@ -55,18 +134,10 @@ template <RemapConfig C>
 Q4_DEVICE void remap(const RemapArgs& a) {
   allow_next_kernel();  // the matmul asks for its weights meanwhile
   if constexpr (C.staged) {
-    u16* row_of_x = reinterpret_cast<u16*>(shared_memory());
-    const int piece_cols = ceil_div(ceil_div(a.cols, 8), a.pieces) * 8;
-    for (i64 i = block_index(); i < a.rows * a.pieces; i += block_count()) {
-      const i64 row = i / a.pieces;
-      const int begin = static_cast<int>(i - row * a.pieces) * piece_cols, end = smaller(a.cols, begin + piece_cols);
-      const Words4* from = reinterpret_cast<const Words4*>(a.x + row * a.x_stride);
-      for (int v = thread_index(); v < a.x_cols / 8; v += C.threads) reinterpret_cast<Words4*>(row_of_x)[v] = from[v];
-      sync_block();
-      for (int col = begin + thread_index() * 8; col < end; col += C.threads * 8)
-        remap_detail::gather8(a, row_of_x, a.x_new + row * a.x_new_stride, col);
-      sync_block();  // the next row overwrites this one
-    }
+    if (!a.x_map) return remap_detail::copy<C.threads>(a);
+    if (a.together == 4) return remap_detail::permute<4, C.threads>(a);
+    if (a.together == 2) return remap_detail::permute<2, C.threads>(a);
+    remap_detail::permute<1, C.threads>(a);
   } else {
     const int chunks = ceil_div(a.cols, C.threads);
     const i64 total = a.rows * chunks;

@@ -59,7 +59,7 @@ std::vector<Wanted> wanted(const hip::Target& target, std::size_t turn) {
         if (const auto values = kernel.defaults(chosen, m, limits))
           add(kernel.source(chosen, *values), kernel.shape(chosen, *values, m, limits).threads);
       }
-  add(jit::pack_source(turn % 2 == 0)), add(jit::remap_source(256, true)), add(jit::read_source(256, 8));
+  add(jit::pack_source(turn % 2 == 0)), add(jit::remap_source(true)), add(jit::read_source(256, 8));
   add(jit::reconstruct_source(problem(turn))), add(jit::reconstruct_source(problem(turn + 3)));
   return list;
 }
@@ -188,7 +188,7 @@ TEST_CASE("AMD compilers: errors are errors, and an abort takes only its own pro
 TEST_CASE("code_object_info: what is no code object is an error, at any length") {
   std::string problem;
   if (!compiler().knows("gfx90a", problem)) return skip(problem);
-  const auto code = compiler().compile(jit::remap_source(256, true), "gfx90a");
+  const auto code = compiler().compile(jit::remap_source(true), "gfx90a");
   CHECK_THROWS_AS(jit::code_object_info(code, "another"), Error);
   CHECK_THROWS_AS(jit::code_object_info(std::string("text"), jit::kEntry), Error);
   for (std::size_t size = 0; size < code.size(); size += 61) {

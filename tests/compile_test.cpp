@@ -121,7 +121,7 @@ void check_table(const std::string& arch, std::size_t sample) {
       }
     }
   for (const bool awq : {false, true}) check(*nvrtc, jit::pack_source(awq), arch, 256);
-  check(*nvrtc, jit::remap_source(256, true), arch, 256);
+  check(*nvrtc, jit::remap_source(true), arch, 256);
   for (const std::size_t v : {0, 3, 7}) check(*nvrtc, jit::reconstruct_source(problem(v)), arch, 256);
 }
 
@@ -151,7 +151,7 @@ TEST_CASE("sm_61: what a GPU without fast fp16 runs compiles") {
   }
   for (const bool other : {false, true}) {
     check(*nvrtc, jit::pack_source(other), "sm_61", 256);
-    check(*nvrtc, jit::remap_source(256, other), "sm_61", 256);
+    check(*nvrtc, jit::remap_source(other), "sm_61", 256);
   }
 }
 
@@ -167,7 +167,7 @@ TEST_CASE("cubin_info agrees with ptxas, and sees a stack") {
       "  fixed[threadIdx.x % 40] = v[threadIdx.x & 255];\n  __syncthreads();\n"
       "#pragma unroll\n  for (int i = 0; i < 256; ++i) x[i + threadIdx.x * 256] = v[i] * fixed[i % 40];\n}\n"};
   for (const std::string arch : {"sm_75", "sm_90a"}) {
-    const Compiled a = compile(*nvrtc, jit::remap_source(256, true), arch), b = compile(*nvrtc, spilling, arch);
+    const Compiled a = compile(*nvrtc, jit::remap_source(true), arch), b = compile(*nvrtc, spilling, arch);
     if (a.log.empty()) return skip("this NVRTC passes no report of ptxas on");
     for (const auto& compiled : {a, b}) {
       std::smatch used;
@@ -187,7 +187,7 @@ TEST_CASE("cubin_info agrees with ptxas, and sees a stack") {
 TEST_CASE("cubin_info: what is no cubin is an error, at any length") {
   const cuda::Nvrtc* nvrtc = compiler("sm_90");
   if (nvrtc == nullptr) return;
-  const auto cubin = nvrtc->compile(jit::remap_source(256, true), "sm_80", kOptions, nullptr);
+  const auto cubin = nvrtc->compile(jit::remap_source(true), "sm_80", kOptions, nullptr);
   CHECK_THROWS_AS(jit::cubin_info(cubin, "another"), Error);
   CHECK_THROWS_AS(jit::cubin_info(std::string("PTX text"), jit::kEntry), Error);
   // (The program headers, which nobody here reads, may stand last.)

@@ -5,6 +5,7 @@
 #include <q4/matmul.hpp>
 
 #include "runtime/gpu/dry.hpp"
+#include "runtime/jit/kernel_table.hpp"
 
 namespace q4::test {
 namespace {
@@ -14,7 +15,7 @@ struct Asked {
   std::string kernel;  ///< of the largest m
 };
 
-Asked asked(int arch, std::int64_t k, std::int64_t m, PlanOptions options) {
+Asked asked(int arch, std::int64_t k, std::int64_t m, PlanOptions options, bool act_order = true) {
   DeviceInfo info;
   info.device = {arch > 0 ? BackendKind::kCuda : BackendKind::kHip, 0};
   info.compute_units = 132, info.memory_bytes = std::size_t{1} << 36,
@@ -25,7 +26,7 @@ Asked asked(int arch, std::int64_t k, std::int64_t m, PlanOptions options) {
   options.max_m = m;
   Asked result;
   for (const auto& source :
-       gpu::needed_sources(info, limits, gpu::shape_source(k, 4096, 128, true, false, false), options, nullptr)) {
+       gpu::needed_sources(info, limits, gpu::shape_source(k, 4096, 128, act_order, false, false), options, nullptr)) {
     const std::string name = source.name.substr(0, source.name.find(' '));
     result.remap |= name == "remap" && source.name.find(".staged=1") != std::string::npos;  // 0: column_remap's own
     if (name == "remap" || name == "pack" || name == "reconstruct") continue;
@@ -68,6 +69,21 @@ TEST_CASE("gather: x is permuted before, or gathered inside, as asked for and as
   CHECK(asked(75, 4096, 1, {}).kernel == "gemv");
   CHECK(asked(75, 4096, 1, {}).gathers);
   CHECK_FALSE(asked(75, 8192, 1, {}).gathers);
+}
+
+TEST_CASE("gather: rows of x that straddle lines are copied first where tensor copies mind, and it pays") {
+  const auto copied = [](int arch, std::int64_t k, std::int64_t m) {
+    const Asked a = asked(arch, k, m, {}, false);
+    CHECK_FALSE(a.gathers);
+    return a.remap;
+  };
+  CHECK(copied(90, 4056, 64));
+  CHECK(copied(90, 4056, 512));
+  CHECK_FALSE(copied(90, 4056, 16));
+  CHECK_FALSE(jit::find_matmul_kernel("prefill")->copies({.n = 4096}, 513));
+  CHECK_FALSE(copied(90, 4096, 64));
+  CHECK_FALSE(copied(80, 4056, 64));
+  CHECK_FALSE(copied(0, 4056, 64));
 }
 
 }  // namespace

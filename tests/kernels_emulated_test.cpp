@@ -140,27 +140,35 @@ TEST_CASE("remap: any columns, strides, and places outside x") {
   }
 }
 
-TEST_CASE("remap staged in shared memory: pieces of rows, and places outside x") {
+TEST_CASE("remap staged in shared memory: pieces of rows, rows together, no map, and places outside x") {
   constexpr RemapConfig C{.threads = 64, .staged = 1};
   CHECK(remap_pieces(1, 4096, 132) == 8);
   CHECK(remap_pieces(132, 4096, 132) == 1);
-  for (const int pieces : {1, 3, 8}) {
+  CHECK(remap_together(263, 4096, 132, 232448) == 1);
+  CHECK(remap_together(527, 4096, 132, 232448) == 2);
+  CHECK(remap_together(528, 4096, 132, 232448) == 4);
+  CHECK(remap_together(4096, 28672, 132, 232448) == 2);
+  CHECK(remap_together(4096, 29568, 132, 232448) == 1);
+  for (const auto& [pieces, together] : {std::pair{1, 1}, {3, 1}, {8, 1}, {1, 2}, {2, 4}, {1, 0}}) {  // 0: no map
+    CAPTURE(together);
     constexpr int cols = 1208, x_cols = 1000;
     std::vector<i32> map;
     Random random(5);
-    for (int c = 0; c < cols; ++c) map.push_back(static_cast<i32>(random.below(x_cols + 2)) - 1);
+    for (int c = 0; c < cols; ++c) map.push_back(together ? static_cast<i32>(random.below(x_cols + 2)) - 1 : c);
     const HostRows x = random_rows(DType::kF16, 3, x_cols, 2, x_cols + 8);
     HostRows x_new(DType::kF16, 3, cols, cols + 16);
     const RemapArgs args{static_cast<const u16*>(x.data()),
                          static_cast<u16*>(x_new.data()),
-                         map.data(),
+                         together ? map.data() : nullptr,
                          x_cols + 8,
                          cols + 16,
                          3,
                          cols,
                          x_cols,
-                         pieces};
-    emulate({.grid = 2, .threads = C.threads, .shared_bytes = x_cols * 2}, [&] { remap<C>(args); });
+                         pieces,
+                         std::max(1, together)};
+    const int shared_bytes = static_cast<int>(remap_shared_bytes(x_cols, together));
+    emulate({.grid = 2, .threads = C.threads, .shared_bytes = shared_bytes}, [&] { remap<C>(args); });
     for (int r = 0; r < 3; ++r)
       for (int c = 0; c < cols; ++c) REQUIRE(x_new.at(r, c) == (map[c] >= 0 && map[c] < x_cols ? x.at(r, map[c]) : 0));
     CHECK(x_new.padding_intact());

@@ -13,13 +13,9 @@
 #include "runtime/jit/kernel_table.hpp"
 
 namespace q4::gpu {
-namespace {
+namespace {}  // namespace
 
-constexpr int kRemapThreads = 256;
-
-}  // namespace
-
-jit::Source column_remap_source() { return jit::remap_source(kRemapThreads, false); }
+jit::Source column_remap_source() { return jit::remap_source(false); }
 
 std::unique_ptr<PackedMatrix> GpuDevice::pack(const MatrixSource& source) {
   return std::make_unique<Matrix>(driver_, kernels_, source);
@@ -58,11 +54,11 @@ void GpuDevice::column_remap(void* stream, const void* x, std::int64_t x_stride,
           memory == x ? "x" : "x_new", memory, problem, info().device.str());
   const auto function = kernels_.keep(column_remap_source());
   RemapArgs args{static_cast<const u16*>(x), static_cast<u16*>(x_new), x_map, x_stride, x_new_stride, rows,
-                 static_cast<i32>(cols),     static_cast<i32>(x_cols), 1};
+                 static_cast<i32>(cols),     static_cast<i32>(x_cols)};
   void* parameters[] = {&args};
   LaunchShape shape;
-  shape.blocks = std::min<std::int64_t>(remap_blocks(rows, cols, kRemapThreads), 1 << 16);
-  shape.threads = kRemapThreads;
+  shape.blocks = std::min<std::int64_t>(remap_blocks(rows, cols, remap_threads(false)), 1 << 16);
+  shape.threads = remap_threads(false);
   driver_->launch(*function, shape, stream, parameters);
   if (uploaded.get()) driver_->synchronize();
 }

@@ -12,7 +12,6 @@
 namespace q4::gpu {
 namespace {
 
-constexpr int kRemapThreads = 256;
 constexpr std::int64_t kRemapBlocks = 1 << 16;
 /// W is reconstructed in slices of at most this many bytes, so that the workspace stays small beside the weights.
 constexpr std::int64_t kSliceBytes = 256 << 20;
@@ -21,11 +20,11 @@ std::size_t align(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 }  // namespace
 
-/// One run(): what was asked for, with x replaced once it is permuted.
+/// One run(): what was asked for, with x replaced once it is permuted or copied.
 struct Plan::Call {
   void* stream;
   const std::uint16_t* x;
-  std::int64_t x_stride;
+  std::int64_t x_stride, x_columns;
   std::uint16_t* out;
   std::int64_t out_stride;
   std::int64_t m;
@@ -118,7 +117,7 @@ Plan::Path Plan::prepare(std::int64_t m, const Tactic& tactic, Kernels& kernels)
   Path path;
   path.up_to = m, path.tactic = tactic;
   const Problem problem = make_problem(*matrix_, bf16_, tactic);
-  if (tactic.remap) path.remap = kernels.keep(jit::remap_source(kRemapThreads, stages_rows()));
+  if (tactic.remap) path.remap = kernels.keep(jit::remap_source(stages_rows()));
   if (!tactic.kernel) {
     const ReconstructConfig config{problem};
     path.kernel = kernels.get(jit::reconstruct_source(problem));
@@ -173,41 +172,48 @@ void Plan::run(void* stream, const void* x, std::int64_t x_stride, void* out, st
   Call call{stream,
             static_cast<const std::uint16_t*>(x),
             x_stride,
+            matrix_->k,
             static_cast<std::uint16_t*>(out),
             out_stride,
             m,
             workspace ? static_cast<std::uint8_t*>(workspace) : workspace_.as<std::uint8_t>()};
-  if (path.remap) run_remap(path, call);
+  // Rows that begin at whole lines as they are need no copy.
+  const bool aligned = reinterpret_cast<std::uintptr_t>(x) % 128 == 0 && x_stride % 64 == 0;
+  if (path.remap && (matrix_->x_map.get() || !path.boxes || !aligned)) run_remap(path, call);
   if (path.gemm)
     run_blas(path, call);
   else
     run_kernel(path, call);
 }
 
-bool Plan::stages_rows() const { return matrix_->k * 2 <= static_cast<std::int64_t>(driver_->info().shared_bytes); }
+bool Plan::stages_rows() const {
+  return !matrix_->x_map.get() ||
+         remap_shared_bytes(matrix_->k, 1) <= static_cast<std::int64_t>(driver_->info().shared_bytes);
+}
 
 void Plan::run_remap(const Path& path, Call& call) const {
   auto* x_new = reinterpret_cast<std::uint16_t*>(call.workspace + places_.x);
-  RemapArgs args{call.x,
-                 x_new,
-                 matrix_->x_map.as<const i32>(),
-                 call.x_stride,
-                 matrix_->packed_k,
-                 call.m,
-                 static_cast<i32>(matrix_->packed_k),
-                 static_cast<i32>(matrix_->k),
-                 1};
+  const auto k = matrix_->k, columns = matrix_->packed_k;
+  RemapArgs args{call.x,  x_new,  matrix_->x_map.as<const i32>(), call.x_stride,
+                 columns, call.m, static_cast<i32>(columns),      static_cast<i32>(k)};
   LaunchShape shape;
-  shape.threads = kRemapThreads;
-  shape.blocks = std::min<std::int64_t>(remap_blocks(call.m, matrix_->packed_k, kRemapThreads), kRemapBlocks);
-  if (stages_rows()) {
-    args.pieces = remap_pieces(call.m, matrix_->packed_k, driver_->info().compute_units);
-    shape.blocks = std::min<std::int64_t>(call.m * args.pieces, kRemapBlocks);
-    shape.shared_bytes = static_cast<int>(matrix_->k * 2);
+  shape.threads = remap_threads(stages_rows());
+  const auto& info = driver_->info();
+  if (!args.x_map) {
+    shape.blocks = remap_blocks(call.m, columns / 8, shape.threads);
+  } else if (stages_rows()) {
+    args.together = remap_together(call.m, k, info.compute_units, static_cast<int>(info.shared_bytes));
+    const auto turns = (call.m + args.together - 1) / args.together;
+    args.pieces = remap_pieces(turns, columns, info.compute_units);
+    shape.blocks = turns * args.pieces;
+    shape.shared_bytes = static_cast<int>(remap_shared_bytes(k, args.together));
+  } else {
+    shape.blocks = remap_blocks(call.m, columns, shape.threads);
   }
+  shape.blocks = std::min<std::int64_t>(shape.blocks, kRemapBlocks);
   void* parameters[] = {&args};
   driver_->launch(*path.remap, shape, call.stream, parameters);
-  call.x = x_new, call.x_stride = matrix_->packed_k;
+  call.x = x_new, call.x_stride = call.x_columns = columns;
 }
 
 void Plan::run_kernel(const Path& path, const Call& call) const {
@@ -228,8 +234,8 @@ void Plan::run_kernel(const Path& path, const Call& call) const {
     return driver_->launch(*path.kernel, shape, call.stream, parameters);
   }
   const auto box = path.boxes(call.m);
-  const auto columns = path.remap ? matrix_->packed_k : matrix_->k;
-  TensorMapBytes x_map = driver_->encode({call.x, call.m, columns, call.x_stride, box.x_rows, box.columns, bf16_});
+  TensorMapBytes x_map =
+      driver_->encode({call.x, call.m, call.x_columns, call.x_stride, box.x_rows, box.columns, bf16_});
   TensorMapBytes out_map =
       driver_->encode({call.out, call.m, matrix_->n, call.out_stride, box.out_rows, box.columns, bf16_});
   void* parameters[] = {&args, &x_map, &out_map};

@@ -20,6 +20,8 @@ std::int64_t reconstruct_from(const Limits& limits) {
 }
 
 bool mapped(const Matrix& matrix) { return matrix.x_map.get() != nullptr; }
+/// Dense rows of x then begin anywhere in a 128-byte line of the cache.
+bool straddles(const Matrix& matrix) { return matrix.k % 64 != 0; }
 
 void force_math(Tactic& tactic, Math math) {
   for (auto& [name, value] : tactic.values)
@@ -60,7 +62,7 @@ Problem make_problem(const Matrix& matrix, bool bf16, const Tactic& tactic) {
 
 bool usable(const Tactic& tactic, const Matrix& matrix, bool bf16, std::int64_t m, const Limits& limits) {
   if (!tactic.kernel) return true;
-  if (tactic.remap && !mapped(matrix)) return false;
+  if (tactic.remap && !mapped(matrix) && !straddles(matrix)) return false;
   const Problem problem = make_problem(matrix, bf16, tactic);
   return tactic.kernel->valid(problem, tactic.values, limits) && tactic.kernel->serves(problem, tactic.values, m);
 }
@@ -72,17 +74,19 @@ Tactic default_tactic(const Matrix& matrix, const PlanOptions& options, std::int
   Tactic tactic;
   if (may_reconstruct && m >= reconstruct_from(limits)) return tactic;
   // The table is in order of preference, gemv last: it alone has the math variants, and serves everywhere. A kernel
-  // that cannot gather gets its x permuted first.
+  // that cannot gather gets its x permuted first, one that minds straddled lines gets it copied.
   for (const auto& kernel : jit::matmul_kernels()) {
     tactic.kernel = &kernel;
     const bool last = &kernel == &jit::matmul_kernels().back();
     if (last && may_reconstruct && m >= kReconstructFrom) return {};
     if (!last && options.math != Math::kAuto) continue;
     tactic.remap = false;
-    const bool gathers = !mapped(matrix) || options.gather == Gather::kFused ||
-                         (options.gather == Gather::kAuto && !invariant &&
-                          kernel.gathers(make_problem(matrix, bf16, tactic), m, limits));
-    for (const bool remap : {!gathers, mapped(matrix)}) {
+    const bool gathers =
+        options.gather == Gather::kFused || (options.gather == Gather::kAuto && !invariant &&
+                                             kernel.gathers(make_problem(matrix, bf16, tactic), m, limits));
+    const bool first =
+        mapped(matrix) ? !gathers : straddles(matrix) && kernel.copies(make_problem(matrix, bf16, tactic), m);
+    for (const bool remap : {first, mapped(matrix)}) {
       tactic.remap = remap;
       const Problem problem = make_problem(matrix, bf16, tactic);
       const auto values = invariant ? kernel.invariant(problem, limits) : kernel.defaults(problem, m, limits);
@@ -103,7 +107,8 @@ std::vector<Tactic> all_tactics(const Matrix& matrix, const PlanOptions& options
   const bool bf16 = options.activation == DType::kBF16;
   for (const auto& kernel : jit::matmul_kernels())
     for (const bool remap : {false, true}) {
-      if (remap && (!mapped(matrix) || options.gather == Gather::kFused)) continue;
+      if (remap && (mapped(matrix) ? options.gather == Gather::kFused : !straddles(matrix) || !kernel.tensor_maps))
+        continue;
       if (!remap && mapped(matrix) && options.gather == Gather::kSeparate) continue;
       Tactic tactic{remap, &kernel, {}};
       for (auto& values : kernel.space(make_problem(matrix, bf16, tactic), m, limits)) {

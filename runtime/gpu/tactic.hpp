@@ -11,10 +11,10 @@
 
 namespace q4::gpu {
 
-/// "gemv half2=1 rows=1 ...", "remap+decode tiles=2 ..." (x is permuted by a kernel of its own first),
-/// "reconstruct+blas".
+/// "gemv half2=1 rows=1 ...", "remap+decode tiles=2 ..." (x is permuted, or copied to rows of whole lines, by a kernel
+/// of its own first), "reconstruct+blas".
 struct Tactic {
-  bool remap = false;                         ///< separate gather
+  bool remap = false;                         ///< x first goes through the remap kernel
   const jit::MatmulKernel* kernel = nullptr;  ///< null: reconstruct + BLAS
   jit::Values values;
 

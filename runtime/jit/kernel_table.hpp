@@ -43,6 +43,8 @@ struct MatmulKernel {
   std::vector<Values> (*space)(const Problem&, std::int64_t m, const Limits&);
   /// Whether its default had better gather act-order's x itself (`gather`) than have it permuted before.
   bool (*gathers)(const Problem&, std::int64_t m, const Limits&);
+  /// Whether rows of x that do not begin at a line of the cache had better be copied first to rows that do.
+  bool (*copies)(const Problem&, std::int64_t m);
   bool (*valid)(const Problem&, const Values&, const Limits&);
   bool (*serves)(const Problem&, const Values&, std::int64_t m);
   KernelShape (*shape)(const Problem&, const Values&, std::int64_t m, const Limits&);
@@ -62,7 +64,7 @@ Values parse_values(const MatmulKernel& kernel, std::string_view text);
 
 Source pack_source(bool awq);
 Source read_source(int threads, int loads);
-Source remap_source(int threads, bool staged);
+Source remap_source(bool staged);
 Source reconstruct_source(const Problem& problem);
 
 }  // namespace q4::jit
