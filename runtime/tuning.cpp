@@ -1,8 +1,4 @@
 // The tuning database: JSON Lines on disk, records grouped by problem in memory.
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
@@ -17,47 +13,12 @@
 #include <tuple>
 #include <unordered_map>
 
+#include "runtime/cache/entry.hpp"
 #include "runtime/check.hpp"
 #include "runtime/tuning_format.hpp"
 
 namespace q4 {
 namespace {
-
-void write_all(int file, std::string_view text, const std::string& path) {
-  while (!text.empty()) {
-    const ssize_t n = ::write(file, text.data(), text.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail(ErrorCode::kIo, "TuningDb::save: writing {}: {}", path, std::strerror(errno));
-    text.remove_prefix(static_cast<std::size_t>(n));
-  }
-}
-
-/// Readers see the old file or the new one, also after a crash: temporary file, fsync, rename, fsync of the folder.
-void replace_file(const std::string& path, std::string_view text) {
-  std::string temporary = path + ".XXXXXX";
-  const int file = ::mkostemp(temporary.data(), O_CLOEXEC);
-  if (file < 0)
-    fail(ErrorCode::kIo,
-         "TuningDb::save: path = {}: cannot create a file there: {}; the folder must exist and be writable", path,
-         std::strerror(errno));
-  try {
-    write_all(file, text, temporary);
-    ::fchmod(file, 0644);  // a tuning file is meant to be shared
-    if (::fsync(file) != 0) fail(ErrorCode::kIo, "TuningDb::save: fsync of {}: {}", temporary, std::strerror(errno));
-    if (::rename(temporary.c_str(), path.c_str()) != 0)
-      fail(ErrorCode::kIo, "TuningDb::save: renaming {} to {}: {}", temporary, path, std::strerror(errno));
-  } catch (...) {
-    ::close(file);
-    ::unlink(temporary.c_str());
-    throw;
-  }
-  ::close(file);
-  const auto folder = std::filesystem::path(path).parent_path();
-  const int opened = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (opened < 0) return;  // written and renamed; only the durability of the name is unknown
-  ::fsync(opened);
-  ::close(opened);
-}
 
 using Problem = std::tuple<std::int64_t, std::int64_t, std::int64_t, bool, DType>;
 Problem problem_of(const TuningKey& key) { return {key.k, key.n, key.group, key.act_order, key.activation}; }
@@ -83,18 +44,21 @@ struct Slot {
 std::string read_file(const std::string& path) {
   std::error_code unknown;
   const bool regular = std::filesystem::is_regular_file(path, unknown);  // others do not say their size
+  const bool folder = std::filesystem::is_directory(path, unknown);
   std::ifstream in(path, std::ios::binary);
   std::string text;
   if (in && regular) {
     text.resize(std::filesystem::file_size(path, unknown));
     in.read(text.data(), static_cast<std::streamsize>(text.size()));
     text.resize(static_cast<std::size_t>(in.gcount()));  // it may have been cut meanwhile
-  } else if (in && !std::filesystem::is_directory(path, unknown)) {
+  } else if (in && !folder) {
     text.assign(std::istreambuf_iterator<char>(in), {});
   }
-  if (!in.is_open() || in.bad() || std::filesystem::is_directory(path, unknown))
+  if (!in.is_open() || in.bad() || folder)
     fail(ErrorCode::kIo, "TuningDb::load: path = {}: {}; q4-autotune writes such files", path,
-         errno ? std::strerror(errno) : "cannot be read");
+         folder  ? "is a folder"
+         : errno ? std::strerror(errno)
+                 : "cannot be read");
   return text;
 }
 
@@ -111,10 +75,9 @@ std::unique_ptr<const TuningRecord> record_of(const Slot& slot) {
 }  // namespace
 
 const TunedBucket* TuningRecord::bucket(std::int64_t m) const {
-  if (buckets.empty()) return nullptr;
   for (const TunedBucket& b : buckets)
-    if (m <= b.m) return &b;
-  return &buckets.back();
+    if (b.serves(m)) return &b;
+  return nullptr;
 }
 
 struct [[gnu::visibility("hidden")]] TuningDb::Impl {
@@ -176,7 +139,17 @@ void TuningDb::Impl::read(File given) {
   for (Slot& slot : loaded) put(std::move(slot));
 }
 
-void TuningDb::save(const std::string& path) const { replace_file(path, str()); }
+void TuningDb::save(const std::string& path) const {
+  namespace fs = std::filesystem;
+  std::error_code absent;
+  fs::path file = fs::canonical(path, absent);  // a link to a shared file stays one
+  if (absent) file = path;
+  const std::string folder = file.has_parent_path() ? file.parent_path().string() : ".";
+  const std::string problem = cache::write_file(folder, file.filename().string(), str(), 0644);  // meant to be shared
+  if (!problem.empty())
+    fail(ErrorCode::kIo, "TuningDb::save: path = {}: {}; name a file in a writable folder with room for it", path,
+         problem);
+}
 
 std::string TuningDb::str() const {
   std::string text;

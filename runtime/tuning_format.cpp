@@ -118,7 +118,8 @@ TuningRecord from_line(std::string_view line) {
   if (!j.is_object()) throw std::runtime_error("not a JSON object");
   const FieldReader f(j);
   if (const auto schema = f.integer("q4_tuning"); schema != kSchema)
-    throw std::runtime_error(fmt::format("field \"q4_tuning\" is {}, this version reads {}", schema, kSchema));
+    throw std::runtime_error(fmt::format(
+        "field \"q4_tuning\" is {}, this version reads {}: another version of q4 wrote it", schema, kSchema));
   TuningRecord r;
   r.key.fingerprint = f.get<std::string>("device");
   r.key.arch = f.get<std::string>("arch");

@@ -1,5 +1,6 @@
 // TuningDb: the file format to the byte, look-up with the nearest device, and what damaged files say.
 #include <doctest/doctest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -121,6 +122,15 @@ TEST_CASE("save replaces the whole file and leaves nothing else behind") {
     CHECK(e.code() == ErrorCode::kIo);
     CHECK(contains(e.what(), "missing/a"));
   }
+  std::filesystem::create_symlink("a", folder.file("link"));  // to a file that several share
+  db.add(record());
+  db.save(folder.file("link"));
+  CHECK(std::filesystem::is_symlink(folder.file("link")));
+  CHECK(read(folder.file("a")) == kLine);
+
+  REQUIRE(::mkfifo(folder.file("pipe").c_str(), 0600) == 0);  // as /dev/null is, which root could replace
+  CHECK_THROWS_WITH_AS(db.save(folder.file("pipe")), doctest::Contains("no regular file"), Error);
+  CHECK(std::filesystem::is_fifo(folder.file("pipe")));
 }
 
 TEST_CASE("exact device, else nearest units of the same arch, else none") {
@@ -161,11 +171,17 @@ TEST_CASE("exact device, else nearest units of the same arch, else none") {
 }
 
 TEST_CASE("the bucket that serves m") {
-  const auto r = record();
-  CHECK(r.bucket(1)->m == 1);
-  CHECK(r.bucket(2)->m == 512);
-  CHECK(r.bucket(512)->m == 512);
-  CHECK(r.bucket(100000)->m == 512);
+  auto r = record();
+  r.buckets[1].m = 6;
+  r.buckets.push_back(r.buckets[1]), r.buckets[2].m = 8;
+  r.buckets.push_back(r.buckets[1]), r.buckets[3].m = 512;
+  const std::pair<std::int64_t, std::int64_t> served[] = {{1, 1}, {4, 6},     {6, 6},    {7, 8},
+                                                          {8, 8}, {257, 512}, {512, 512}};
+  for (const auto& [m, bucket] : served) {
+    REQUIRE(r.bucket(m));
+    CHECK(r.bucket(m)->m == bucket);
+  }
+  for (const std::int64_t m : {2, 3, 9, 256, 513, 100000}) CHECK(r.bucket(m) == nullptr);  // nothing near was measured
   CHECK(TuningRecord{}.bucket(1) == nullptr);
 }
 

@@ -63,8 +63,9 @@ struct Setting {
     db.add(record);
     db.save(folder / part / "tuning.jsonl");
   }
-  MatmulPlan plan(const Runtime& runtime) const {
+  MatmulPlan plan(const Runtime& runtime, std::int64_t max_m = 1) const {
     PlanOptions plan;
+    plan.max_m = max_m;
     plan.activation = DType::kF32;
     return {runtime, QuantizedMatrix::from_gptq(runtime, {}, matrix.tensors()), plan};
   }
@@ -125,6 +126,21 @@ TEST_CASE("the nearest device of the same arch serves, and is named") {
   db.save(s.folder / "cache" / "tuning.jsonl");
   CHECK(s.tactic(s.options()) == other);
   CHECK(s.heard("a similar machine"));
+}
+
+TEST_CASE("a record of few rows says nothing about many: the default serves them") {
+  Setting s;
+  const std::string standard = s.plan(Runtime(s.options()), 64).tactic(64);
+  std::string other;
+  for (const auto& t : s.plan(Runtime(s.options()), 64).tactics(64))
+    if (t != standard && !t.starts_with("reconstruct")) other = t;
+  auto record = s.record(other);
+  record.buckets = {{16, other, 1, 1, 1, 1, 0}};
+  s.save(record, "cache");
+  const auto plan = s.plan(Runtime(s.options()), 64);
+  CHECK(plan.tactic(16) == other);
+  CHECK(plan.tactic(9) == other);
+  CHECK(plan.tactic(64) == standard);
 }
 
 TEST_CASE("plans without a record of this device are recorded, those with one are not") {

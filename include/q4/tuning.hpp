@@ -27,12 +27,14 @@ struct TuningKey {
 
 /// One bucket of m: the tactic that won, and how sure that is. Times in microseconds.
 struct TunedBucket {
-  std::int64_t m = 0;  ///< measured at this m; serves (previous bucket's m, m], the last one every larger m
-  std::string tactic;  ///< as MatmulPlan::tactic
+  std::int64_t m = 0;                      ///< measured at this m; serves what is nearer than half of it
+  std::string tactic;                      ///< as MatmulPlan::tactic
   double us = 0, us_low = 0, us_high = 0;  ///< median and 95% bootstrap interval; 0: not measured, the default tactic
   double default_us = 0;                   ///< the default tactic in the same run; 0: it is quarantined
   double dense_us = 0;                     ///< the dense BLAS on unquantized weights; 0: not measured
   friend bool operator==(const TunedBucket&, const TunedBucket&) = default;
+  /// Elsewhere nothing was measured, and the default serves: tuning for few rows says nothing about many.
+  bool serves(std::int64_t rows) const { return rows <= m && rows > m / 2; }
 };
 
 /// A tactic that crashed or hung the device, or the process that measured it.
@@ -53,7 +55,7 @@ struct TuningRecord {
   std::vector<QuarantinedTactic> quarantined;
   std::map<std::string, std::string> provenance;  ///< driver, clocks, versions, date: warned about, never fatal
 
-  /// The bucket that serves m; null when there is none.
+  /// The smallest one that serves m; null when there is none.
   Q4_API const TunedBucket* bucket(std::int64_t m) const;
   friend bool operator==(const TuningRecord&, const TuningRecord&) = default;
 };

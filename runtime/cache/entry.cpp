@@ -183,6 +183,10 @@ std::optional<Entry> read_entry(const std::string& path, std::string& problem) {
 }
 
 std::string write_file(const std::string& folder, const std::string& file, std::string_view data, unsigned mode) {
+  struct stat there;
+  if (::stat((folder + "/" + file).c_str(), &there) == 0 &&
+      !S_ISREG(there.st_mode))  // renaming would replace /dev/null
+    return fmt::format("{}/{} is no regular file", folder, file);
   std::string temporary = folder + "/" + kTemporary + "XXXXXX";
   const File out{::mkostemp(temporary.data(), O_CLOEXEC)};  // 0600, a name of its own
   if (out.fd < 0) return fmt::format("cannot create a file in {}: {}", folder, error_text());

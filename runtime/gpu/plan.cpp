@@ -48,7 +48,7 @@ Plan::Plan(std::shared_ptr<Driver> driver, Kernels& kernels, std::shared_ptr<con
   const bool forced = !options.tactic.empty();  // then it need not serve every m, and max_m alone is asked of it
   for (std::int64_t m = 1; m < options.max_m && !forced; m *= 2) ends.push_back(m);
   if (tuned && !forced)
-    for (const auto& bucket : tuned->buckets) ends.push_back(bucket.m);
+    for (const auto& bucket : tuned->buckets) ends.push_back(bucket.m / 2), ends.push_back(bucket.m);
   for (const auto first : {options.reconstruct_from, tuned ? tuned->reconstruct_from : 0})
     if (!forced) ends.push_back(first - 1);
   std::sort(ends.begin(), ends.end());
@@ -100,15 +100,11 @@ Tactic Plan::choose(std::int64_t m, const TuningRecord* tuned) const {
       !options_.batch_invariant && options_.math == Math::kAuto && options_.gather == Gather::kAuto;
   if (tuned && free_choice) {
     if (from < 0 && tuned->reconstruct_from > 0 && m >= tuned->reconstruct_from) return {};
-    for (const auto& bucket : tuned->buckets) {
-      if (bucket.m < m && &bucket != &tuned->buckets.back()) continue;
-      try {
-        const Tactic tactic = Tactic::parse(bucket.tactic);
+    if (const TunedBucket* const bucket = tuned->bucket(m)) try {
+        const Tactic tactic = Tactic::parse(bucket->tactic);
         if ((tactic.kernel || from < 0) && usable(tactic, *matrix_, bf16_, m, limits)) return tactic;
       } catch (const Error&) {  // written by another version: the default serves
       }
-      break;
-    }
   }
   return default_tactic(*matrix_, options_, m, limits, from >= 0);
 }

@@ -99,7 +99,7 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
     if (tuned)
       for (const TunedBucket& bucket : tuned->buckets)
         for (const CpuConfig& config : configs(options.max_m))
-          if (config.path != Path::kBlas && bucket.tactic == config.name()) tuned_.push_back({bucket.m, config});
+          if (config.path != Path::kBlas && bucket.tactic == config.name()) tuned_.push_back({bucket, config});
   }
   layout_workspace(options.max_m);
   if (options.own_workspace) own_workspace_.reset(static_cast<std::byte*>(allocate_aligned(workspace_bytes_)));
@@ -199,7 +199,7 @@ CpuConfig CpuPlan::config(std::int64_t m) const {
   if (forced_) return forced_config_;
   if (blas_from_ > 0 && m >= blas_from_) return {Path::kBlas};
   for (const Bucket& bucket : tuned_)
-    if (m <= bucket.m || &bucket == &tuned_.back()) return bucket.config;
+    if (bucket.measured.serves(m)) return bucket.config;
   return {default_path(m)};
 }
 

@@ -81,7 +81,7 @@ class CpuPlan final : public PlanBackend {
   bool int8_, batch_invariant_;
   std::int64_t blas_from_ = 0;  // 0: never
   struct Bucket {
-    std::int64_t m;
+    TunedBucket measured;
     CpuConfig config;
   };
   std::vector<Bucket> tuned_;  // ascending m
