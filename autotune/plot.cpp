@@ -109,11 +109,9 @@ void Plot::band(double low, double high, const std::string& style) {
                        size_.width - kLeft - kRight, py(high), py(low) - py(high));
 }
 
-void Plot::rule(double y, const std::string& style, const std::string& label) {
-  body_ += fmt::format(
-      "<line class=\"{}\" x1=\"{}\" x2=\"{}\" y1=\"{:.1f}\" y2=\"{:.1f}\"/>"
-      "<text class=\"tick\" x=\"{}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>\n",
-      style, kLeft, size_.width - kRight, py(y), py(y), size_.width - kRight - 2, py(y) - 5, escaped(label));
+void Plot::rule(double y, const std::string& style) {
+  body_ += fmt::format("<line class=\"{}\" x1=\"{}\" x2=\"{}\" y1=\"{:.1f}\" y2=\"{:.1f}\"/>\n", style, kLeft,
+                       size_.width - kRight, py(y), py(y));
 }
 
 std::string Plot::mark_at(const Point& p, const std::string& style, const std::string& mark) const {
@@ -160,8 +158,10 @@ void Plot::marks(const std::vector<Point>& points, const std::string& style, con
 }
 
 std::string Plot::svg(const std::string& description) const {
-  return fmt::format("<svg class=\"plot\" id=\"{}\" viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">\n{}</svg>\n",
-                     name_, size_.width, size_.height, escaped(description), body_);
+  return fmt::format(
+      "<div class=\"scroll\"><svg class=\"plot\" id=\"{}\" style=\"min-width: {}px\" viewBox=\"0 0 {} {}\" "
+      "role=\"img\" aria-label=\"{}\">\n{}</svg></div>\n",
+      name_, size_.width * 4 / 5, size_.width, size_.height, escaped(description), body_);
 }
 
 }  // namespace q4::autotune

@@ -29,7 +29,7 @@ class Plot {
   void axes(const std::string& x_label, const std::string& y_label, const std::string& y_suffix);
   /// A horizontal band, clipped to the plot.
   void band(double y_low, double y_high, const std::string& style);
-  void rule(double y, const std::string& style, const std::string& label);
+  void rule(double y, const std::string& style);
   /// `style` is a class of the style sheet: s-tuned, s-default, s-dense, s-floor. `mark`: circle, square, diamond or
   /// none.
   void line(const std::vector<Point>& points, const std::string& style, const std::string& mark);

@@ -136,7 +136,7 @@ std::string heat_map(const TuningRun& run) {
   const auto style = [&](const std::string& tactic) {
     return std::min<std::ptrdiff_t>(std::ranges::find(families, family(tactic)) - families.begin(), 6);
   };
-  constexpr int kLabels = 230, kRow = 46, kTop = 24;
+  constexpr int kLabels = 190, kRow = 46, kTop = 24;
   const int cell = std::clamp(900 / static_cast<int>(ms.size()), 64, 110);
   std::string body;
   int column = 0;
@@ -164,8 +164,10 @@ std::string heat_map(const TuningRun& run) {
           "text-anchor=\"middle\">{}</text>"
           "<title>{}</title></g>\n",
           style(b->tactic), x + 1, y + 1, cell - 2, kRow - 2, better ? "gain" : "kept", x + cell / 2, y + 19,
-          better ? signed_percent(gain(*b)) : "default", x + cell / 2, y + 35,
-          escaped(shown.size() > room ? shown.substr(0, room - 1) + "…" : shown),
+          better              ? signed_percent(gain(*b))
+          : b->default_us > 0 ? "default"
+                              : "instead",
+          x + cell / 2, y + 35, escaped(shown.size() > room ? shown.substr(0, room - 1) + "…" : shown),
           escaped(fmt::format("m = {}: {}: {} us, default {} us", m, b->tactic, short_number(b->us),
                               short_number(b->default_us))));
     }
@@ -179,7 +181,7 @@ std::string heat_map(const TuningRun& run) {
         "width=\"14\" height=\"14\" rx=\"3\"/></svg>{}</span>",
         std::min<std::size_t>(i, 6), escaped(families[i]));
   return fmt::format(
-      "<figure><div class=\"legend\">{}</div><svg class=\"map\" id=\"heat-map\" style=\"max-width: {}px\" viewBox=\"0 "
+      "<figure><div class=\"legend\">{}</div><svg class=\"map\" id=\"heat-map\" style=\"width: {}px\" viewBox=\"0 "
       "0 {} {}\" role=\"img\" "
       "aria-label=\"The kernel of each shape at each m, and its gain over the default\">{}</svg></figure>",
       legend, kLabels + cell * static_cast<int>(ms.size()), kLabels + cell * static_cast<int>(ms.size()), y, body);
@@ -195,7 +197,8 @@ std::string html_report(const TuningRun& run) {
       "content=\"width=device-width, initial-scale=1\"><title>q4 tuning report: {0}</title><style>{1}</style></head>\n"
       "<body><main><p class=\"over\">q4 tuning report</p><h1>{0}</h1><p class=\"soft\">{2}, {3}{4}</p>\n{5}\n"
       "<h2 id=\"kernels\">Chosen kernels</h2><p class=\"note\">Colour: the kernel. Number: its gain over the default "
-      "tactic of that m. Rest the mouse on a cell for the whole tactic.</p><div class=\"card\">{6}</div>\n"
+      "tactic of that m; instead: the default is quarantined. Rest the mouse on a cell for the whole tactic.</p><div "
+      "class=\"card\">{6}</div>\n"
       "<h2 id=\"shapes\">Shapes</h2><p class=\"note\">Times are medians of one multiplication with {7} weights. A "
       "tactic "
       "replaces the default only if it is more than 2% faster and the 95% interval of the paired gain excludes "

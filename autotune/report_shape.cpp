@@ -113,10 +113,11 @@ std::string spread(const TunedShape& shape, std::size_t index) {
             100 * high);
   plot.band(-2, 0, "within");
   plot.axes("m, rows of x", "time against the default", "%");
-  plot.rule(0, "zero", "default");
+  plot.rule(0, "zero");
   plot.marks(others, "s-other", "dot");
   plot.marks(tuned, "s-tuned", "circle");
   const std::string legend = legend_entry("s-tuned", "circle", "chosen, with its 95% interval") +
+                             legend_entry("s-default", "", "default") +
                              (others.empty() ? "" : legend_entry("s-other", "dot", "other finalists"));
   return fmt::format(
       "<figure><figcaption>Time against the default, lower is faster; within the grey band the default "

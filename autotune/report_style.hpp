@@ -27,7 +27,7 @@ p { margin: 4px 0; } .over { color: var(--soft); font-size: 13px; letter-spacing
 .tile, .card { background: var(--card); border: 1px solid var(--grid); border-radius: 10px; }
 .tile { padding: 14px 16px; } .tile b { display: block; font-size: 25px; font-weight: 620; line-height: 1.25; }
 .tile span { color: var(--soft); font-size: 13px; }
-.card { padding: 16px 18px; margin: 14px 0; overflow-x: auto; }
+.card { padding: 16px 18px; margin: 14px 0; } .card, .scroll { overflow-x: auto; }
 .head { display: flex; flex-wrap: wrap; gap: 4px 18px; align-items: baseline; margin-bottom: 8px; }
 .plots { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 18px; }
 @media (max-width: 860px) { .plots { grid-template-columns: minmax(0, 1fr); } }
