@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <map>
 #include <sstream>
@@ -57,10 +58,34 @@ bool neighbours(const std::string& a, const std::string& b) {
 
 bool is_reconstruct(const std::string& tactic) { return tactic.starts_with("reconstruct"); }
 
-TacticSpace::TacticSpace(const Rig& rig, std::int64_t max_m, DType activation, std::set<std::string> forbidden)
+std::vector<char> run_ahead(std::size_t jobs, std::size_t always, const std::function<void(std::size_t)>& job,
+                            const std::function<double()>& seconds_left, double longest_s) {
+  std::atomic<std::size_t> next{0};
+  std::atomic<double> longest = longest_s;
+  std::vector<char> reached(jobs);
+  const auto work = [&] {
+    for (std::size_t i; (i = next++) < jobs && (i < always || seconds_left() > longest);) {
+      const auto start = std::chrono::steady_clock::now();
+      reached[i] = 1;
+      job(i);
+      const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      for (double known = longest; known < took && !longest.compare_exchange_weak(known, took);) {}
+    }
+  };
+  std::vector<std::jthread> threads;
+  // One core is left to whoever measures meanwhile.
+  for (unsigned t = 2; t < std::min(std::thread::hardware_concurrency(), 32u); ++t) threads.emplace_back(work);
+  work();
+  threads.clear();  // waits for them
+  return reached;
+}
+
+TacticSpace::TacticSpace(const Rig& rig, const std::vector<std::int64_t>& ms, DType activation,
+                         std::set<std::string> forbidden)
     : activation_(activation), forbidden_(std::move(forbidden)) {
-  PlanOptions options = options_of("", max_m, activation);
+  PlanOptions options = options_of("", ms.back(), activation);
   plan_ = rig.plan(options);
+  options.max_m = ms.front();    // where a math is told: at more, kernels would be compiled that nobody asks for
   options.reconstruct_from = 0;  // only the direct kernels have a math
   options.math = Math::kHalf2;
   half2_ = rig.plan(options);
@@ -69,7 +94,8 @@ TacticSpace::TacticSpace(const Rig& rig, std::int64_t max_m, DType activation, s
 }
 
 std::size_t TacticSpace::compile_ahead(const Rig& rig, const std::vector<std::int64_t>& ms,
-                                       const std::vector<std::string>& likely, const std::function<bool()>& time_left) {
+                                       const std::vector<std::string>& likely,
+                                       const std::function<double()>& seconds_left, double longest_s) {
   std::vector<std::vector<std::string>> lists;
   std::size_t longest = 0;
   for (const std::int64_t m : ms) longest = std::max(longest, lists.emplace_back(at(m, likely)).size());
@@ -78,23 +104,13 @@ std::size_t TacticSpace::compile_ahead(const Rig& rig, const std::vector<std::in
   for (std::size_t turn = 0; turn < longest; ++turn)
     for (std::size_t i = 0; i < ms.size(); ++i)
       if (turn < lists[i].size() && seen.insert(lists[i][turn]).second) jobs.emplace_back(lists[i][turn], ms[i]);
-  std::atomic<std::size_t> next{0};
-  std::vector<char> reached(jobs.size());
-  const auto work = [&] {
-    for (std::size_t i; (i = next++) < jobs.size() && (i < ms.size() || time_left());) {
-      reached[i] = 1;
-      try {
-        rig.plan(options_of(jobs[i].first, jobs[i].second, activation_));  // its code stays in the kernel cache
-      } catch (const std::exception&) {                                    // prepare() meets it again, and reports it
-      }
+  const auto compile = [&](std::size_t i) {
+    try {
+      rig.plan(options_of(jobs[i].first, jobs[i].second, activation_));  // its code stays in the kernel cache
+    } catch (const std::exception&) {                                    // prepare() meets it again, and reports it
     }
   };
-  {
-    std::vector<std::jthread> threads;
-    // One core is left to whoever measures meanwhile.
-    for (unsigned t = 2; t < std::min(std::thread::hardware_concurrency(), 32u); ++t) threads.emplace_back(work);
-    work();
-  }
+  const std::vector<char> reached = run_ahead(jobs.size(), ms.size(), compile, seconds_left, longest_s);
   compiled_.emplace();
   for (std::size_t i = 0; i < jobs.size(); ++i)
     if (reached[i]) compiled_->insert(jobs[i].first);

@@ -30,17 +30,22 @@ struct Step {
 };
 using StepWatch = std::function<void(const Step&)>;
 
+/// Runs job(0), job(1), ... on all cores but one: the first `always`, then each that can be expected to end in time,
+/// since more seconds are left than the longest one took (`longest_s` before any has ended). Returns which were run.
+std::vector<char> run_ahead(std::size_t jobs, std::size_t always, const std::function<void(std::size_t)>& job,
+                            const std::function<double()>& seconds_left, double longest_s);
+
 /// The tactics of an untuned plan, and which of them only one math offers.
 class TacticSpace {
  public:
-  /// `forbidden`: tactics that are listed nowhere.
-  TacticSpace(const Rig& rig, std::int64_t max_m, DType activation, std::set<std::string> forbidden = {});
+  /// `ms`: ascending, of which math() and of_math() know the smallest. `forbidden`: tactics that are listed nowhere.
+  TacticSpace(const Rig& rig, const std::vector<std::int64_t>& ms, DType activation,
+              std::set<std::string> forbidden = {});
 
-  /// Compiles the tactics of all these m on all cores while time is left; from then on at() lists only what was
-  /// reached. Every m's default is always reached, `likely` is next, and the m take turns. Returns how many tactics
-  /// were not.
+  /// Compiles the tactics of all these m by run_ahead(); from then on at() lists only what was reached. Every m's
+  /// default is always reached, `likely` is next, and the m take turns. Returns how many tactics were not.
   std::size_t compile_ahead(const Rig& rig, const std::vector<std::int64_t>& ms, const std::vector<std::string>& likely,
-                            const std::function<bool()>& time_left);
+                            const std::function<double()>& seconds_left, double longest_s);
 
   /// The default first, then those of `likely` that are among them, then reconstruct + BLAS, then the others,
   /// spread over the space. Reconstruct + BLAS is left out below kReconstructFloor unless it is the default: it moves
@@ -49,8 +54,8 @@ class TacticSpace {
   /// Whether this is what an untuned plan runs; at() begins with another one where that is forbidden.
   bool is_default(const std::string& tactic, std::int64_t m) const { return plan_.tactic(m) == tactic; }
   bool forbids(const std::string& tactic) const { return forbidden_.count(tactic) > 0; }
-  Math math(const std::string& tactic, std::int64_t m) const;  ///< kAuto: offered in both
-  /// The default tactic of plans that ask for this math.
+  Math math(const std::string& tactic, std::int64_t m) const;  ///< at the smallest m; kAuto: offered in both
+  /// The default tactic of plans that ask for this math; likewise.
   std::string of_math(Math math, std::int64_t m) const { return (math == Math::kHalf2 ? half2_ : fp32_).tactic(m); }
 
   static constexpr std::int64_t kReconstructFloor = 8;

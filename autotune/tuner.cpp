@@ -22,8 +22,7 @@ constexpr double kCrossoverShare = 0.1;  // kept back from the buckets
 constexpr double kYardstickShare = 0.1;  // for the read floor and the dense BLAS, where they are asked for
 constexpr double kFloorWorthS = 8;       // on a CPU the read floor takes a second or more, of a budget of so many
 constexpr int kCrossoverRounds = 3;
-constexpr double kSetUp = 1e-3;                       // progress when the copies are there: any but 0
-constexpr const char* kNotMeasured = "not measured";  // provenance of a record that a resumed run completes
+constexpr double kSetUp = 1e-3;  // progress when the copies are there: any but 0
 
 /// Expected cost of a bucket, relative: a fixed part and the arithmetic.
 double weight(std::int64_t m, bool gpu) { return 1 + static_cast<double>(m) / (gpu ? 1024.0 : 64.0); }
@@ -45,14 +44,14 @@ TunedBucket as_tuned(std::int64_t m, const Contender& c, double default_us) {
 class ShapeTuner {
  public:
   ShapeTuner(const Runtime& runtime, Device device, const Problem& problem, const TuneOptions& options)
-      : problem_(problem), options_(options), start_(Clock::now()) {
+      : runtime_(runtime), problem_(problem), options_(options), start_(Clock::now()) {
     report(0, 0, fmt::format("packing {}x{}", problem.k, problem.n));
     workload_.emplace(problem, options.activation);
     rig_.emplace(runtime, device, *workload_, options.m.back(), kSetupShare * options.seconds,
                  options.policy == "cold" && !options.compile_only);
     std::set<std::string> forbidden;
     for (const QuarantinedTactic& q : options.quarantined) forbidden.insert(q.tactic);
-    space_.emplace(*rig_, options.m.back(), options.activation, std::move(forbidden));
+    space_.emplace(*rig_, options.m, options.activation, std::move(forbidden));
     tuned_.record.floor_us = options.floor_us_per_byte * problem.bytes(0);
     const bool wanted = rig_->gpu() ? !options.compile_only : options.yardsticks && options.seconds >= kFloorWorthS;
     if (tuned_.record.floor_us == 0 && wanted) measure_floor();  // on a GPU also a bound of the search
@@ -61,7 +60,8 @@ class ShapeTuner {
 
   Tuned run() {
     if (options_.compile_only) {
-      space_->compile_ahead(*rig_, options_.m, likely(0), [&] { return !options_.interrupted(); });
+      space_->compile_ahead(
+          *rig_, options_.m, likely(0), [&] { return options_.interrupted() ? 0 : 1e9; }, 0);
       tuned_.record.key = key_of(rig_->backend().info(), tuning_digest(rig_->backend().kernels_digest()), problem_,
                                  options_.activation, options_.policy);
       return std::move(tuned_);
@@ -83,15 +83,13 @@ class ShapeTuner {
     for (const MeasuredBucket& b : buckets_) {
       if (last_direct && last_direct->m < b.m) record.buckets.push_back(*std::exchange(last_direct, std::nullopt));
       const bool reconstructs = record.reconstruct_from > 0 && b.m >= record.reconstruct_from;
-      const Contender* const direct = fastest(b, false);
-      // A lone win of reconstruct + BLAS below a bucket that it lost is no crossover.
+      // A lone win of reconstruct + BLAS below a bucket that it lost is no crossover. Who else is the fastest was not
+      // compared with the default in a final.
+      const Contender* direct = &b.found.contenders[0];
+      if (is_reconstruct(direct->id)) direct = fastest(b, false);
       const Contender& used = !reconstructs && is_reconstruct(b.winner().id) && direct ? *direct : b.winner();
       record.buckets.push_back(as_tuned(b.m, used, default_us(b)));
     }
-    // What was not reached has the default, by name: else the last bucket would serve it.
-    for (const std::int64_t m : options_.m)
-      if (!buckets_.empty() && m > record.buckets.back().m)
-        record.buckets.push_back({m, space_->at(m, {})[0], 0, 0, 0, 0, 0});
     describe();
     if (options_.yardsticks) measure_yardsticks();
     tuned_.buckets = std::move(buckets_);
@@ -129,8 +127,10 @@ class ShapeTuner {
   void compile_ahead() {
     report(kSetUp, 0, "compiling kernels");
     const double until = seconds_left(0) * (1 - kCompileShare);
-    const std::size_t missed =
-        space_->compile_ahead(*rig_, options_.m, likely(0), [&] { return seconds_left(0) > until; });
+    const CacheCounters past = runtime_.cache_counters();  // of the defaults, and of earlier shapes
+    const double mean_s = past.compiled > 0 ? 1e-3 * past.compile_ms / static_cast<double>(past.compiled) : 0;
+    const std::size_t missed = space_->compile_ahead(
+        *rig_, options_.m, likely(0), [&] { return seconds_left(0) - until; }, mean_s);
     if (missed > 0) note_unmeasured(fmt::format("{} tactics: no time to compile them", missed));
   }
 
@@ -209,7 +209,7 @@ class ShapeTuner {
         tuned_.notes.push_back(fmt::format("m = {}: '{}' rejected: {}", bucket.m, c.id, c.rejected));
       if (!c.rejected.empty() || c.us() == 0) continue;
       ++tuned_.measured;
-      known_us_[c.id] = c.us();
+      known_us_[c.id] = std::min(*std::ranges::min_element(c.early), c.us());  // a burst is no bound
     }
     buckets_.push_back(std::move(bucket));
   }
@@ -240,12 +240,13 @@ class ShapeTuner {
     TacticCandidates pair(*rig_, {direct->id, high.winner().id}, high.m, options_.activation, options_.about_to);
     pair.prepare(0), pair.prepare(1);
     std::map<std::int64_t, Contender> direct_at;
+    std::map<std::int64_t, std::vector<double>> reconstruct_at;
     const auto second_wins = [&](std::int64_t m) {
       report(1 - kCrossoverShare / 2, m, fmt::format("crossover, m = {}", m));
       pair.check_results(0, m), pair.check_results(1, m);
       Contender& times = direct_at[m];
       times.id = direct->id;
-      std::vector<double> reconstruct;
+      std::vector<double>& reconstruct = reconstruct_at[m];
       for (int r = 0; r < kCrossoverRounds; ++r) {
         times.final.push_back(pair.sample(0, m));
         reconstruct.push_back(pair.sample(1, m));
@@ -257,9 +258,15 @@ class ShapeTuner {
     if (stop()) note_unmeasured(fmt::format("the crossover within ({}, {}]", found.low, found.high));
     tuned_.record.reconstruct_from = found.low + 1;
     if (found.low == below) return {};
-    const bool is_default = space_->is_default(direct->id, found.low);
+    const std::string standard = space_->at(found.low, {})[0];
     const Contender& times = direct_at.at(found.low);
-    return as_tuned(found.low, times, is_default ? times.us() : 0);
+    if (is_reconstruct(standard)) return as_tuned(found.low, times, median(reconstruct_at.at(found.low)));
+    if (standard == direct->id) return as_tuned(found.low, times, times.us());
+    TacticCandidates both(*rig_, {standard, direct->id}, found.low, options_.activation, options_.about_to);
+    SearchOptions options;
+    options.seconds_left = [&] { return seconds_left(0); };
+    const SearchResult last = search(both.ids(), both, options);  // the default competes here too
+    return as_tuned(found.low, last.contenders[last.winner], last.contenders[0].us());
   }
 
   void describe() {
@@ -283,7 +290,7 @@ class ShapeTuner {
   /// half2 against fp32 at one m, each in the default tactic of plans that ask for it, whoever won there.
   void measure_math(std::int64_t m) {
     const std::vector<std::string> ids = {space_->of_math(Math::kHalf2, m), space_->of_math(Math::kFp32, m)};
-    if (ids[0] == ids[1] || space_->forbids(ids[0]) || space_->forbids(ids[1])) return;
+    if (ids[0] == ids[1] || space_->forbids(ids[0]) || space_->forbids(ids[1]) || seconds_left(0) <= 0) return;
     TacticCandidates pair(*rig_, ids, m, options_.activation, options_.about_to);
     pair.prepare(0), pair.prepare(1);
     std::vector<double> half2, fp32;
@@ -312,6 +319,7 @@ class ShapeTuner {
     }
   }
 
+  Runtime runtime_;
   Problem problem_;
   const TuneOptions& options_;
   Clock::time_point start_;
@@ -333,54 +341,6 @@ Tuned tune(const Runtime& runtime, Device device, const Problem& problem, const 
   check(!options.m.empty() && std::is_sorted(options.m.begin(), options.m.end()) && options.m.front() > 0,
         "tune: options.m must hold ascending numbers of rows");
   return ShapeTuner(runtime, device, problem, options).run();
-}
-
-TuningKey key_of(const DeviceInfo& info, const std::string& kernels, const Problem& problem, DType activation,
-                 const std::string& policy) {
-  return {info.fingerprint, info.arch,         info.compute_units, problem.k, problem.n,
-          problem.group,    problem.act_order, activation,         policy,    kernels};
-}
-
-bool covers(const TuningRecord& record, const std::vector<std::int64_t>& m) {
-  if (record.provenance.count(kNotMeasured)) return false;
-  return std::all_of(m.begin(), m.end(), [&](std::int64_t wanted) {
-    return std::any_of(record.buckets.begin(), record.buckets.end(),
-                       [&](const auto& b) { return b.m == wanted && b.us > 0; });
-  });
-}
-
-double distance(const TuningKey& a, const TuningKey& b) {
-  return std::abs(std::log(static_cast<double>(a.k) / static_cast<double>(b.k))) +
-         std::abs(std::log(static_cast<double>(a.n) / static_cast<double>(b.n))) + (a.group == b.group ? 0 : 1) +
-         (a.act_order == b.act_order ? 0 : 1);
-}
-
-std::vector<LikelyTactic> likely_from(const TuningDb& db, const TuningKey& key) {
-  const auto records = db.records();
-  const TuningRecord* nearest = nullptr;
-  for (const TuningRecord& r : records) {
-    const bool alike = r.key.fingerprint == key.fingerprint && r.key.kernels == key.kernels &&
-                       r.key.policy == key.policy && r.key.activation == key.activation && !r.buckets.empty();
-    if (alike && (!nearest || distance(r.key, key) < distance(nearest->key, key))) nearest = &r;
-  }
-  std::vector<LikelyTactic> likely;
-  if (nearest)
-    for (const TunedBucket& b : nearest->buckets) likely.push_back({b.m, b.tactic});
-  return likely;
-}
-
-std::vector<LikelyTactic> likely_from(const Tuned& tuned) {
-  constexpr double kClose = 1.2;
-  constexpr std::size_t kMost = 12;  // at each m
-  std::vector<LikelyTactic> likely;
-  for (const MeasuredBucket& b : tuned.buckets) {
-    std::vector<const Contender*> close;
-    for (const Contender& c : b.found.contenders)
-      if (c.rejected.empty() && c.us() > 0 && c.us() < kClose * b.winner().us()) close.push_back(&c);
-    std::ranges::sort(close, {}, [](const Contender* c) { return c->us(); });
-    for (std::size_t i = 0; i < std::min(close.size(), kMost); ++i) likely.push_back({b.m, close[i]->id});
-  }
-  return likely;
 }
 
 }  // namespace q4::autotune

@@ -15,6 +15,9 @@
 
 namespace q4::autotune {
 
+/// In the provenance of a record: what no time was left for, which a resumed run completes.
+inline constexpr const char* kNotMeasured = "not measured";
+
 struct TuneProgress {
   double fraction = 0;  ///< of this shape, by expected time; 0: the copies of the weights are being made
   std::int64_t m = 0;
@@ -64,7 +67,7 @@ struct Tuned {
   /// Best direct tactic in each math at the smallest m; 0: there is none, or it was not measured.
   double half2_us = 0, fp32_us = 0;
   std::size_t measured = 0, pruned = 0;  ///< tactics, over all buckets; pruned: a bound says that they cannot win
-  std::vector<MeasuredBucket> buckets;   ///< by ascending m; record.buckets has the default, untimed, for m beyond them
+  std::vector<MeasuredBucket> buckets;   ///< by ascending m; the default serves others
   std::size_t copies = 0, cold_bytes = 0;
 };
 
@@ -77,6 +80,9 @@ TuningKey key_of(const DeviceInfo& info, const std::string& kernels, const Probl
                  const std::string& policy);
 /// Whether a record of an earlier run makes tune() unnecessary: complete, every m measured.
 bool covers(const TuningRecord& record, const std::vector<std::int64_t>& m);
+/// Takes over the buckets of an older record of the same key for the m that `record` has none of, and the crossover
+/// above them.
+void complete_from(const TuningRecord& older, TuningRecord& record);
 /// 0 for the same problem, else more the less alike they are: by the logarithms of k and n, the group and act-order.
 double distance(const TuningKey& a, const TuningKey& b);
 /// What won in the most similar record of the same device, kernels, policy and activation type.

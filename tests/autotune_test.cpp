@@ -2,9 +2,12 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <mutex>
 #include <q4/q4.hpp>
+#include <thread>
 
 #include "autotune/bracket.hpp"
 #include "autotune/search.hpp"
@@ -96,6 +99,21 @@ TEST_CASE("the default is kept under pure noise") {
   CHECK(replaced <= 2);  // 1% of runs with 19 equal challengers each
 }
 
+TEST_CASE("in the shortest final nothing that is slower replaces the default") {
+  int replaced = 0;
+  constexpr int kTrials = 500;
+  test::Random random(7);
+  for (int trial = 0; trial < kTrials; ++trial) {
+    std::vector<Finalist> finalists;
+    for (const double us : {100.0, 102.0, 102.0, 102.0, 102.0}) {
+      Finalist& f = finalists.emplace_back(Finalist{std::to_string(finalists.size()), {}});
+      for (std::size_t r = 0; r < kMinimumRounds; ++r) f.us.push_back(noisy(us, random));
+    }
+    replaced += choose(finalists) != 0;
+  }
+  CHECK(replaced <= kTrials / 100);
+}
+
 TEST_CASE("a real gain is found among many, and near ties go to the lowest id") {
   int wrong = 0;
   for (std::uint64_t seed = 0; seed < 100; ++seed) {
@@ -175,6 +193,58 @@ TEST_CASE("search: a bound prunes what cannot win, and time that runs out keeps 
   many.us[3] = 50, many.sample_s = 1, many.limit_s = 40;  // for 39 probes, or fewer and a final
   CHECK(many.run().winner == 3);
   CHECK(many.clock_s <= many.limit_s + 1);
+}
+
+TEST_CASE("compiling ahead: nothing is begun that the longest so far says will end too late") {
+  using Clock = std::chrono::steady_clock;
+  using Seconds = std::chrono::duration<double>;
+  const auto start = Clock::now();
+  const auto left = [&] { return 0.25 - Seconds(Clock::now() - start).count(); };
+  constexpr double kJob = 0.1;
+  std::mutex mutex;
+  std::vector<std::pair<std::size_t, double>> begun;
+  const auto job = [&](std::size_t i) {
+    {
+      const std::lock_guard lock(mutex);
+      begun.emplace_back(i, left());
+    }
+    std::this_thread::sleep_for(Seconds(kJob));
+  };
+  const std::vector<char> reached = run_ahead(1000, 1, job, left, kJob);
+  CHECK(begun.size() == static_cast<std::size_t>(std::ranges::count(reached, 1)));
+  CHECK(begun.size() < 1000);
+  for (const auto& [i, left_s] : begun) CHECK((i == 0 || left_s > kJob - 0.02));  // asked a little before it begins
+  const auto none = [] { return 0.0; };
+  begun.clear();
+  CHECK(std::ranges::count(run_ahead(10, 3, job, none, 0), 1) == 3);  // the defaults, whatever the time
+}
+
+TEST_CASE("an older record fills in what was not measured again, up to its crossover") {
+  const auto bucket = [](std::int64_t m, const char* tactic) { return TunedBucket{m, tactic, 1, 1, 1, 1, 0}; };
+  TuningRecord older, newer;
+  older.buckets = {bucket(1, "a"), bucket(16, "b"), bucket(100, "c"), bucket(128, "reconstruct+blas")};
+  older.reconstruct_from = 101, older.provenance["not measured"] = "2 at m = 16";
+  newer.buckets = {bucket(1, "z"), bucket(2, "y")};
+  TuningRecord both = newer;
+  complete_from(older, both);
+  CHECK(both.reconstruct_from == 101);
+  REQUIRE(both.buckets.size() == 5);
+  CHECK(both.bucket(1)->tactic == "z");
+  CHECK(both.bucket(16)->tactic == "b");
+  CHECK(both.provenance.count("not measured") == 1);
+
+  both = newer;
+  both.buckets.push_back(bucket(512, "x"));  // direct wins up to there now: what the older one reconstructs is void
+  complete_from(older, both);
+  CHECK(both.reconstruct_from == 0);
+  CHECK(both.bucket(100)->tactic == "c");
+  CHECK(std::ranges::count(both.buckets, 128, &TunedBucket::m) == 0);
+
+  TuningRecord same = older;
+  same.provenance.clear();
+  complete_from(older, same);
+  CHECK(same.buckets == older.buckets);
+  CHECK(same.provenance.empty());  // all of it was measured anew
 }
 
 TEST_CASE("bracketing finds the crossover of two curves with few measurements") {
@@ -290,9 +360,9 @@ TEST_CASE("tune: out of time or interrupted, the record says what is missing") {
   options.m = {1, 4096};
   options.seconds = 1e-6;
   const Tuned hurried = tune(runtime, {}, problem, options);
-  REQUIRE(hurried.record.buckets.size() == 2);  // the first bucket is always measured; it must not serve the other m
+  REQUIRE(hurried.record.buckets.size() == 1);  // the first bucket is always measured; it must not serve the other m
   CHECK(hurried.record.buckets[0].us > 0);
-  CHECK(hurried.record.buckets[1].us == 0);
+  CHECK(hurried.record.bucket(4096) == nullptr);
   CHECK_FALSE(hurried.complete);
   CHECK_FALSE(covers(hurried.record, {1}));
 
