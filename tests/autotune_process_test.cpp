@@ -99,6 +99,48 @@ TEST_CASE("q4-autotune: kill -9 loses the shape that was being measured and noth
   CHECK_FALSE(resumed["shapes"].at(2)["buckets"].empty());
 }
 
+TEST_CASE("q4-autotune: a file that cannot be written ends no run, and nothing that was there is lost") {
+  const Sandbox box;
+  std::ofstream(box.file("shapes.csv")) << "k,n,group\n256,128,32\n2048,4096,128\n";
+  const std::string file = box.file("t.jsonl"), tune = "q4-autotune --device cpu --shapes " + box.file("shapes.csv") +
+                                                       " --m 1,64 --budget 24 --out " + file;
+  // After the first shape a folder takes the file's place, as a full disk would: the second one cannot be saved.
+  const std::string trouble = "sh -c '\"$@\" & pid=$!; while [ $(cat " + file +
+                              " 2>/dev/null | wc -l) -lt 1 ] && kill -0 $pid; do sleep 0.02; done; mv " + file + " " +
+                              file + ".1 && mkdir " + file + "; wait $pid' sh ";
+  const Ended ended = box.run(tune, true, trouble);
+  CHECK(ended.status == 1);
+  CHECK(contains(ended.out, "tried again at the end"));
+  CHECK(contains(ended.out, "2048x4096 g128: not saved: TuningDb::load: path = " + file + ": is a folder"));
+  TuningDb db;
+  db.load(file + ".1");
+  CHECK(db.size() == 1);
+
+  // Told before anything is measured, and nothing is overwritten: a damaged file, also with --again; a device; an
+  // input.
+  std::ofstream(box.file("damaged.jsonl")) << "{\"q4_tuning\":1";
+  for (const std::string out : {"damaged.jsonl --again", "t.jsonl", "shapes.csv"}) {
+    const Ended refused = box.run(kTune + std::string("--out ") + box.file(out), true);
+    CHECK(refused.status == 1);
+    CHECK_FALSE(contains(refused.out, "measured at"));
+  }
+  CHECK(box.read("damaged.jsonl") == "{\"q4_tuning\":1");
+  const std::string both = box.file("a");
+  CHECK(contains(box.run(kTune + std::string("--out ") + both + " --report " + both, true).out, "file of --out"));
+}
+
+TEST_CASE("q4-autotune: what an earlier run found for other m stays") {
+  const Sandbox box;
+  const std::string out = " --json --out " + box.file("t.jsonl");
+  CHECK(box.run(kTune + out).status == 0);
+  CHECK(box.run(kShape + std::string("--m 1,2 --again") + out).status == 0);
+  TuningDb db;
+  db.load(box.file("t.jsonl"));
+  REQUIRE(db.size() == 1);
+  const TuningRecord record = db.records()[0];
+  for (const std::int64_t m : {1, 2, 16}) CHECK(std::ranges::count(record.buckets, m, &TunedBucket::m) == 1);
+}
+
 TEST_CASE("q4-autotune: more shapes than the budget has time for end within 10% of it, each with something") {
   const Sandbox box;
   std::ofstream shapes(box.file("s.csv"));
@@ -137,7 +179,6 @@ TEST_CASE("q4-autotune: shards write their own files, which q4-cache merge unite
   for (const char* shard : {"0", "1"}) {
     CHECK(box.run(tune + "--shard " + shard + "/2 --out " + box.file("gpu.jsonl")).status == 0);
     files += " " + box.file(std::string("gpu-") + shard + "-of-2.jsonl");
-    std::ofstream(box.file(std::string("gpu-") + shard + "-of-2.jsonl"), std::ios::app);  // an empty shard has no file
   }
   const Ended merge = box.run("q4-cache merge --json --out " + box.file("gpu.jsonl") + files);
   REQUIRE(merge.status == 0);

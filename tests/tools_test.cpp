@@ -81,6 +81,9 @@ TEST_CASE("shapes: models, files, and what is wrong with them") {
   CHECK(contains(error_of([] { csv_shapes("k,n\n8,8\n8,x\n", "f", 128, false); }), "f line 3"));
   CHECK(contains(error_of([] { csv_shapes("k,n\n8,12\n", "f", 128, false); }), "multiples of 8"));
   CHECK(contains(error_of([] { csv_shapes("k,n\n8\n", "f", 128, false); }), "line 2"));
+  CHECK(contains(error_of([] { csv_shapes("k,n\n", "f", 128, false); }), "no shape"));
+  CHECK(contains(error_of([] { csv_shapes("k,n\n8,9999999992\n", "f", 128, false); }), "at most"));
+  CHECK(contains(error_of([] { csv_shapes("\x1b[2J\x01", "f", 128, false); }), "\"?[2J?\""));
 
   CHECK(parse_shape("4096x22016").n == 22016);
   for (const char* bad : {"4096", "x", "4096x", "4096x-8", "12x8", "0x8"}) CHECK_THROWS_AS(parse_shape(bad), Error);

@@ -71,7 +71,8 @@ int main(int argc, char** argv) {
   tool.app
       .add_option("--policy", options.policy,
                   "cold (default): weights come from memory, as in a model; warm: from the last cache, if they fit")
-      ->check([](const std::string& p) { return p == "cold" || p == "warm" ? "" : "must be cold or warm"; })
+      ->check(
+          [](const std::string& p) { return p == "cold" || p == "warm" ? "" : "\"" + p + "\": must be cold or warm"; })
       ->type_name("P");
   tool.app.add_option("--tp", options.tensor_parallel, "tune the slices of a rank of so many")
       ->check(CLI::Range(1, 64))

@@ -190,10 +190,10 @@ CLI::Validator seconds_check(bool zero_too) {
       "");
 }
 
-DType parse_activation(const std::string& text) {
+DType parse_activation(const std::string& text, const std::string& where) {
   for (const DType type : {DType::kF16, DType::kBF16, DType::kF32})
     if (text == to_string(type)) return type;
-  fail(ErrorCode::kInvalidArgument, "--activation = \"{}\": must be fp16, bf16 or, on the CPU, fp32", text);
+  fail(ErrorCode::kInvalidArgument, "{} = \"{}\": must be fp16, bf16 or, on the CPU, fp32", where, text);
 }
 
 std::string default_tuning_file(const Runtime& runtime) {
@@ -223,15 +223,17 @@ std::int64_t monotonic_ms() {
 }  // namespace
 
 void catch_interrupt() {
-  std::signal(SIGINT, [](int) {
+  const auto handler = [](int signal) {
     // Programs that pass signals on (timeout) send each to the process and to its group: that is still the first.
     constexpr std::int64_t kSameMs = 300;
     std::int64_t first = 0;
     const std::int64_t now = monotonic_ms();
     if (interrupted_ms.compare_exchange_strong(first, now) || now - first < kSameMs) return;
-    std::signal(SIGINT, SIG_DFL);
-    std::raise(SIGINT);
-  });
+    std::signal(signal, SIG_DFL);
+    std::raise(signal);
+  };
+  std::signal(SIGINT, handler);
+  std::signal(SIGTERM, handler);  // what Slurm and Kubernetes send when time is up
 }
 
 bool interrupted() { return interrupted_ms != 0; }

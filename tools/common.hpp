@@ -83,7 +83,8 @@ std::vector<std::int64_t> powers_of_two(std::int64_t largest);
 /// For CLI11's check(): a number of at least 0, or above 0. Its own validators print the whole range of a double.
 CLI::Validator seconds_check(bool zero_too);
 
-DType parse_activation(const std::string& text);  ///< fp16, bf16, fp32; throws kInvalidArgument
+/// fp16, bf16, fp32; throws kInvalidArgument, which says `where`.
+DType parse_activation(const std::string& text, const std::string& where = "--activation");
 
 /// The tuning files that a Runtime with default options reads: $Q4_TUNING, else <cache folder>/tuning.jsonl if it
 /// exists.
@@ -91,7 +92,7 @@ std::vector<std::string> tuning_files(const Runtime& runtime);
 /// Where q4-autotune writes unless told: <cache folder>/tuning.jsonl; empty when there is no cache folder.
 std::string default_tuning_file(const Runtime& runtime);
 
-/// After this, Ctrl-C sets a flag instead of ending the process; a second Ctrl-C ends it.
+/// After this, Ctrl-C and SIGTERM set a flag instead of ending the process; a second one ends it.
 void catch_interrupt();
 bool interrupted();
 

@@ -19,6 +19,14 @@ std::vector<std::string> split(const std::string& line) {
   return cells;
 }
 
+/// The beginning of what may be binary.
+std::string printable(std::string text) {
+  constexpr std::size_t kMost = 60;
+  for (char& c : text)
+    if (c < ' ' || c > '~') c = '?';
+  return text.size() > kMost ? text.substr(0, kMost) + "..." : text;
+}
+
 }  // namespace
 
 Csv::Csv(const std::string& text, const std::string& name, const std::vector<std::string>& required) : name_(name) {
@@ -28,8 +36,8 @@ Csv::Csv(const std::string& text, const std::string& name, const std::vector<std
   for (const std::string& title : split(line)) columns_.emplace(title, columns_.size());
   for (const std::string& column : required)
     if (!columns_.count(column))
-      fail(ErrorCode::kCorrupt, "{} line 1: \"{}\" does not name the column {}; needed are {}", name, line, column,
-           fmt::join(required, ","));
+      fail(ErrorCode::kCorrupt, "{} line 1: \"{}\" does not name the column {}; needed are {}", name, printable(line),
+           column, fmt::join(required, ","));
   for (int number = 2; std::getline(in, line); ++number)
     if (!CLI::detail::trim_copy(line).empty()) rows_.push_back({number, split(line)});
 }
@@ -62,14 +70,14 @@ double Csv::real(std::size_t row, const std::string& column) const {
     value = std::stod(cell, &used);
   } catch (const std::exception&) {}
   if (cell.empty() || used != cell.size())
-    fail(ErrorCode::kCorrupt, "{}, column {}: \"{}\" is no number", where(row), column, cell);
+    fail(ErrorCode::kCorrupt, "{}, column {}: \"{}\" is no number", where(row), column, printable(cell));
   return value;
 }
 
 std::int64_t parse_whole(const std::string& text, const std::string& where) {
   const std::size_t digits = text.starts_with('-') ? 1 : 0;
   if (text.size() == digits || text.size() > 11 || text.find_first_not_of("0123456789", digits) != std::string::npos)
-    fail(ErrorCode::kCorrupt, "{}: \"{}\" is no whole number", where, text);
+    fail(ErrorCode::kCorrupt, "{}: \"{}\" is no whole number of at most 10 digits", where, printable(text));
   return std::stoll(text);
 }
 

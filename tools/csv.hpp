@@ -14,6 +14,7 @@ class Csv {
   Csv(const std::string& text, const std::string& name, const std::vector<std::string>& required);
   static Csv read(const std::string& path, const std::vector<std::string>& required);  ///< throws kIo too
 
+  const std::string& name() const { return name_; }
   std::size_t rows() const { return rows_.size(); }
   std::string where(std::size_t row) const;                            ///< "peers.csv line 12"
   std::string text(std::size_t row, const std::string& column) const;  ///< empty when there is none

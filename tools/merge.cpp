@@ -6,17 +6,19 @@
 #include <algorithm>
 #include <map>
 
+#include "autotune/tuner.hpp"
 #include "tools/common.hpp"
 
 namespace q4::tools {
 namespace {
 
 std::string name_of(const TuningKey& key) {
-  return fmt::format("{}x{} g{}{} {} {} on {}", key.k, key.n, key.group, key.act_order ? " act-order" : "",
-                     to_string(key.activation), key.policy, key.fingerprint);
+  return fmt::format("{}x{} g{}{} {} {} on {}, kernels {:.12}", key.k, key.n, key.group,
+                     key.act_order ? " act-order" : "", to_string(key.activation), key.policy, key.fingerprint,
+                     key.kernels);
 }
 
-bool complete(const TuningRecord& record) { return record.provenance.count("not measured") == 0; }
+bool complete(const TuningRecord& record) { return record.provenance.count(autotune::kNotMeasured) == 0; }
 
 const TunedBucket* at(const TuningRecord& record, std::int64_t m) {
   const auto found = std::ranges::find(record.buckets, m, &TunedBucket::m);

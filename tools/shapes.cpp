@@ -22,8 +22,10 @@ namespace {
 using autotune::Problem;
 
 Problem checked(Problem p, const std::string& where) {
-  check(p.k >= 8 && p.k % 8 == 0 && p.n >= 8 && p.n % 8 == 0, "{}: {}x{}: k and n must be multiples of 8, at least 8",
-        where, p.k, p.n);
+  constexpr std::int64_t kLargest = 1 << 24;
+  const auto fits = [](std::int64_t size) { return size >= 8 && size <= kLargest && size % 8 == 0; };
+  check(fits(p.k) && fits(p.n), "{}: {}x{}: k and n must be multiples of 8, at least 8, at most {}", where, p.k, p.n,
+        kLargest);
   check(p.group == -1 || (p.group >= 8 && p.group % 8 == 0), "{}: group = {} must be -1 or a multiple of 8", where,
         p.group);
   if (p.group == -1 || p.group > p.k) p.group = p.k;
@@ -51,6 +53,7 @@ std::vector<Problem> of_csv(const Csv& csv, std::int64_t group, bool act_order) 
     if (!csv.text(r, "act_order").empty()) p.act_order = csv.whole(r, "act_order") != 0;
     shapes.push_back(checked(p, csv.where(r)));
   }
+  check(!shapes.empty(), "{}: no shape in it; below the header each line is one, such as 4096,28672", csv.name());
   return shapes;
 }
 
@@ -96,7 +99,7 @@ std::vector<RecordedShape> recorded_shapes(const std::string& text, const std::s
     try {
       const Json j = Json::parse(line);
       const Problem p{"", j.at("k"), j.at("n"), j.at("group"), j.at("act_order")};
-      shapes.push_back({checked(p, where), parse_activation(j.at("activation"))});
+      shapes.push_back({checked(p, where), parse_activation(j.at("activation"), where + ", activation")});
     } catch (const nlohmann::json::exception& e) {
       fail(ErrorCode::kCorrupt, "{}: {}; delete the line", where, e.what());
     }
@@ -113,7 +116,8 @@ std::optional<std::vector<RecordedShape>> ShapeOptions::recording() const {
 
 Problem parse_shape(const std::string& text) {
   const auto x = text.find('x');
-  check(x != std::string::npos, "--shape = {}: write KxN, such as 4096x28672 (k in_features, n out_features)", text);
+  check(x != std::string::npos && x > 0 && x + 1 < text.size(),
+        "--shape = {}: write KxN, such as 4096x28672 (k in_features, n out_features)", text);
   return checked({"", parse_whole(text.substr(0, x), "--shape"), parse_whole(text.substr(x + 1), "--shape"), -1, false},
                  "--shape");
 }

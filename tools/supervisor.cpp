@@ -133,7 +133,7 @@ Supervisor::Outcome Supervisor::follow(Job& job, const Watcher& watcher) {
         const bool lost = said.contains("lost");
         reap(false);
         outcome.reason = said[lost ? "lost" : "error"].get<std::string>();
-        if (!lost) board_->tactic[0] = 0;  // an error that was caught is nobody's crash
+        if (!lost) outcome.end = End::kError;
         return outcome;
       }
     }
@@ -174,6 +174,7 @@ autotune::Tuned Supervisor::tune(Job job, const Watcher& watcher) {
       return std::move(outcome.tuned);
     }
     if (outcome.end == End::kStopped) return given_up("interrupted, and the worker process did not stop: killed");
+    if (outcome.end == End::kError) return given_up(fmt::format("{} ({})", outcome.reason, outcome.text));
     const QuarantinedTactic guilty = suspect(outcome.reason);
     if (!guilty.tactic.empty()) {
       job.options.quarantined.push_back(guilty);

@@ -35,7 +35,7 @@ class Supervisor {
   autotune::Tuned tune(Job job, const Watcher& watcher);
 
  private:
-  enum class End { kDone, kStopped, kLost };
+  enum class End { kDone, kStopped, kError, kLost };  ///< an error that was caught is nobody's crash
   struct Outcome {
     End end = End::kLost;
     std::string reason, text;  ///< why it is lost; the stage it was in

@@ -16,7 +16,8 @@ std::string size_of_shape(const Problem& p) {
 }
 
 std::string name_of(const TunedShape& shape) {
-  return fmt::format("{} {}", shape.problem.label, size_of_shape(shape.problem));
+  const std::string& label = shape.problem.label;
+  return label + (label.empty() ? "" : " ") + size_of_shape(shape.problem);
 }
 
 namespace {

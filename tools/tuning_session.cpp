@@ -8,7 +8,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <q4/q4.hpp>
@@ -19,8 +21,6 @@
 
 namespace q4::tools {
 namespace {
-
-constexpr const char* kNotMeasured = "not measured";
 
 /// Held while a file is read, changed and replaced. It is of the folder, so that nothing is left behind.
 class FolderLock {
@@ -66,10 +66,26 @@ TuningSession::TuningSession(const Tool& tool, TuningRequest request)
   const auto folder = std::filesystem::path(request_.out).parent_path();
   if (!folder.empty() && std::filesystem::create_directories(folder))
     std::filesystem::permissions(folder, std::filesystem::perms::owner_all);
-  // What cannot be written is told before the measuring.
-  if (!request_.report.empty() && !std::ofstream(request_.report, std::ios::app))
-    fail(ErrorCode::kIo, "--report = {}: cannot be written; name a file in a folder that exists", request_.report);
   list_shapes();
+  check_report();
+}
+
+/// What cannot be written is told before the measuring; keep_what_is_known() does so for the tuning file.
+void TuningSession::check_report() const {
+  if (request_.report.empty()) return;
+  std::error_code absent;
+  for (const auto& [option, file] : {std::pair("--out", request_.out), {"--shapes", request_.shapes.csv_file}})
+    check(file.empty() || std::filesystem::weakly_canonical(file, absent) !=
+                              std::filesystem::weakly_canonical(request_.report, absent),
+          "--report = {}: that is the file of {}; name another", request_.report, option);
+  if (!std::ofstream(request_.report, std::ios::app))
+    fail(ErrorCode::kIo, "--report = {}: cannot be written; name a file in a folder that exists", request_.report);
+}
+
+TuningDb TuningSession::stored() const {
+  TuningDb db;
+  if (std::filesystem::exists(request_.out)) db.load(request_.out);
+  return db;
 }
 
 void TuningSession::list_shapes() {
@@ -110,12 +126,11 @@ int TuningSession::run() {
 }
 
 void TuningSession::keep_what_is_known() {
-  if (request_.again || !std::filesystem::exists(request_.out)) return;
-  TuningDb db;
-  db.load(request_.out);
-  db.records();  // a damaged file is told before it is replaced
+  const FolderLock lock(request_.out);
+  const TuningDb db = stored();
   for (Row& row : rows_) {
-    TuningMatch match;
+    TuningMatch match = TuningMatch::kNone;
+    if (request_.again) continue;
     const TuningRecord* record = db.find(key_of(row), &match);
     if (match != TuningMatch::kExact || record->key.policy != request_.policy) continue;
     row.quarantined = record->quarantined;
@@ -123,6 +138,8 @@ void TuningSession::keep_what_is_known() {
     row.tuned.record = *record;
     row.tuned.complete = row.kept = row.reached = true;
   }
+  // A file that is damaged, or cannot be written, is told before anything is measured; a shard without shapes has one.
+  if (!std::filesystem::exists(request_.out) || !std::ranges::all_of(rows_, &Row::reached)) db.save(request_.out);
 }
 
 void TuningSession::announce() const {
@@ -166,9 +183,7 @@ bool TuningSession::wait_for_turn(Progress& bar) {
 std::vector<autotune::LikelyTactic> TuningSession::likely(const TuningKey& key) const {
   std::vector<autotune::LikelyTactic> all;
   try {
-    TuningDb db;
-    if (std::filesystem::exists(request_.out)) db.load(request_.out);
-    all = autotune::likely_from(db, key);
+    all = autotune::likely_from(stored(), key);
   } catch (const Error&) {  // whoever changed the file meanwhile: only an order is lost
   }
   const Row* nearest = nullptr;
@@ -248,60 +263,70 @@ void TuningSession::tune_one(std::size_t index, Progress& bar) {
       [&](const QuarantinedTactic& q) {
         bar.line(fmt::format("{}: '{}' at m = {} is quarantined: {}", name_of(row), q.tactic, q.m, q.reason));
         row.quarantined.push_back(q);
-        quarantine(row, q);
+        if (const std::string problem = told([&] { quarantine(row, q); }); !problem.empty()) bar.line(problem);
       }};
   row.tuned = supervisor_.tune(std::move(job), watcher);
   row.reached = true;
   constexpr std::int64_t kLarge = 1 << 22;  // weights; for fewer, setting up is mostly what costs the same for all
   if (setup_s > 0 && weights >= kLarge && (setup_s_per_weight_ == 0 || setup_s / weights < setup_s_per_weight_))
     setup_s_per_weight_ = setup_s / weights;
-  keep_older_buckets(row.tuned.record);
-  if (!row.tuned.record.buckets.empty()) store(row.tuned.record);
+  row.unsaved = told([&] { save(row); });
+  if (!row.unsaved.empty()) bar.line(row.unsaved + "; tried again at the end");
   bar.line(fmt::format("[{}/{}] {}: {} tactics measured at {} m in {:.1f} s{}", index + 1, rows_.size(), name_of(row),
                        row.tuned.measured, row.tuned.buckets.size(), elapsed() - begun,
                        row.tuned.complete ? "" : " (not everything: see the notes)"));
 }
 
-/// Where no time was left, what an earlier run found with the same kernels is better than the default.
-void TuningSession::keep_older_buckets(TuningRecord& record) const {
-  TuningDb db;
+/// A full disk does not end the run.
+template <class F>
+std::string TuningSession::told(const F& work) {
+  try {
+    work();
+    return {};
+  } catch (const Error& e) { return e.what(); }
+}
+
+/// What an earlier run found with the same kernels stays where this one measured nothing.
+void TuningSession::save(Row& row) const {
+  TuningRecord& record = row.tuned.record;
+  if (record.buckets.empty()) return;
+  const TuningDb db = stored();
   TuningMatch match = TuningMatch::kNone;
-  if (std::filesystem::exists(request_.out)) db.load(request_.out);
   const TuningRecord* const older = db.find(record.key, &match);
-  if (match != TuningMatch::kExact || older->key != record.key) return;
-  for (TunedBucket& b : record.buckets) {
-    const auto known = std::ranges::find(older->buckets, b.m, &TunedBucket::m);
-    const bool reconstructs = record.reconstruct_from > 0 && b.m >= record.reconstruct_from;
-    if (b.us == 0 && known != older->buckets.end() && autotune::is_reconstruct(known->tactic) == reconstructs)
-      b = *known;
-  }
+  if (match == TuningMatch::kExact && older->key == record.key) autotune::complete_from(*older, record);
+  store(record);
 }
 
 /// At once, so that a run which is killed later does not try it again.
 void TuningSession::quarantine(const Row& row, const QuarantinedTactic& tactic) const {
   const TuningKey key = key_of(row);
   TuningRecord record;
-  TuningDb db;
+  const TuningDb db = stored();
   TuningMatch match = TuningMatch::kNone;
-  if (std::filesystem::exists(request_.out)) db.load(request_.out);
-  const TuningRecord* const stored = db.find(key, &match);
-  if (match == TuningMatch::kExact && stored->key == key) record = *stored;
+  const TuningRecord* const known = db.find(key, &match);
+  if (match == TuningMatch::kExact && known->key == key) record = *known;
   record.key = key;
   record.quarantined.push_back(tactic);
-  record.provenance[kNotMeasured] = "the run ended after a quarantine";
+  record.provenance[autotune::kNotMeasured] = "the run ended after a quarantine";
   store(record);
 }
 
 /// Another tuner may have changed the file since it was read.
 void TuningSession::store(const TuningRecord& record) const {
   const FolderLock lock(request_.out);
-  TuningDb db;
-  if (std::filesystem::exists(request_.out)) db.load(request_.out);
+  TuningDb db = stored();
   db.add(record);
   db.save(request_.out);
 }
 
 int TuningSession::finish() {
+  for (Row& row : rows_) {
+    if (row.unsaved.empty()) continue;
+    row.unsaved = told([&] { save(row); });
+    if (row.unsaved.empty()) continue;
+    row.tuned.failed = true;
+    row.tuned.notes.push_back("not saved: " + row.unsaved);
+  }
   autotune::TuningRun run;
   const Hello& hello = *supervisor_.known();
   run.info = hello.info, run.versions = hello.versions, run.kernels = hello.kernels;
@@ -309,14 +334,6 @@ int TuningSession::finish() {
   run.date = fmt::format("{:%F %T} UTC", fmt::gmtime(std::time(nullptr)));
   run.seconds = elapsed(), run.budget = request_.budget, run.interrupted = interrupted();
   run.shapes.assign(rows_.begin(), rows_.end());
-  for (auto& shape : run.shapes)  // what was not measured is in the notes
-    std::erase_if(shape.tuned.record.buckets, [](const TunedBucket& b) { return b.us == 0; });
-  if (!request_.report.empty()) {
-    std::ofstream out(request_.report, std::ios::trunc);
-    out << autotune::html_report(run);
-    out.flush();
-    if (!out) fail(ErrorCode::kIo, "--report = {}: cannot be written", request_.report);
-  }
   if (json_) {
     fmt::print("{}\n", run_as_json(run, request_.exhaustive).dump(2));
   } else {
@@ -324,9 +341,17 @@ int TuningSession::finish() {
     fmt::print("{}\n{:.0f} s. Tuning file: {}{}\n", tables(run), run.seconds, run.file,
                by_default ? " (read by every Runtime of this user)"
                           : "\nTo use it: export Q4_TUNING=" + run.file + ", or RuntimeOptions::tuning_files");
-    if (!request_.report.empty()) fmt::print("Report: {}\n", std::filesystem::absolute(request_.report).string());
   }
-  const bool failed = std::any_of(rows_.begin(), rows_.end(), [](const Row& r) { return r.tuned.failed; });
+  if (!request_.report.empty()) {
+    std::ofstream out(request_.report, std::ios::trunc);
+    out << autotune::html_report(run);
+    out.flush();
+    if (!out) fail(ErrorCode::kIo, "--report = {}: cannot be written: {}", request_.report, std::strerror(errno));
+    if (!json_) fmt::print("Report: {}\n", std::filesystem::absolute(request_.report).string());
+  }
+  const bool nothing = std::ranges::all_of(rows_, [](const Row& r) { return r.tuned.record.buckets.empty(); });
+  const bool failed =
+      (nothing && !rows_.empty()) || std::ranges::any_of(rows_, [](const Row& r) { return r.tuned.failed; });
   return interrupted() ? 130 : failed ? 1 : 0;
 }
 

@@ -38,17 +38,22 @@ class TuningSession {
   using Clock = std::chrono::steady_clock;
   struct Row : autotune::TunedShape {
     std::vector<QuarantinedTactic> quarantined;  ///< of earlier runs
+    std::string unsaved;                         ///< why its record is not in the file
   };
   double elapsed() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
   TuningKey key_of(const autotune::TunedShape& row) const;
   void list_shapes();
+  void check_report() const;
+  TuningDb stored() const;  ///< what the file holds now
   void keep_what_is_known();
   void announce() const;
   double seconds_for(std::size_t index) const;
   bool wait_for_turn(Progress& bar);
   std::jthread compile_ahead() const;
   void tune_one(std::size_t index, Progress& bar);
-  void keep_older_buckets(TuningRecord& record) const;
+  template <class F>
+  static std::string told(const F& work);  ///< the text of its Error
+  void save(Row& row) const;
   void quarantine(const Row& row, const QuarantinedTactic& tactic) const;
   void store(const TuningRecord& record) const;
   std::vector<autotune::LikelyTactic> likely(const TuningKey& key) const;

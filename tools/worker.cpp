@@ -116,6 +116,7 @@ std::int64_t monotonic_ms() {
 int worker_main(const std::string& device, double launch_s) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a supervisor that was killed leaves nobody behind
   std::signal(SIGINT, SIG_IGN);        // the supervisor says when to stop
+  std::signal(SIGTERM, SIG_IGN);       // a job's end is told to all of its processes
   void* const memory = ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED, kWorkerBoard, 0);
   if (memory == MAP_FAILED) return 2;
   LineSocket socket(kWorkerSocket);
