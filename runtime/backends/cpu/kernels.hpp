@@ -42,7 +42,7 @@ struct TileJob {
   const void* x;        // packed as the kernel wants it
   const float* sums;    // of the same rows
   std::int64_t x_rows;  // rows that x and sums were packed with
-  std::int64_t row;     // first row; a multiple of 16 for AMX, of panel_rows for `panel`
+  std::int64_t row;     // first row; a multiple of 16 for AMX, of panel_rows for `panel`, as in pack_x_panel
   int rows;
   int terms;
   float* y;                // [rows][64], room for rows rounded up to 16 for AMX
@@ -68,8 +68,9 @@ struct Kernels {
   const char* isa;
   void (*pack_x)(const PackX&, std::int64_t row_begin, std::int64_t row_end);
   void (*direct)(const TileJob&);  // decodes in registers for each pass over up to direct_rows rows
-  void (*pack_x_panel)(const PackX&, std::int64_t row_begin, std::int64_t row_end);  // from whole groups of panel_rows
-  void (*panel)(const TileJob&);  // decodes a block once to memory, then multiplies all rows
+  /// From a multiple of panel_rows to another one that leaves at least as many rows, or to the last row.
+  void (*pack_x_panel)(const PackX&, std::int64_t row_begin, std::int64_t row_end);
+  void (*panel)(const TileJob&);  // decodes a block once to memory, and multiplies all rows
   int direct_rows, panel_rows;
   void (*store)(const StoreJob&);
   /// One tile's dequantized weights: out[packed row * out_stride + column], fp32.

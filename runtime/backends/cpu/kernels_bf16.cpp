@@ -99,7 +99,7 @@ void direct(const TileJob& job) {
   std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
   for (std::int64_t block = 0; block < job.blocks; ++block) {
     for (int row = 0, count = 0; row < job.rows; row += count) {
-      count = Base::pass_rows(row, job.rows, kRows);
+      count = Base::pass_rows(job.rows - row, kRows);
       const bool wide = count <= kWideRows;
       const Multiply run = wide ? pick<kWideVectors, false>(WideRows{}, count) : pick<kVectors, false>(Rows{}, count);
       const int step = (wide ? kWideVectors : kVectors) * 16;
@@ -135,7 +135,7 @@ void panel(const TileJob& job) {
     decode(job.weights + block * block_bytes(job.segment), job.segment, panel);
     for (int column = 0; column < kTile; column += kPanelColumns) {
       for (int row = 0, count = 0; row < job.rows; row += count) {
-        count = Base::pass_rows(row, job.rows, kRows);
+        count = Base::pass_rows(job.rows - row, kRows);
         pick<kVectors, true>(Rows{}, count)(job, block, panel + column * kBlock, row, column);
       }
     }

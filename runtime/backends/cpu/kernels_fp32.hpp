@@ -78,12 +78,23 @@ struct Fp32Kernels {
     }
   }
 
-  /// The same for `panel`: groups of kPanelRows rows, [block][group][128][row of the group], the last group as short as
-  /// it is. A register tile then reads one stream instead of one a row, which is worth a tenth of its speed.
+  /// Rows of a pass over `left` rows that are split into equal passes of at most `most`.
+  static int pass_rows(std::int64_t left, int most) {
+    const std::int64_t passes = (left + most - 1) / most;
+    return int((left + passes - 1) / passes);
+  }
+
+  /// Rows of the register tile that `left` rows begin with. A short last one would leave the units idle: two share.
+  static int group_rows(std::int64_t left) {
+    return left >= 2 * S::kPanelRows ? S::kPanelRows : pass_rows(left, S::kPanelRows);
+  }
+
+  /// The same for `panel`: groups of group_rows(), [block][group][128][row of the group]. A register tile then reads
+  /// one stream instead of one a row, which is worth a tenth of its speed.
   static void pack_x_panel(const PackX& job, std::int64_t row_begin, std::int64_t row_end) {
     alignas(64) float values[S::kPanelRows][kBlock];
-    for (std::int64_t row = row_begin; row < row_end; row += S::kPanelRows) {
-      const int rows = int(row_end - row < S::kPanelRows ? row_end - row : S::kPanelRows);
+    for (std::int64_t row = row_begin, rows = 0; row < row_end; row += rows) {
+      rows = group_rows(job.rows - row);
       for (std::int64_t block = 0; block < job.blocks; ++block) {
         for (int r = 0; r < rows; ++r) {
           load_block(job, row + r, block, values[r]);
@@ -103,10 +114,13 @@ struct Fp32Kernels {
 
   // --- products ------------------------------------------------------------------------------------------------------
 
-  /// R rows times V vectors of columns over one block, added to y. Codes come from the block itself or, decoded, from
-  /// the panel: [kBlock][V vectors] floats.
-  template <int R, int V, bool kPanel>
-  static void multiply(const TileJob& job, std::int64_t block, const float* panel, int row, int column) {
+  /// Where the codes come from: the block itself; the block, and decoded they also go to the panel; the panel.
+  enum class From { kBlock, kBlockToPanel, kPanel };
+
+  /// R rows times V vectors of columns over one block, added to y. The panel is [kBlock][V vectors] floats.
+  template <int R, int V, From kFrom>
+  static void multiply(const TileJob& job, std::int64_t block, float* panel, int row, int column) {
+    constexpr bool kPanel = kFrom != From::kBlock;
     const int segments = kBlock / job.segment, octets = job.segment / 8;
     const float* x = static_cast<const float*>(job.x) + (block * job.x_rows + job.row + row) * kBlock;
     const float* sums = job.sums + block * segments * job.x_rows + job.row + row;
@@ -129,8 +143,11 @@ struct Fp32Kernels {
         unroll<8>([&](auto i) __attribute__((always_inline)) {
           F weights[V];
           unroll<V>([&](auto v) __attribute__((always_inline)) {
-            if constexpr (kPanel) {
+            if constexpr (kFrom == From::kPanel) {
               weights[v] = S::load(panel + (i * V + v) * S::kLanes);
+            } else if constexpr (kFrom == From::kBlockToPanel) {
+              weights[v] = S::template code<i>(S::load_words(words + v * S::kLanes));
+              S::store(panel + (i * V + v) * S::kLanes, weights[v]);
             } else {
               weights[v] = S::template code<i>(lanes[v]);
             }
@@ -161,51 +178,29 @@ struct Fp32Kernels {
     }
   }
 
-  using Multiply = void (*)(const TileJob&, std::int64_t, const float*, int, int);
-  template <int V, bool kPanel, int... R>
+  using Multiply = void (*)(const TileJob&, std::int64_t, float*, int, int);
+  template <int V, From kFrom, int... R>
   static Multiply pick(std::integer_sequence<int, R...>, int rows) {
-    static constexpr Multiply table[] = {&multiply<R + 1, V, kPanel>...};
+    static constexpr Multiply table[] = {&multiply<R + 1, V, kFrom>...};
     return table[rows - 1];
-  }
-
-  /// Rows of the pass at `row` when `rows` are split into equal passes of at most `most`.
-  static int pass_rows(int row, int rows, int most) {
-    const int passes = (rows - row + most - 1) / most;
-    return (rows - row + passes - 1) / passes;
   }
 
   static void direct(const TileJob& job) {
     std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
     for (std::int64_t block = 0; block < job.blocks; ++block) {
       for (int row = 0, count = 0; row < job.rows; row += count) {
-        count = pass_rows(row, job.rows, S::kRows);
+        count = pass_rows(job.rows - row, S::kRows);
         const bool wide = count <= S::kWideRows;
-        const Multiply run = wide ? pick<S::kWideVectors, false>(std::make_integer_sequence<int, S::kWideRows>{}, count)
-                                  : pick<S::kVectors, false>(std::make_integer_sequence<int, S::kRows>{}, count);
+        const Multiply run =
+            wide ? pick<S::kWideVectors, From::kBlock>(std::make_integer_sequence<int, S::kWideRows>{}, count)
+                 : pick<S::kVectors, From::kBlock>(std::make_integer_sequence<int, S::kRows>{}, count);
         const int step = (wide ? S::kWideVectors : S::kVectors) * S::kLanes;
         for (int column = 0; column < kTile; column += step) run(job, block, nullptr, row, column);
       }
     }
   }
 
-  /// One block's codes as fp32, [kTile / kPanelColumns][kBlock][kPanelColumns].
-  static void decode(const std::byte* at, int segment_rows, float* panel) {
-    int packed = 0;
-    for (int segment = 0; segment < kBlock / segment_rows; ++segment, at += segment_bytes(segment_rows)) {
-      const auto* words = reinterpret_cast<const std::uint32_t*>(at + kHeader);
-      for (int octet = 0; octet < segment_rows / 8; ++octet, words += kTile, packed += 8) {
-        for (int column = 0; column < kTile; column += S::kLanes) {
-          const W lanes = S::load_words(words + column);
-          float* to =
-              panel + column / kPanelColumns * kBlock * kPanelColumns + packed * kPanelColumns + column % kPanelColumns;
-          unroll<8>([&](auto i) __attribute__((always_inline)) {
-            S::store(to + i * kPanelColumns, S::template code<i>(lanes));
-          });
-        }
-      }
-    }
-  }
-
+  /// The first rows of a block decode it for the others. The panel is [kTile / kPanelColumns][kBlock][kPanelColumns].
   static void panel(const TileJob& job) {
     std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
     float* panel = static_cast<float*>(job.scratch);
@@ -213,16 +208,17 @@ struct Fp32Kernels {
     const std::size_t passes = kTile / kPanelColumns * ((job.rows + S::kPanelRows - 1) / S::kPanelRows);
     const std::size_t lines = (bytes / 64 + passes - 1) / passes;
     for (std::int64_t block = 0; block < job.blocks; ++block) {
-      const std::byte *at = job.weights + block * bytes, *ahead = at + bytes;
-      decode(at, job.segment, panel);
+      const std::byte* ahead = job.weights + (block + 1) * bytes;
       for (int column = 0; column < kTile; column += kPanelColumns) {
         for (int row = 0, count = 0; row < job.rows; row += count) {
           // The next block comes while this one is multiplied, a few lines a pass: asked for at once, it would crowd
           // out the loads of x.
           for (std::size_t line = 0; line < lines; ++line, ahead += 64) S::prefetch(ahead);
-          count = job.rows - row < S::kPanelRows ? job.rows - row : S::kPanelRows;
-          pick<S::kPanelVectors, true>(std::make_integer_sequence<int, S::kPanelRows>{}, count)(
-              job, block, panel + column * kBlock, row, column);
+          count = group_rows(job.x_rows - job.row - row);
+          const auto rows = std::make_integer_sequence<int, S::kPanelRows>{};
+          const Multiply run = row == 0 ? pick<S::kPanelVectors, From::kBlockToPanel>(rows, count)
+                                        : pick<S::kPanelVectors, From::kPanel>(rows, count);
+          run(job, block, panel + column * kBlock, row, column);
         }
       }
     }

@@ -139,7 +139,7 @@ struct Int8Kernels {
     std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
     for (std::int64_t block = 0; block < job.blocks; ++block) {
       for (int row = 0, count = 0; row < job.rows; row += count) {
-        count = Base::pass_rows(row, job.rows, S::kRows);
+        count = Base::pass_rows(job.rows - row, S::kRows);
         const bool wide = count <= S::kWideRows;
         const Multiply run = wide ? pick<S::kWideVectors>(std::make_integer_sequence<int, S::kWideRows>{}, count)
                                   : pick<S::kVectors>(std::make_integer_sequence<int, S::kRows>{}, count);

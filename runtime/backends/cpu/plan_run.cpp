@@ -58,10 +58,18 @@ void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* wo
   const auto pack_rows =
       std::int64_t(round_up(std::max<std::size_t>(1, (std::size_t(1) << 15) / std::size_t(packing.blocks * kBlock)),
                             path == Path::kPanel ? step : 1));  // AMX packs row by row
-  const auto pack_task = [&](std::int64_t task, int) {
-    pack_x(packing, task * pack_rows, std::min((task + 1) * pack_rows, rows.count));
+  // A rest that the panel kernel's groups would cross belongs to the task before.
+  const std::int64_t rest = path == Path::kPanel ? kernels_.panel_rows : 1;
+  const auto tasks = [&](std::int64_t count, std::int64_t size) {
+    return std::max<std::int64_t>((count - rest) / size, 0) + 1;
   };
-  pool_.run((rows.count + pack_rows - 1) / pack_rows, pack_task, config.threads);
+  const auto end_of = [&](std::int64_t begin, std::int64_t size) {
+    return rows.count - begin - size < rest ? rows.count : begin + size;
+  };
+  const auto pack_task = [&](std::int64_t task, int) {
+    pack_x(packing, task * pack_rows, end_of(task * pack_rows, pack_rows));
+  };
+  pool_.run(tasks(rows.count, pack_rows), pack_task, config.threads);
 
   const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
   const std::int64_t most = task_rows(config), parts = (rows.count + most - 1) / most;
@@ -75,7 +83,7 @@ void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* wo
     std::byte* scratch = workspace + scratch_at_ + std::size_t(worker) * kThreadScratch;
     auto* y = some < blocks ? reinterpret_cast<float*>(workspace + partial_at_) + tile * kPartialRows * kTile
                             : reinterpret_cast<float*>(scratch + kScratch);
-    const int count = int(std::min(part, rows.count - row));
+    const int count = int(end_of(row, part) - row);
     multiply({matrix_->tile(tile), end, matrix_->segment, packing.out, packing.sums, rows.count, row, count,
               bf16_terms(element_), y, scratch, begin});
     if (end < blocks) return;
@@ -85,7 +93,7 @@ void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* wo
   };
   for (; first < rows.count; first += step_rows)
     for (begin = 0; begin < blocks; begin += some)
-      pool_.run((step_rows + part - 1) / part * matrix_->tiles, multiply_task, config.threads);
+      pool_.run(tasks(step_rows, part) * matrix_->tiles, multiply_task, config.threads);
 }
 
 void CpuPlan::run_blas(const Rows& rows, std::byte* workspace) const {
