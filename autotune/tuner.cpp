@@ -283,6 +283,9 @@ class ShapeTuner {
     const MeasuredBucket& smallest = buckets_.front();
     record.math = is_reconstruct(smallest.winner().id) ? Math::kAuto : space_->math(smallest.winner().id, smallest.m);
     measure_math(smallest.m);
+    // What also computes cannot be faster than what only reads: a neighbour disturbed that.
+    const double floor = record.floor_us * problem_.bytes(smallest.m) / problem_.bytes(0);
+    if (!rig_->gpu() && smallest.winner().us() < floor && seconds_left(0) > kFloorWorthS / 4) measure_floor();
     if (record.math == Math::kAuto && tuned_.half2_us != tuned_.fp32_us)
       record.math = tuned_.half2_us < tuned_.fp32_us ? Math::kHalf2 : Math::kFp32;
   }
@@ -299,7 +302,9 @@ class ShapeTuner {
   }
 
   void measure_floor() {
-    tuned_.record.floor_us = rig_->backend().read_floor_us(static_cast<std::size_t>(problem_.bytes(0)));
+    const double us = rig_->backend().read_floor_us(static_cast<std::size_t>(problem_.bytes(0)));
+    double& floor = tuned_.record.floor_us;
+    floor = floor > 0 ? std::min(floor, us) : us;
   }
 
   /// Beside the tactics, not among them: what W unquantized would take, in the time that is left.
