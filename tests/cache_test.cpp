@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <latch>
+#include <set>
 #include <thread>
 
 #include "runtime/cache/entry.hpp"
@@ -105,6 +106,20 @@ TEST_CASE("cache: the headers' part of a key sees each header, its name and ever
     std::ifstream file(fs::path(Q4_SOURCE_DIR) / "kernels" / header.name, std::ios::binary);
     CHECK(std::string(std::istreambuf_iterator<char>(file), {}) == header.text);
   }
+}
+
+TEST_CASE("cache: a changed source of the CPU backend makes its tuning records stale after the next build") {
+  std::set<fs::path> sources;
+  for (const auto& file : fs::directory_iterator(fs::path(Q4_SOURCE_DIR) / "runtime/backends/cpu"))
+    if (file.path().extension() != ".md") sources.insert(file.path());
+  REQUIRE(sources.size() > 20);
+  const auto hex = [](const std::string& text) { return Sha256().update(text.data(), text.size()).hex(); };
+  std::string all;
+  for (const auto& source : sources) {
+    std::ifstream file(source, std::ios::binary);
+    all += hex({std::istreambuf_iterator<char>(file), {}});
+  }
+  CHECK(hex(all) == jit::cpu_sources_digest());
 }
 
 TEST_CASE("cache: a hit asks no compiler, and what compilers made lies side by side with their builds") {

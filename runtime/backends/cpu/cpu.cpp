@@ -17,13 +17,11 @@
 #include "runtime/backends/cpu/thread_pool.hpp"
 #include "runtime/check.hpp"
 #include "runtime/context.hpp"
+#include "runtime/jit/embedded.hpp"
 
 namespace q4 {
 namespace cpu {
 namespace {
-
-/// Raise when a kernel or the layout changes speed: tuning records of another version are stale.
-constexpr const char* kKernelsVersion = "cpu-3";
 
 std::string model_name() {
   std::ifstream file("/proc/cpuinfo");
@@ -142,7 +140,7 @@ class CpuDevice final : public DeviceBackend {
     });
   }
 
-  std::string kernels_digest() const override { return kKernelsVersion; }
+  std::string kernels_digest() const override { return jit::cpu_sources_digest(); }
 
  private:
   Kernels kernels_;
