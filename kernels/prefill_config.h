@@ -176,7 +176,7 @@ Q4_BOTH constexpr double prefill_estimate(const PrefillConfig& c, i64 m, const L
   const double all = static_cast<double>(tiles(c, m));
   const i64 waves = (tiles(c, m) + at_once - 1) / at_once;
   const double ends = 3500 + (c.split > 1 ? (c.rows == 256 ? 4.0 : 2.0) * c.rows * c.split : 0) +
-                      (c.split > 2 && c.rows == 128 ? 2400 : 0);
+                      (c.split > 2 && c.rows == 128 ? 700 * c.strips : 0);
   if (one_tile(c)) return static_cast<double>(waves) * (tile + ends);
   if (c.cut && cut_tiles(c, tiles(c, m), at_once) > 0)
     return 1.02 * tile * all / at_once + ends + 7000 + 42.0 * c.rows +

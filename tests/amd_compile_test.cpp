@@ -8,6 +8,7 @@
 #include <regex>
 #include <set>
 
+#include "kernels/remap.h"
 #include "report.hpp"
 #include "runtime/backends/hip/compiler.hpp"
 #include "runtime/jit/code_object_info.hpp"
@@ -59,7 +60,8 @@ std::vector<Wanted> wanted(const hip::Target& target, std::size_t turn) {
         if (const auto values = kernel.defaults(chosen, m, limits))
           add(kernel.source(chosen, *values), kernel.shape(chosen, *values, m, limits).threads);
       }
-  add(jit::pack_source(turn % 2 == 0)), add(jit::remap_source(true)), add(jit::read_source(256, 8));
+  add(jit::pack_source(turn % 2 == 0)), add(jit::remap_source(true), remap_threads(true));
+  add(jit::read_source(256, 8));
   add(jit::reconstruct_source(problem(turn))), add(jit::reconstruct_source(problem(turn + 3)));
   return list;
 }
@@ -75,7 +77,7 @@ void check_target(const char* name, std::size_t turn) {
     std::string log;
     const auto code = compiler().compile(source, name, &log);
     CHECK(log == "");
-    const auto info = jit::code_object_info(code, jit::kEntry);
+    const auto info = jit::code_object_info(code, jit::entry(source.name));
     CHECK(info.target == std::string("amdgcn-amd-amdhsa--") + name);
     CHECK(info.wave == target->wave);
     CHECK(info.threads == threads);
@@ -190,17 +192,17 @@ TEST_CASE("code_object_info: what is no code object is an error, at any length")
   if (!compiler().knows("gfx90a", problem)) return skip(problem);
   const auto code = compiler().compile(jit::remap_source(true), "gfx90a");
   CHECK_THROWS_AS(jit::code_object_info(code, "another"), Error);
-  CHECK_THROWS_AS(jit::code_object_info(std::string("text"), jit::kEntry), Error);
+  CHECK_THROWS_AS(jit::code_object_info(std::string("text"), jit::entry("remap")), Error);
   for (std::size_t size = 0; size < code.size(); size += 61) {
     try {
-      jit::code_object_info({code.data(), size}, jit::kEntry);
+      jit::code_object_info({code.data(), size}, jit::entry("remap"));
     } catch (const Error& error) { CHECK(error.code() == ErrorCode::kCorrupt); }
   }
   auto broken = code;
   for (std::size_t i = 16; i < broken.size(); i += 3) {
     broken[i] = static_cast<char>(broken[i] ^ 0x5a);
     try {
-      jit::code_object_info(broken, jit::kEntry);
+      jit::code_object_info(broken, jit::entry("remap"));
     } catch (const Error& error) { CHECK(error.code() == ErrorCode::kCorrupt); }
     broken[i] = code[i];
   }

@@ -56,7 +56,7 @@ bool is_right(const char* target, const EmulatedCase& c, const std::string& tact
     text.replace(at, change.from.size(), change.to);
   }
   const auto code = compiler.compile({tactic, text}, target);
-  const auto loaded = amdgpu::load_kernel(code, target, jit::kEntry);
+  const auto loaded = amdgpu::load_kernel(code, target, jit::entry(tactic));
   const auto shape = kernel->shape(problem, values, m, {.shared_bytes = 65536});
   const double error = largest_error(c, {m}, 0, [&](const MatmulArgs& args) {
     const amdgpu::Launch launch{static_cast<std::uint32_t>(kernel->grid(problem, values, {})(m)),
@@ -131,7 +131,7 @@ TEST_CASE("mutations: too little shared memory, code of another target, instruct
   CHECK_THROWS_WITH_AS(is_right("gfx90a", kCase, kTile, 17, {}, 99), doctest::Contains("bytes of shared memory"),
                        std::runtime_error);
   const auto code = hip::Compiler().compile(jit::read_source(256, 4), "gfx90a");
-  CHECK_THROWS_AS(amdgpu::load_kernel(code, "gfx1030", jit::kEntry), std::runtime_error);
+  CHECK_THROWS_AS(amdgpu::load_kernel(code, "gfx1030", jit::entry("read")), std::runtime_error);
   auto unknown = amdgpu::parse_instruction("v_sin_f32_e32 v0, v1", false);
   CHECK_THROWS_WITH_AS(amdgpu::resolve(unknown), doctest::Contains("unknown instruction v_sin_f32"),
                        std::runtime_error);

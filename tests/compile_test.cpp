@@ -9,6 +9,7 @@
 #include <regex>
 #include <set>
 
+#include "kernels/remap.h"
 #include "report.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
 #include "runtime/jit/cubin_info.hpp"
@@ -42,7 +43,7 @@ struct Compiled {
 Compiled compile(const cuda::Nvrtc& nvrtc, const jit::Source& source, const std::string& arch) {
   Compiled result;
   const auto cubin = nvrtc.compile(source, arch, kOptions, &result.log);
-  result.info = jit::cubin_info(cubin, jit::kEntry);
+  result.info = jit::cubin_info(cubin, jit::entry(source.name));
   return result;
 }
 
@@ -121,7 +122,7 @@ void check_table(const std::string& arch, std::size_t sample) {
       }
     }
   for (const bool awq : {false, true}) check(*nvrtc, jit::pack_source(awq), arch, 256);
-  check(*nvrtc, jit::remap_source(true), arch, 256);
+  check(*nvrtc, jit::remap_source(true), arch, remap_threads(true));
   for (const std::size_t v : {0, 3, 7}) check(*nvrtc, jit::reconstruct_source(problem(v)), arch, 256);
 }
 
@@ -151,7 +152,7 @@ TEST_CASE("sm_61: what a GPU without fast fp16 runs compiles") {
   }
   for (const bool other : {false, true}) {
     check(*nvrtc, jit::pack_source(other), "sm_61", 256);
-    check(*nvrtc, jit::remap_source(other), "sm_61", 256);
+    check(*nvrtc, jit::remap_source(other), "sm_61", remap_threads(other));
   }
 }
 
@@ -161,7 +162,7 @@ TEST_CASE("cubin_info agrees with ptxas, and sees a stack") {
   // 256 sums live at once in at most 64 registers (1024 threads): they must spill.
   const jit::Source spilling{
       "spilling",
-      "extern \"C\" __global__ void __launch_bounds__(1024) q4_kernel(float* x) {\n"
+      "extern \"C\" __global__ void __launch_bounds__(1024) q4_spilling(float* x) {\n"
       "  __shared__ float fixed[40];\n  float v[256];\n"
       "#pragma unroll\n  for (int i = 0; i < 256; ++i) v[i] = x[i * 1024 + threadIdx.x];\n"
       "  fixed[threadIdx.x % 40] = v[threadIdx.x & 255];\n  __syncthreads();\n"
@@ -189,15 +190,15 @@ TEST_CASE("cubin_info: what is no cubin is an error, at any length") {
   if (nvrtc == nullptr) return;
   const auto cubin = nvrtc->compile(jit::remap_source(true), "sm_80", kOptions, nullptr);
   CHECK_THROWS_AS(jit::cubin_info(cubin, "another"), Error);
-  CHECK_THROWS_AS(jit::cubin_info(std::string("PTX text"), jit::kEntry), Error);
+  CHECK_THROWS_AS(jit::cubin_info(std::string("PTX text"), jit::entry("remap")), Error);
   // (The program headers, which nobody here reads, may stand last.)
   for (std::size_t size = 0; size + 512 < cubin.size(); size += 97)
-    CHECK_THROWS_AS(jit::cubin_info({cubin.data(), size}, jit::kEntry), Error);
+    CHECK_THROWS_AS(jit::cubin_info({cubin.data(), size}, jit::entry("remap")), Error);
   auto broken = cubin;
   for (std::size_t i = 16; i < broken.size(); i += 5) {  // any damage: an error or a number, never a crash
     broken[i] = static_cast<char>(broken[i] ^ 0x5a);
     try {
-      jit::cubin_info(broken, jit::kEntry);
+      jit::cubin_info(broken, jit::entry("remap"));
     } catch (const Error& error) { CHECK(error.code() == ErrorCode::kCorrupt); }
     broken[i] = cubin[i];
   }

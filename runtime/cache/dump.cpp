@@ -57,7 +57,7 @@ std::string dump(const std::string& folder, const KernelKey& key, const CacheEve
   if (code) {
     facts["code_bytes"] = code->size();
     try {
-      const auto info = jit::cubin_info(*code, jit::kEntry);
+      const auto info = jit::cubin_info(*code, jit::entry(key.name));
       facts["registers"] = info.registers, facts["spill_bytes"] = info.stack_bytes;
       facts["shared_bytes"] = info.shared_bytes;
     } catch (const Error&) {  // no cubin: the log has what there is

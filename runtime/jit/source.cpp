@@ -19,6 +19,8 @@ std::string to_text(const Values& values) {
   return text;
 }
 
+std::string entry(const std::string& source_name) { return "q4_" + source_name.substr(0, source_name.find(' ')); }
+
 Source generate(const std::string& function, const std::string& header, const std::string& config_type,
                 const std::string& initializer, const std::vector<std::string>& parameters, int threads,
                 int blocks_per_unit) {
@@ -29,7 +31,7 @@ Source generate(const std::string& function, const std::string& header, const st
   }
   return {fmt::format("{} {}", function, initializer),
           fmt::format("#include \"{}\"\n\nQ4_KERNEL({}, {}) {}({}) {{\n  q4::{}<q4::{}{}>({});\n}}\n", header, threads,
-                      blocks_per_unit, kEntry, declared, function, config_type, initializer, passed)};
+                      blocks_per_unit, entry(function), declared, function, config_type, initializer, passed)};
 }
 
 namespace {

@@ -12,12 +12,14 @@ namespace q4::jit {
 /// The tunables of a Config by name, in the order of its fields().
 using Values = std::vector<std::pair<std::string, int>>;
 
-/// One translation unit for the run-time compiler; its entry point is always `q4_kernel`.
-inline constexpr const char* kEntry = "q4_kernel";
+/// One translation unit for the run-time compiler.
 struct Source {
-  std::string name;  ///< for messages: "gemv half2=1 rows=1 ... k=4096 n=4096 ..."
+  std::string name;  ///< the kernel, then for messages how: "gemv half2=1 rows=1 ... k=4096 n=4096 ..."
   std::string text;
 };
+
+/// Its entry point, which profilers show: "q4_gemv".
+std::string entry(const std::string& source_name);
 
 /// "half2=1 rows=1"
 std::string to_text(const Values& values);

@@ -222,7 +222,7 @@ std::vector<Instruction> parse_listing(const std::string& listing, const std::st
     Instruction i = parse_instruction(text.substr(0, both), rdna);
     if (both != text.npos) i.second.push_back(parse_instruction(text.substr(both + 4), rdna));
     i.address = std::strtoull(place.c_str(), nullptr, 16);
-    // " 000000001608: BE82000F 00000000 <q4_kernel+0x13c>"
+    // " 000000001608: BE82000F 00000000 <q4_gemv+0x13c>"
     std::istringstream words(place.substr(place.find(':') + 1));
     i.next = i.address;
     for (std::string word; words >> word && word[0] != '<';) i.next += 4;

@@ -215,7 +215,8 @@ std::unique_ptr<gpu::Function> CudaDriver::load(const std::vector<char>& code, c
   auto function = std::make_unique<CudaFunction>();
   function->api = api_, function->context = context_;
   api_->check(api_->module_load(&function->module, code.data()), fmt::format("cuModuleLoadData({})", name).c_str());
-  api_->check(api_->module_function(&function->handle, function->module, jit::kEntry), "cuModuleGetFunction");
+  api_->check(api_->module_function(&function->handle, function->module, jit::entry(name).c_str()),
+              "cuModuleGetFunction");
   api_->check(api_->function_set(function->handle, kFunctionDynamicShared, static_cast<int>(info_.shared_bytes)),
               "cuFuncSetAttribute");
   return function;

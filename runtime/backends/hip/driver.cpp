@@ -145,7 +145,8 @@ std::unique_ptr<gpu::Function> HipDriver::load(const std::vector<char>& code, co
   auto function = std::make_unique<HipFunction>();
   function->api = api_, function->ordinal = ordinal();
   api_->check(api_->module_load(&function->module, code.data()), fmt::format("hipModuleLoadData({})", name).c_str());
-  api_->check(api_->module_function(&function->handle, function->module, jit::kEntry), "hipModuleGetFunction");
+  api_->check(api_->module_function(&function->handle, function->module, jit::entry(name).c_str()),
+              "hipModuleGetFunction");
   return function;
 }
 
