@@ -82,6 +82,8 @@ TEST_CASE("shapes: models, files, and what is wrong with them") {
   CHECK(contains(error_of([] { csv_shapes("k,n\n8,12\n", "f", 128, false); }), "multiples of 8"));
   CHECK(contains(error_of([] { csv_shapes("k,n\n8\n", "f", 128, false); }), "line 2"));
   CHECK(contains(error_of([] { csv_shapes("k,n\n", "f", 128, false); }), "no shape"));
+  CHECK(contains(error_of([] { csv_shapes("k,n,layer\n8,8,g\xe5te\n", "f", 128, false); }), "f line 2: the name"));
+  CHECK(csv_shapes("\xef\xbb\xbfk,n,layer\n8,8,g\xc3\xa5te\n", "f", 128, false)[0].label == "g\xc3\xa5te");
   CHECK(contains(error_of([] { csv_shapes("k,n\n8,9999999992\n", "f", 128, false); }), "at most"));
   CHECK(contains(error_of([] { csv_shapes("\x1b[2J\x01", "f", 128, false); }), "\"?[2J?\""));
 

@@ -33,6 +33,7 @@ Csv::Csv(const std::string& text, const std::string& name, const std::vector<std
   std::stringstream in(text);
   std::string line;
   std::getline(in, line);
+  if (line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);  // spreadsheets mark UTF-8 so
   for (const std::string& title : split(line)) columns_.emplace(title, columns_.size());
   for (const std::string& column : required)
     if (!columns_.count(column))

@@ -49,6 +49,11 @@ std::vector<Problem> of_csv(const Csv& csv, std::int64_t group, bool act_order) 
     Problem p{csv.text(r, "layer"), csv.whole(r, "k"), csv.whole(r, "n"), group, act_order};
     if (const std::string model = csv.text(r, "model"); !model.empty())
       p.label = model + (p.label.empty() ? "" : " ") + p.label;
+    try {
+      Json(p.label).dump();
+    } catch (const nlohmann::json::exception&) {
+      fail(ErrorCode::kCorrupt, "{}: the name of the layer is no UTF-8; save the file as such", csv.where(r));
+    }
     if (!csv.text(r, "group").empty()) p.group = csv.whole(r, "group");
     if (!csv.text(r, "act_order").empty()) p.act_order = csv.whole(r, "act_order") != 0;
     shapes.push_back(checked(p, csv.where(r)));

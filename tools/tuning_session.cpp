@@ -64,8 +64,12 @@ TuningSession::TuningSession(const Tool& tool, TuningRequest request)
     fail(ErrorCode::kIo, "--out: there is no cache folder to write tuning.jsonl to; name a file, or set Q4_CACHE_DIR");
   if (request_.shard.count > 1) request_.out = shard_file(request_.out, request_.shard);
   const auto folder = std::filesystem::path(request_.out).parent_path();
-  if (!folder.empty() && std::filesystem::create_directories(folder))
+  std::error_code problem;
+  if (!folder.empty() && std::filesystem::create_directories(folder, problem))
     std::filesystem::permissions(folder, std::filesystem::perms::owner_all);
+  if (problem)
+    fail(ErrorCode::kIo, "--out = {}: its folder cannot be made: {}; name a file elsewhere", request_.out,
+         problem.message());
   list_shapes();
   check_report();
 }
