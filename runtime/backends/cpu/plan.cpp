@@ -102,6 +102,7 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
           if (config.path != Path::kBlas && bucket.tactic == config.name()) tuned_.push_back({bucket, config});
   }
   layout_workspace(options.max_m);
+  pool_.ready();
   if (options.own_workspace) own_workspace_.reset(static_cast<std::byte*>(allocate_aligned(workspace_bytes_)));
 }
 

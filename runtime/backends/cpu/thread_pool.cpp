@@ -99,6 +99,12 @@ ThreadPool::~ThreadPool() {
   }
 }
 
+void ThreadPool::ready() {
+  if (threads_ == 1 || embedded() || getpid() != process_) return;
+  const std::lock_guard lock(mutex_);
+  if (workers_.empty()) start();
+}
+
 void ThreadPool::start() {
   workers_.reserve(std::size_t(threads_ - 1));
   for (int worker = 1; worker < threads_; ++worker) workers_.emplace_back([this, worker] { serve(worker); });

@@ -12,10 +12,10 @@
 
 namespace q4::cpu {
 
-/// run() from several threads at once is safe: the jobs take turns, each with the whole pool. Threads start at the
-/// first job, spin for some tens of microseconds between jobs and then sleep. In a child process after fork(), where
-/// the threads do not exist, jobs run in the calling thread; so do jobs that a job starts. Threads keep the affinity
-/// mask that the pool was made under, whichever thread runs the first job.
+/// run() from several threads at once is safe: the jobs take turns, each with the whole pool. Threads start at
+/// ready() or the first job, spin for some tens of microseconds between jobs and then sleep. In a child process after
+/// fork(), where the threads do not exist, jobs run in the calling thread; so do jobs that a job starts. Threads keep
+/// the affinity mask that the pool was made under, whichever thread runs the first job.
 ///
 /// With an embedder's parallel_for there are no threads here, no lock and no turns: each run() hands it up to threads()
 /// tasks, which share the chunks.
@@ -30,8 +30,11 @@ class ThreadPool {
   int threads() const { return threads_; }
   bool embedded() const { return static_cast<bool>(parallel_for_); }
 
-  /// body(index, worker) for each index in [0, count), 0 <= worker < threads(). Returns when all are done; allocates
-  /// nothing after the first call. The body must not throw. `most`: threads that take part, 0: all.
+  /// Starts the threads: run() allocates nothing from then on.
+  void ready();
+
+  /// body(index, worker) for each index in [0, count), 0 <= worker < threads(). Returns when all are done. The body
+  /// must not throw. `most`: threads that take part, 0: all.
   template <class Body>
   void run(std::int64_t count, Body&& body, int most = 0) {
     const int threads = most > 0 && most < threads_ ? most : threads_;

@@ -1,0 +1,83 @@
+// run() on the CPU asks for no memory, from the first run on: this program's malloc counts.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+
+#include "cpu_device.hpp"
+
+// A sanitizer has a malloc of its own.
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define COUNTS 1
+namespace {
+std::atomic<bool> counting = false;
+std::atomic<int> allocations = 0;
+void count() noexcept {
+  if (counting.load(std::memory_order_relaxed)) allocations.fetch_add(1, std::memory_order_relaxed);
+}
+}  // namespace
+
+extern "C" {
+void* __libc_malloc(std::size_t);
+void* __libc_memalign(std::size_t, std::size_t);
+void* malloc(std::size_t bytes) noexcept {
+  count();
+  return __libc_malloc(bytes);
+}
+int posix_memalign(void** memory, std::size_t alignment, std::size_t bytes) noexcept {
+  count();
+  *memory = __libc_memalign(alignment, bytes);
+  return *memory == nullptr ? ENOMEM : 0;
+}
+void* aligned_alloc(std::size_t alignment, std::size_t bytes) noexcept {
+  count();
+  return __libc_memalign(alignment, bytes);
+}
+}
+#endif
+
+namespace q4::test {
+
+TEST_CASE("cpu: run() allocates nothing") {
+#ifdef COUNTS
+  CpuDevice cpu(3);
+  MatrixSpec spec;
+  spec.k = 512;
+  spec.n = 200;
+  spec.act_order = ActOrder::kPermuted;
+  const Packed packed = pack(*cpu.device, spec);
+  counting = true;
+  std::free(cpu.device->allocate(100));
+  const bool counted = allocations > 0;
+  counting = false;
+  CHECK(counted);
+  for (const DType type : {DType::kF16, DType::kBF16, DType::kF32}) {
+    for (const std::int64_t m : {1, 5, 33, 600}) {
+      const HostRows x = random_rows(type, m, spec.k);
+      HostRows out(type, m, spec.n);
+      for (const Math math : {Math::kAuto, Math::kInt8}) {
+        PlanOptions options = options_for(m, type);
+        options.math = math;
+        for (const std::string& tactic : cpu.device->plan(packed.matrix, options, nullptr)->tactics(m)) {
+          if (tactic == "reconstruct+blas") continue;  // the BLAS does as it likes
+          options.tactic = tactic;
+          const auto plan = cpu.device->plan(packed.matrix, options, nullptr);
+          allocations = 0;
+          counting = true;
+          for (int i = 0; i < 3; ++i)
+            plan->run(nullptr, x.data(), x.row_stride(), out.data(), out.row_stride(), m, nullptr);
+          counting = false;
+          CAPTURE(tactic);
+          CAPTURE(m);
+          CHECK(allocations == 0);
+        }
+      }
+    }
+  }
+#else
+  skip("counting needs glibc's malloc");
+#endif
+}
+
+}  // namespace q4::test
