@@ -58,11 +58,13 @@ std::shared_ptr<DeviceBackend> Runtime::Impl::open(Device device) {
     if (device.ordinal >= 0 && static_cast<std::size_t>(device.ordinal) < count)
       return slot = backend->open(device.ordinal);
   }
-  std::string known;
-  for (auto& backend : backends_)
+  std::string known, reason;
+  for (auto& backend : backends_) {
+    if (backend->kind() == device.kind) reason = backend->status().reason;
     for (const auto& info : backend->devices()) known += (known.empty() ? "" : ", ") + info.device.str();
-  fail(ErrorCode::kNotFound, "device '{}' does not exist; there are: {} (q4-info says what is missing and why)",
-       device.str(), known);
+  }
+  fail(ErrorCode::kNotFound, "device '{}' does not exist{}; there are: {} (q4-info says what is missing and why)",
+       device.str(), (reason.empty() ? "" : ": ") + reason, known.empty() ? "none" : known);
 }
 
 std::vector<DeviceInfo> Runtime::Impl::devices() {
