@@ -82,17 +82,23 @@ Q4_DEVICE void stage(const RemapArgs& a, i64 row, void* to) {
   }
 }
 
-/// Eight columns from `col` on of the staged rows.
-template <int kRows>
-Q4_DEVICE void permute8(const RemapArgs& a, i64 row, const void* staged, int col) {
-  Column<kRows> columns[8];
-  for (int half = 0; half < 2; ++half) {
-    const Words4 map = *reinterpret_cast<const Words4*>(a.x_map + col + 4 * half);
-    const u32 from[4] = {map.x, map.y, map.z, map.w};
-    for (int i = 0; i < 4; ++i)  // as unsigned, -1 is past every column
-      columns[4 * half + i] =
-          from[i] < static_cast<u32>(a.x_cols) ? static_cast<const Column<kRows>*>(staged)[from[i]] : Column<kRows>{};
+/// The map of eight columns from `col` on.
+struct Map8 {
+  Words4 low{}, high{};
+  Q4_DEVICE Map8(const RemapArgs& a, int col, int end) {
+    if (col >= end) return;
+    low = *reinterpret_cast<const Words4*>(a.x_map + col), high = *reinterpret_cast<const Words4*>(a.x_map + col + 4);
   }
+};
+
+/// Those columns of the staged rows.
+template <int kRows>
+Q4_DEVICE void permute8(const RemapArgs& a, i64 row, const void* staged, const Map8& map, int col) {
+  const u32 from[8] = {map.low.x, map.low.y, map.low.z, map.low.w, map.high.x, map.high.y, map.high.z, map.high.w};
+  Column<kRows> columns[8];
+  for (int i = 0; i < 8; ++i)  // as unsigned, -1 is past every column
+    columns[i] =
+        from[i] < static_cast<u32>(a.x_cols) ? static_cast<const Column<kRows>*>(staged)[from[i]] : Column<kRows>{};
   const auto pair = [&](int r, int i) { return columns[i].row[r] | static_cast<u32>(columns[i + 1].row[r]) << 16; };
   for (int r = 0; r < kRows; ++r)
     if (row + r < a.rows)
@@ -107,16 +113,20 @@ Q4_DEVICE void permute(const RemapArgs& a) {
   for (i64 i = block_index(); i < blocks * a.pieces; i += block_count()) {
     const i64 block = i / a.pieces;
     const int begin = static_cast<int>(i - block * a.pieces) * piece_cols, end = smaller(a.cols, begin + piece_cols);
+    int col = begin + thread_index() * 8;
+    Map8 map(a, col, end);  // the first on its way while x is waited for
+    wait_previous_kernel();
     stage<kRows, kThreads>(a, block * kRows, shared_memory());
     sync_block();
-    for (int col = begin + thread_index() * 8; col < end; col += kThreads * 8)
-      permute8<kRows>(a, block * kRows, shared_memory(), col);
+    for (; col < end; col += kThreads * 8, map = Map8(a, col, end))
+      permute8<kRows>(a, block * kRows, shared_memory(), map, col);
     sync_block();  // the next rows overwrite these
   }
 }
 
 template <int kThreads>
 Q4_DEVICE void copy(const RemapArgs& a) {
+  wait_previous_kernel();
   const int eights = a.cols / 8;
   const i64 total = a.rows * eights;
   for (i64 i = static_cast<i64>(block_index()) * kThreads + thread_index(); i < total;
@@ -139,6 +149,7 @@ Q4_DEVICE void remap(const RemapArgs& a) {
     if (a.together == 2) return remap_detail::permute<2, C.threads>(a);
     remap_detail::permute<1, C.threads>(a);
   } else {
+    wait_previous_kernel();
     const int chunks = ceil_div(a.cols, C.threads);
     const i64 total = a.rows * chunks;
     for (i64 i = block_index(); i < total; i += block_count()) {

@@ -128,6 +128,7 @@ Plan::Path Plan::prepare(std::int64_t m, const Tactic& tactic, Kernels& kernels)
   // After our own remap it always pays: that kernel began when the stream's earlier work had ended.
   path.shape.overlap_previous =
       tactic.kernel->overlaps && limits.arch >= 90 && (options_.overlap_previous || tactic.remap);
+  path.remap_overlaps = limits.arch >= 90 && options_.overlap_previous;
   path.grid = tactic.kernel->grid(problem, tactic.values, limits);
   path.boxes = tactic.kernel->boxes(problem, tactic.values);
   return path;
@@ -193,7 +194,7 @@ void Plan::run_remap(const Path& path, Call& call) const {
   RemapArgs args{call.x,  x_new,  matrix_->x_map.as<const i32>(), call.x_stride,
                  columns, call.m, static_cast<i32>(columns),      static_cast<i32>(k)};
   LaunchShape shape;
-  shape.threads = remap_threads(stages_rows());
+  shape.threads = remap_threads(stages_rows()), shape.overlap_previous = path.remap_overlaps;
   const auto& info = driver_->info();
   if (!args.x_map) {
     shape.blocks = remap_blocks(call.m, columns / 8, shape.threads);
