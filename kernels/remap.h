@@ -61,11 +61,11 @@ struct alignas(4 * kRows) TwoColumns {
   Column<kRows> first, second;
 };
 
-/// Rows `row` to `row` + kRows - 1, the last one again where x ends, into shared memory, column by column.
+/// `here` rows, the last one again up to kRows, into shared memory, column by column.
 template <int kRows, int kThreads>
-Q4_DEVICE void stage(const RemapArgs& a, i64 row, void* to) {
+Q4_DEVICE void stage(const RemapArgs& a, const u16* x, int here, void* to) {
   const u16* from[kRows];
-  for (int r = 0; r < kRows; ++r) from[r] = a.x + (row + r < a.rows ? row + r : a.rows - 1) * a.x_stride;
+  for (int r = 0; r < kRows; ++r) from[r] = x + smaller(r, here - 1) * a.x_stride;
   if constexpr (kRows == 1) {
     for (int i = thread_index(); i < a.x_cols / 8; i += kThreads)
       static_cast<Words4*>(to)[i] = reinterpret_cast<const Words4*>(from[0])[i];
@@ -93,7 +93,7 @@ struct Map8 {
 
 /// Those columns of the staged rows.
 template <int kRows>
-Q4_DEVICE void permute8(const RemapArgs& a, i64 row, const void* staged, const Map8& map, int col) {
+Q4_DEVICE void permute8(const RemapArgs& a, u16* x_new, int here, const void* staged, const Map8& map) {
   const u32 from[8] = {map.low.x, map.low.y, map.low.z, map.low.w, map.high.x, map.high.y, map.high.z, map.high.w};
   Column<kRows> columns[8];
   for (int i = 0; i < 8; ++i)  // as unsigned, -1 is past every column
@@ -101,9 +101,8 @@ Q4_DEVICE void permute8(const RemapArgs& a, i64 row, const void* staged, const M
         from[i] < static_cast<u32>(a.x_cols) ? static_cast<const Column<kRows>*>(staged)[from[i]] : Column<kRows>{};
   const auto pair = [&](int r, int i) { return columns[i].row[r] | static_cast<u32>(columns[i + 1].row[r]) << 16; };
   for (int r = 0; r < kRows; ++r)
-    if (row + r < a.rows)
-      *reinterpret_cast<Words4*>(a.x_new + (row + r) * a.x_new_stride + col) = {pair(r, 0), pair(r, 2), pair(r, 4),
-                                                                                pair(r, 6)};
+    if (r < here)
+      *reinterpret_cast<Words4*>(x_new + r * a.x_new_stride) = {pair(r, 0), pair(r, 2), pair(r, 4), pair(r, 6)};
 }
 
 template <int kRows, int kThreads>
@@ -113,13 +112,18 @@ Q4_DEVICE void permute(const RemapArgs& a) {
   for (i64 i = block_index(); i < blocks * a.pieces; i += block_count()) {
     const i64 block = i / a.pieces;
     const int begin = static_cast<int>(i - block * a.pieces) * piece_cols, end = smaller(a.cols, begin + piece_cols);
-    int col = begin + thread_index() * 8;
-    Map8 map(a, col, end);  // the first on its way while x is waited for
+    const int first = begin + thread_index() * 8;
+    Map8 map(a, first, kRows == 1 ? end : 0);  // on its way while x is waited for, where that counts
     wait_previous_kernel();
-    stage<kRows, kThreads>(a, block * kRows, shared_memory());
+    const i64 row = block * kRows;
+    const int here = a.rows - row < kRows ? static_cast<int>(a.rows - row) : kRows;
+    stage<kRows, kThreads>(a, a.x + row * a.x_stride, here, shared_memory());
     sync_block();
-    for (; col < end; col += kThreads * 8, map = Map8(a, col, end))
-      permute8<kRows>(a, block * kRows, shared_memory(), map, col);
+    u16* x_new = a.x_new + row * a.x_new_stride;
+    for (int col = first; col < end; col += kThreads * 8) {
+      if (kRows > 1 || col > first) map = Map8(a, col, end);
+      permute8<kRows>(a, x_new + col, here, shared_memory(), map);
+    }
     sync_block();  // the next rows overwrite these
   }
 }
