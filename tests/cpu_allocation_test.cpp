@@ -7,8 +7,15 @@
 
 #include "cpu_device.hpp"
 
-// A sanitizer has a malloc of its own.
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// A sanitizer has a malloc of its own; GCC and clang name it differently.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#if defined(__GLIBC__) && !defined(SANITIZED)
 #define COUNTS 1
 namespace {
 std::atomic<bool> counting = false;
