@@ -13,7 +13,7 @@ struct PrefillConfig {
   int split = 1;   ///< blocks of a cluster that share a tile's k, summed through distributed shared memory
   int share = 1;   ///< blocks of a cluster, side by side along n, that share x by multicast
   int cut = 0;   ///< waves of tiles cut along k over all blocks: 1: the last, incomplete one; 2: also the one before it
-  int fold = 0;  ///< 1: scales meet the fp32 sums once a slab; 0: they meet the weights
+  int fold = 0;  ///< 1: scales meet the fp32 sums, once a set of rows that share them; 0: they meet the weights
 
   /// Each tunable with the values worth trying; valid() knows which go together.
   template <class V>
@@ -144,7 +144,7 @@ Q4_BOTH constexpr bool valid(const PrefillConfig& c, const Limits& limits) {
   if (gather_in_ring(c) && gather_bytes(c) > x_stages(c) * x_tile_bytes(c)) return false;
   if (x_stages(c) < 4 * c.teams || stages(c) < 2 * c.teams) return false;      // a slab for each team, one to come
   if (c.cut && 2 * limits.units * c.strips * 4 > kCounterBytes) return false;  // one counter a tile and strip
-  return !c.fold || (one_ring(c) && c.p.unit % kSlabRows == 0);
+  return !c.fold || (one_ring(c) && c.p.unit >= 32);
 }
 /// A row's bits depend neither on m nor on where the row stands, for one config: how k is cut does not depend on m.
 Q4_BOTH constexpr bool batch_invariant(const PrefillConfig& c) { return c.cut == 0; }
@@ -198,7 +198,9 @@ Q4_BOTH constexpr PrefillConfig prefill_default(const Problem& p, i64 m, const L
     for (int strips = 1; strips <= 4; ++strips)
       for (const auto& kind : kinds) {
         const int cut = !kind.cut ? 0 : rows == 256 ? 1 : 2;
-        const int fold = rows <= 32 && kind.share == 1 && p.unit % kSlabRows == 0;
+        // Sets of 64 rows: their ends hide behind another team. Of 32: even at best.
+        const bool folds = p.unit % kSlabRows == 0 || (p.unit == 64 && kind.teams == 2);
+        const int fold = rows <= 32 && kind.share == 1 && folds;
         const PrefillConfig c{p, rows, strips, kind.teams, kind.split, kind.share, cut, fold};
         if (!valid(c, limits) || (invariant && !batch_invariant(c))) continue;
         const double estimate = prefill_estimate(c, m, limits);

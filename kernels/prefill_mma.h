@@ -115,22 +115,25 @@ Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s
     release_x(s, held, at.lane);
 }
 
-/// The same with C.fold: q - z meets x, and each slab's sums are scaled and added when its last wgmma is done. Fewer
-/// instructions a weight, more a sum, and exact weights: for few rows.
+/// The same with C.fold: q - z meets x, and the sums over each set of rows that share scales (a slab at most) are
+/// scaled and added when its last wgmma is done. Fewer instructions a weight, more a sum, and exact weights: for few
+/// rows.
 template <PrefillConfig C, int kRegs>
 Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s, const Place& at,
                                const Work& work) {
-  static_assert(one_ring(C) && steps(C) == 4 && C.p.unit % kSlabRows == 0, "two batches a slab, one set of meta");
-  u32 frag[2][4][4], words[2][4];
+  constexpr int kSets = slab_sets(C.p), kSteps = kSets > 2 ? 8 / kSets : 4;  // of one batch
+  constexpr int kBatches = 8 / kSteps / kSets;                               // of a set: 2 or 1
+  static_assert(one_ring(C) && steps(C) == 4 && kSteps >= 2, "x travels with the codes");
+  u32 frag[2][kSteps][4], words[2][4];
   float part[kRegs], scale[2] = {};
   u32 held = 0;
   bool add = false;
 #pragma unroll
   for (int i = 0; i < kRegs; ++i) acc[i] = 0.f;
-  const auto finish = [&] {  // the slab before
+  const auto finish = [&](bool last) {  // the set before, perhaps the last of its slab
     wgmma_wait<0>();
     wgmma_pin(part);
-    release_slab(s, held, at.lane);
+    if (last) release_slab(s, held, at.lane);
 #pragma unroll
     for (int i = 0; i < kRegs; ++i) acc[i] = fma_float(scale[(i / 2) & 1], part[i], acc[i]);
   };
@@ -138,27 +141,32 @@ Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Share
   do {
     const u32 stage = rings.slab.stage;
     mbar_wait(s.full + 8 * stage, rings.slab.phase);
-    const Scaling scaling = load_scaling<C.p.bf16>(s.strip_meta(stage, at.strip), at.tile, at.g);
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       load_shared4(words[half], s.strip_codes(stage, at.strip) + at.tile * kTileBytes + half * 512 + at.lane * 16);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int set = 0; set < kSets; ++set) {
+      const Scaling scaling = load_scaling<C.p.bf16>(s.strip_meta(stage, at.strip) + set * kMetaBytes, at.tile, at.g);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) center<C.p.bf16>(frag[half][j], words[half][j], scaling);
-      if (half == 0 && add) finish();
-      start<C>(part, frag[half], s.x_tile(2 * stage + half), 0, half);
-      if (half == 1) wgmma_wait<1>();
+      for (int batch = 0; batch < kBatches; ++batch) {
+        const int step = (set * kBatches + batch) * kSteps, half = step / 4;
+        auto& next = frag[(step / kSteps) & 1];
+#pragma unroll
+        for (int j = 0; j < kSteps; ++j) center<C.p.bf16>(next[j], words[half][(step + j) % 4], scaling);
+        if (batch == 0 && (set > 0 || add)) finish(set == 0);
+        start<C>(part, next, s.x_tile(2 * stage + half), step % 4, batch);
+        if (batch == 1) wgmma_wait<1>();
+      }
+      scale[0] = scaling.scale[0];
+      scale[1] = scaling.scale[1];
     }
-    scale[0] = scaling.scale[0];
-    scale[1] = scaling.scale[1];
     held = stage;
     add = true;
     rings.slab.advance();
     rings.skip(C.teams - 1);
     slab += C.teams;
   } while (slab < work.end);
-  finish();
+  finish(true);
 }
 
 }  // namespace q4::prefill_detail

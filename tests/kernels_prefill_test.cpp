@@ -93,6 +93,9 @@ TEST_CASE("prefill: x shared by multicast, scales folded into the sums") {
   CHECK_PREFILL(M({16, 20}), .matrix = {.k = 512, .n = 64}, .rows = 16, .fold = 1);
   CHECK_PREFILL(M({20}), .matrix = {.k = 512, .n = 64, .group = 256, .unit = 256, .bf16 = true}, .rows = 32, .teams = 2,
                 .fold = 1);
+  CHECK_PREFILL(M({20}), .matrix = {.k = 512, .n = 64, .group = 64, .unit = 64}, .rows = 32, .teams = 2, .fold = 1);
+  CHECK_PREFILL(M({9}), .matrix = {.k = 392, .n = 72, .group = 32, .unit = 32, .bf16 = true, .bias = true}, .rows = 16,
+                .strips = 2, .split = 2, .fold = 1);
 }
 
 }  // namespace
