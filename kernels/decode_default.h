@@ -41,13 +41,16 @@ Q4_BOTH constexpr void divide_8(DecodeConfig& c, int share) {
     for (int depth = 2; depth > 0; --depth)
       if (share % depth == 0 && share / depth <= 16) c.teams = share / depth, c.depth = depth;
   }
+  const bool many = each == 3 && c.side == 1 && one_set && share >= 64 && !c.p.gather;
+  if (many) c.teams = 16;
   // Two slabs for every warp, and nothing after them: better one after the other than both at once, from half of the
   // warps.
   const bool two = c.tiles == 2 && c.side == 1 && slabs(c.p.k) == 2 * slots(c) && one_set && !c.p.bf16 && !c.p.gather;
   if (two) c.depth = 1;
   // Where unpacking takes long beside a slab's loads.
-  c.early = each == 4 || (c.tiles == 4 && pair) || c.p.bf16;
-  c.stagger = c.tiles < 16 && !two;
+  c.early = each == 4 || (c.tiles == 4 && pair) || many || c.p.bf16;
+  const bool one = each == 1 && share <= c.teams;  // a slab for every warp, and nothing after it
+  c.stagger = (c.tiles < 16 || (c.tiles == 20 && one_set)) && !two && !one;
 }
 
 /// The same for 9 to 16 rows.
