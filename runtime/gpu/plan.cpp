@@ -100,11 +100,13 @@ Tactic Plan::choose(std::int64_t m, const TuningRecord* tuned) const {
       !options_.batch_invariant && options_.math == Math::kAuto && options_.gather == Gather::kAuto;
   if (tuned && free_choice) {
     if (from < 0 && tuned->reconstruct_from > 0 && m >= tuned->reconstruct_from) return {};
-    if (const TunedBucket* const bucket = tuned->bucket(m)) try {
+    if (const auto* bucket = tuned->bucket(m)) {
+      try {
         const Tactic tactic = Tactic::parse(bucket->tactic);
         if ((tactic.kernel || from < 0) && usable(tactic, *matrix_, bf16_, m, limits)) return tactic;
       } catch (const Error&) {  // written by another version: the default serves
       }
+    }
   }
   return default_tactic(*matrix_, options_, m, limits, from >= 0);
 }
