@@ -114,7 +114,6 @@ Q4_DEVICE void permute(const RemapArgs& a) {
     const int begin = static_cast<int>(i - block * a.pieces) * piece_cols, end = smaller(a.cols, begin + piece_cols);
     const int first = begin + thread_index() * 8;
     Map8 map(a, first, kRows == 1 ? end : 0);  // on its way while x is waited for, where that counts
-    wait_previous_kernel();
     const i64 row = block * kRows;
     const int here = a.rows - row < kRows ? static_cast<int>(a.rows - row) : kRows;
     stage<kRows, kThreads>(a, a.x + row * a.x_stride, here, shared_memory());
@@ -130,7 +129,6 @@ Q4_DEVICE void permute(const RemapArgs& a) {
 
 template <int kThreads>
 Q4_DEVICE void copy(const RemapArgs& a) {
-  wait_previous_kernel();
   const int eights = a.cols / 8;
   const i64 total = a.rows * eights;
   for (i64 i = static_cast<i64>(block_index()) * kThreads + thread_index(); i < total;
@@ -153,7 +151,6 @@ Q4_DEVICE void remap(const RemapArgs& a) {
     if (a.together == 2) return remap_detail::permute<2, C.threads>(a);
     remap_detail::permute<1, C.threads>(a);
   } else {
-    wait_previous_kernel();
     const int chunks = ceil_div(a.cols, C.threads);
     const i64 total = a.rows * chunks;
     for (i64 i = block_index(); i < total; i += block_count()) {

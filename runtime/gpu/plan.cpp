@@ -29,6 +29,7 @@ struct Plan::Call {
   std::int64_t out_stride;
   std::int64_t m;
   std::uint8_t* workspace;
+  bool remapped = false;
 };
 
 Plan::Plan(std::shared_ptr<Driver> driver, Kernels& kernels, std::shared_ptr<const Matrix> matrix,
@@ -127,10 +128,7 @@ Plan::Path Plan::prepare(std::int64_t m, const Tactic& tactic, Kernels& kernels)
   const auto shape = tactic.kernel->shape(problem, tactic.values, m, limits);
   path.kernel = kernels.get(tactic.kernel->source(problem, tactic.values));
   path.shape.threads = shape.threads, path.shape.shared_bytes = shape.shared_bytes, path.shape.cluster = shape.cluster;
-  // After our own remap it always pays: that kernel began when the stream's earlier work had ended.
-  path.shape.overlap_previous =
-      tactic.kernel->overlaps && limits.arch >= 90 && (options_.overlap_previous || tactic.remap);
-  path.remap_overlaps = limits.arch >= 90 && options_.overlap_previous;
+  path.shape.overlap_previous = tactic.kernel->overlaps && limits.arch >= 90;
   path.grid = tactic.kernel->grid(problem, tactic.values, limits);
   path.boxes = tactic.kernel->boxes(problem, tactic.values);
   return path;
@@ -196,7 +194,7 @@ void Plan::run_remap(const Path& path, Call& call) const {
   RemapArgs args{call.x,  x_new,  matrix_->x_map.as<const i32>(), call.x_stride,
                  columns, call.m, static_cast<i32>(columns),      static_cast<i32>(k)};
   LaunchShape shape;
-  shape.threads = remap_threads(stages_rows()), shape.overlap_previous = path.remap_overlaps;
+  shape.threads = remap_threads(stages_rows());
   const auto& info = driver_->info();
   if (!args.x_map) {
     shape.blocks = remap_blocks(call.m, columns / 8, shape.threads);
@@ -212,7 +210,7 @@ void Plan::run_remap(const Path& path, Call& call) const {
   shape.blocks = std::min<std::int64_t>(shape.blocks, kRemapBlocks);
   void* parameters[] = {&args};
   driver_->launch(*path.remap, shape, call.stream, parameters);
-  call.x = x_new, call.x_stride = call.x_columns = columns;
+  call.x = x_new, call.x_stride = call.x_columns = columns, call.remapped = true;
 }
 
 void Plan::run_kernel(const Path& path, const Call& call) const {
@@ -228,6 +226,8 @@ void Plan::run_kernel(const Path& path, const Call& call) const {
                   static_cast<i32>(call.m)};
   LaunchShape shape = path.shape;
   shape.blocks = path.grid(call.m);
+  // After our own remap it always pays: that kernel began when the stream's earlier work had ended.
+  shape.overlap_previous &= options_.overlap_previous || call.remapped;
   if (!path.boxes) {
     void* parameters[] = {&args};
     return driver_->launch(*path.kernel, shape, call.stream, parameters);

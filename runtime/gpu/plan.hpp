@@ -29,7 +29,6 @@ class Plan : public PlanBackend {
     std::shared_ptr<const Function> remap;
     std::shared_ptr<const Gemm> gemm;
     LaunchShape shape;
-    bool remap_overlaps = false;  ///< remap is launched early, too
     std::function<std::int64_t(std::int64_t)> grid;
     std::function<jit::TensorBoxes(std::int64_t)> boxes;  ///< empty: the kernel takes no tensor maps
   };
