@@ -3,10 +3,13 @@
 #include <doctest/doctest.h>
 #include <sys/wait.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <q4/q4.hpp>
 #include <set>
+#include <thread>
 
 #include "cache_support.hpp"
 #include "reference.hpp"
@@ -115,6 +118,12 @@ TEST_CASE("warmup: failures, deadline, cancel and bad arguments") {
   const int status = on_fake_gpu([&] {
     RuntimeOptions prebuilt = in(s / "none");
     prebuilt.cache_mode = CacheMode::kRequirePrebuilt;
+    std::atomic<int> asked = 0;
+    std::atomic<bool> slow = false;  // then no kernel is done before the second question, nor all soon after it
+    prebuilt.cache_event = [&](const CacheEvent&) {
+      while (slow && asked < 2) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (slow) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    };
     const Runtime runtime(prebuilt);
     WarmupOptions options;
     options.plan.max_m = 4;
@@ -128,9 +137,10 @@ TEST_CASE("warmup: failures, deadline, cancel and bad arguments") {
     const auto late = runtime.warmup(kShapes, options);
     Q4_CHILD_CHECK(late.past_deadline && !late.complete() && late.skipped == failed.kernels.size());
     options.deadline_s = 0, options.threads = 1;
-    int asked = 0;
     options.cancel = [&] { return ++asked == 2; };
+    slow = true;
     const auto cancelled = runtime.warmup(kShapes, options);
+    slow = false;
     Q4_CHILD_CHECK(cancelled.cancelled && cancelled.skipped > 0 && !cancelled.kernels.empty());
     options.cancel = nullptr;
     for (const WarmupShape& bad : {WarmupShape{7, 8}, WarmupShape{8, 12}, WarmupShape{64, 64, 7}})
