@@ -52,6 +52,25 @@ void check_prefill(const std::string& name, std::vector<int> m) {
 #define CHECK_PREFILL(m, ...) check_prefill<PrefillTest{__VA_ARGS__}>(#__VA_ARGS__, m)
 using M = std::vector<int>;
 
+TEST_CASE("prefill: by default clusters of three and more fit on the device at once") {
+  constexpr Limits kH200{.arch = 90, .units = 132, .shared_bytes = 232448};
+  constexpr int kResident[] = {0, 132, 66, 39, 30, 0, 17};  // cuOccupancyMaxActiveClusters
+  int wide = 0;
+  for (const int k : {2048, 4096, 13824})
+    for (int n = 512; n <= 12288; n += 256)
+      for (const int m : {16, 32, 64, 128, 256}) {
+        const PrefillConfig c = prefill_default({.k = k, .n = n, .x_k = k}, m, kH200);
+        if (c.split <= 2) continue;
+        CAPTURE(k);
+        CAPTURE(n);
+        CAPTURE(m);
+        ++wide;
+        CHECK(tiles(c, m) <= kResident[c.split]);
+      }
+  CHECK(wide > 0);
+  CHECK(prefill_default({.k = 13824, .n = 5120, .x_k = 13824}, 16, kH200).split == 4);
+}
+
 TEST_CASE("prefill: rows and strips") {
   CHECK_PREFILL(M({1, 16, 17}), .matrix = {.k = 256, .n = 64}, .rows = 16);
   if (kThreads) return;

@@ -13,8 +13,6 @@
 #include "runtime/jit/kernel_table.hpp"
 
 namespace q4::gpu {
-namespace {}  // namespace
-
 jit::Source column_remap_source() { return jit::remap_source(false); }
 
 std::unique_ptr<PackedMatrix> GpuDevice::pack(const MatrixSource& source) {

@@ -24,12 +24,11 @@ std::size_t align(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 struct Plan::Call {
   void* stream;
   const std::uint16_t* x;
-  std::int64_t x_stride, x_columns;
+  std::int64_t x_stride;
   std::uint16_t* out;
   std::int64_t out_stride;
   std::int64_t m;
   std::uint8_t* workspace;
-  bool remapped = false;
 };
 
 Plan::Plan(std::shared_ptr<Driver> driver, Kernels& kernels, std::shared_ptr<const Matrix> matrix,
@@ -128,7 +127,9 @@ Plan::Path Plan::prepare(std::int64_t m, const Tactic& tactic, Kernels& kernels)
   const auto shape = tactic.kernel->shape(problem, tactic.values, m, limits);
   path.kernel = kernels.get(tactic.kernel->source(problem, tactic.values));
   path.shape.threads = shape.threads, path.shape.shared_bytes = shape.shared_bytes, path.shape.cluster = shape.cluster;
-  path.shape.overlap_previous = tactic.kernel->overlaps && limits.arch >= 90;
+  // After our own remap it always pays: that kernel began when the stream's earlier work had ended.
+  path.shape.overlap_previous =
+      tactic.kernel->overlaps && limits.arch >= 90 && (options_.overlap_previous || tactic.remap);
   path.grid = tactic.kernel->grid(problem, tactic.values, limits);
   path.boxes = tactic.kernel->boxes(problem, tactic.values);
   return path;
@@ -169,14 +170,11 @@ void Plan::run(void* stream, const void* x, std::int64_t x_stride, void* out, st
   Call call{stream,
             static_cast<const std::uint16_t*>(x),
             x_stride,
-            matrix_->k,
             static_cast<std::uint16_t*>(out),
             out_stride,
             m,
             workspace ? static_cast<std::uint8_t*>(workspace) : workspace_.as<std::uint8_t>()};
-  // Rows that begin at whole lines as they are need no copy.
-  const bool aligned = reinterpret_cast<std::uintptr_t>(x) % 128 == 0 && x_stride % 64 == 0;
-  if (path.remap && (matrix_->x_map.get() || !path.boxes || !aligned)) run_remap(path, call);
+  if (path.remap) run_remap(path, call);
   if (path.gemm)
     run_blas(path, call);
   else
@@ -210,7 +208,7 @@ void Plan::run_remap(const Path& path, Call& call) const {
   shape.blocks = std::min<std::int64_t>(shape.blocks, kRemapBlocks);
   void* parameters[] = {&args};
   driver_->launch(*path.remap, shape, call.stream, parameters);
-  call.x = x_new, call.x_stride = call.x_columns = columns, call.remapped = true;
+  call.x = x_new, call.x_stride = columns;
 }
 
 void Plan::run_kernel(const Path& path, const Call& call) const {
@@ -226,15 +224,13 @@ void Plan::run_kernel(const Path& path, const Call& call) const {
                   static_cast<i32>(call.m)};
   LaunchShape shape = path.shape;
   shape.blocks = path.grid(call.m);
-  // After our own remap it always pays: that kernel began when the stream's earlier work had ended.
-  shape.overlap_previous &= options_.overlap_previous || call.remapped;
   if (!path.boxes) {
     void* parameters[] = {&args};
     return driver_->launch(*path.kernel, shape, call.stream, parameters);
   }
   const auto box = path.boxes(call.m);
-  TensorMapBytes x_map =
-      driver_->encode({call.x, call.m, call.x_columns, call.x_stride, box.x_rows, box.columns, bf16_});
+  const auto columns = path.remap ? matrix_->packed_k : matrix_->k;
+  TensorMapBytes x_map = driver_->encode({call.x, call.m, columns, call.x_stride, box.x_rows, box.columns, bf16_});
   TensorMapBytes out_map =
       driver_->encode({call.out, call.m, matrix_->n, call.out_stride, box.out_rows, box.columns, bf16_});
   void* parameters[] = {&args, &x_map, &out_map};
