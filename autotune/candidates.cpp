@@ -9,7 +9,7 @@
 #include <sstream>
 #include <thread>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::autotune {
 namespace {

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "autotune/bracket.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
 
 namespace q4::autotune {

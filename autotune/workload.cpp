@@ -9,7 +9,7 @@
 #include <numeric>
 #include <tuple>
 
-#include "runtime/convert.hpp"
+#include "runtime/base/convert.hpp"
 
 namespace q4::autotune {
 namespace {

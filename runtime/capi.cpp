@@ -6,7 +6,7 @@
 #include <q4/q4.hpp>
 
 #include "runtime/capi_convert.hpp"
-#include "runtime/handles.hpp"
+#include "runtime/base/handles.hpp"
 
 namespace q4::capi {
 namespace {

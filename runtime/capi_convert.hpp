@@ -8,7 +8,7 @@
 #include <cstring>
 #include <q4/q4.hpp>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::capi {
 

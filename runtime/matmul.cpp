@@ -1,7 +1,7 @@
 // MatmulPlan: checks every argument, then hands the launch to the backend's plan.
 #include "runtime/matmul.hpp"
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/matrix.hpp"
 #include "runtime/runtime.hpp"
 

@@ -1,7 +1,7 @@
 // QuantizedMatrix: checked tensors, packed by the device's backend.
 #include "runtime/matrix.hpp"
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/matrix_source.hpp"
 #include "runtime/runtime.hpp"
 

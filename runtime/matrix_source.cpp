@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "runtime/check.hpp"
-#include "runtime/convert.hpp"
+#include "runtime/base/check.hpp"
+#include "runtime/base/convert.hpp"
 
 namespace q4 {
 namespace {

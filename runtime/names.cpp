@@ -3,7 +3,7 @@
 #include <q4/device.hpp>
 #include <q4/error.hpp>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4 {
 

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <filesystem>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/jit/embedded.hpp"
 
 namespace q4 {

@@ -14,7 +14,7 @@
 #include <unordered_map>
 
 #include "runtime/cache/entry.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/tuning_format.hpp"
 
 namespace q4 {

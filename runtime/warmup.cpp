@@ -11,7 +11,7 @@
 #include <set>
 #include <thread>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/gpu/dry.hpp"
 #include "runtime/matmul.hpp"
 #include "runtime/runtime.hpp"

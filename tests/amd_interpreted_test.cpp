@@ -7,6 +7,7 @@
 #include <cstring>
 #include <string>
 
+#include "paths.hpp"
 #include "checkpoint_maker.hpp"
 #include "on_device.hpp"
 #include "tests/amdgpu/disassemble.hpp"
@@ -14,7 +15,7 @@
 namespace q4::test {
 namespace {
 
-constexpr const char* kStandIn = Q4_BINARY_DIR "/lib/libq4-amdgpu.so";
+const std::string kStandIn = q4::test::binary_dir() + "/lib/libq4-amdgpu.so";
 
 /// Environment variables for a scope.
 class Environment {
@@ -48,7 +49,7 @@ const Runtime& interpreted() {
   static const Runtime runtime = [] {
     const Environment here = stand_in();
     RuntimeOptions options;
-    options.cache_dir = std::string(Q4_BINARY_DIR) + "/test-cache";
+    options.cache_dir = q4::test::binary_dir() + "/test-cache";
     Runtime made(options);
     made.devices();
     return made;
@@ -209,7 +210,7 @@ TEST_CASE("interpreted: a pack that q4-cache built without a GPU serves, and not
   for (const char* target : {"gfx90a", "gfx1030", "gfx1100"})
     if (!device(target)) return;
   const TempFolder folder;
-  const std::string tool = Q4_BINARY_DIR "/bin/q4-cache ", cache = " --cache-dir " + (folder / "cache"),
+  const std::string tool = q4::test::binary_dir() + "/bin/q4-cache ", cache = " --cache-dir " + (folder / "cache"),
                     pack = folder / "amd.q4pack";
   REQUIRE(std::system((tool + "build --target gfx90a/4,gfx1030/4,gfx1100/4 --shape 256x64 --group 64 --max-m 17" +
                        cache + " >" + (folder / "out"))

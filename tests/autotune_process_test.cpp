@@ -1,5 +1,6 @@
 // q4-autotune as processes on the CPU: killed, with tactics that crash and hang, beside another one, sharded; its
 // report in a browser.
+#include <nlohmann/json.hpp>
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -10,7 +11,7 @@
 
 #include "report.hpp"
 #include "sandbox.hpp"
-#include "tools/common.hpp"
+#include "tools/common/common.hpp"
 
 namespace q4::tools {
 namespace {

@@ -15,7 +15,7 @@
 #include "autotune/tuner.hpp"
 #include "autotune/workload.hpp"
 #include "reference.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::autotune {
 namespace {

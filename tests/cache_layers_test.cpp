@@ -10,7 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/cache/kernel_cache.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::cache {
 namespace {

@@ -23,7 +23,7 @@
 #include "runtime/backends/cuda/nvrtc.hpp"
 #include "runtime/cache/kernel_cache.hpp"
 #include "runtime/jit/embedded.hpp"
-#include "tools/cross.hpp"
+#include "tools/cache/cross.hpp"
 
 namespace q4::cache {
 namespace {

@@ -11,6 +11,7 @@
 #include <set>
 #include <thread>
 
+#include "paths.hpp"
 #include "cache_support.hpp"
 #include "reference.hpp"
 #include "report.hpp"
@@ -43,7 +44,7 @@ bool compiler_absent(const char* what) {
 template <class F>
 int on_fake_gpu(const F& body) {
   return finish(start([&] {
-    ::setenv("Q4_CUDA_DRIVER", Q4_FAKE_CUDA, 1);
+    ::setenv("Q4_CUDA_DRIVER", q4::test::fake_cuda().c_str(), 1);
     ::setenv("Q4_HIP_RUNTIME", "none", 1);  // where there is one
     return body();
   }));
@@ -308,7 +309,7 @@ TEST_CASE("with a complete cache the process opens the driver alone: neither NVR
   if (compiler_absent("what a process opens")) return;
   Scratch s;
   const std::string shape = " --shape 256x512 --group 64 --max-m 16 --device cuda:0 --json --cache-dir ",
-                    fake = std::string("LD_DEBUG=files Q4_CUDA_DRIVER=") + Q4_FAKE_CUDA;
+                    fake = std::string("LD_DEBUG=files Q4_CUDA_DRIVER=") + q4::test::fake_cuda();
   const auto opens = [](const std::string& log, const char* library) {
     return contains(log, std::string(library) + ".so");
   };

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "paths.hpp"
 #include "report.hpp"
 #include "runtime/cache/kernel_cache.hpp"
 
@@ -69,7 +70,7 @@ struct Ran {
 };
 /// One of the built tools: `q4-cache verify x`; `environment` is "A=b C=d".
 inline Ran run_tool(const std::string& line, const std::string& environment = "") {
-  const std::string command = "env " + environment + " " + Q4_BINARY_DIR + "/bin/" + line + " 2>&1";
+  const std::string command = "env " + environment + " " + q4::test::binary_dir() + "/bin/" + line + " 2>&1";
   Ran result;
   std::FILE* pipe = ::popen(command.c_str(), "r");
   REQUIRE(pipe);

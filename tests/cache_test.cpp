@@ -1,4 +1,5 @@
 // The kernel cache: keys that see every part, entries that are checked, compiles that happen once.
+#include "paths.hpp"
 #include "runtime/cache/kernel_cache.hpp"
 
 #include <doctest/doctest.h>
@@ -13,7 +14,7 @@
 #include <thread>
 
 #include "runtime/cache/entry.hpp"
-#include "runtime/cache/sha256.hpp"
+#include "runtime/base/sha256.hpp"
 #include "runtime/jit/embedded.hpp"
 
 using namespace q4;
@@ -103,14 +104,14 @@ TEST_CASE("cache: the headers' part of a key sees each header, its name and ever
   }
   // What is embedded is what lies in kernels/, so a changed header is another key after the next build.
   for (const auto& header : headers) {
-    std::ifstream file(fs::path(Q4_SOURCE_DIR) / "kernels" / header.name, std::ios::binary);
+    std::ifstream file(fs::path(q4::test::source_dir()) / "kernels" / header.name, std::ios::binary);
     CHECK(std::string(std::istreambuf_iterator<char>(file), {}) == header.text);
   }
 }
 
 TEST_CASE("cache: a changed source of the CPU backend makes its tuning records stale after the next build") {
   std::set<fs::path> sources;
-  for (const auto& file : fs::directory_iterator(fs::path(Q4_SOURCE_DIR) / "runtime/backends/cpu"))
+  for (const auto& file : fs::directory_iterator(fs::path(q4::test::source_dir()) / "runtime/backends/cpu"))
     if (file.path().extension() != ".md") sources.insert(file.path());
   REQUIRE(sources.size() > 20);
   const auto hex = [](const std::string& text) { return Sha256().update(text.data(), text.size()).hex(); };

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <q4/q4.hpp>
 
+#include "paths.hpp"
 #include "cache_support.hpp"
 #include "runtime/jit/embedded.hpp"
 
@@ -131,7 +132,7 @@ TEST_CASE("q4-cache explain: the field that differs, in a folder, in a pack, and
   // A key that require-prebuilt would name: in no layer, but one of a shape's kernels.
   const auto missing =
       run_tool("q4-cache warmup --json --device cuda:0 --shape 256x512 --max-m 1",
-               "Q4_CACHE_MODE=require-prebuilt Q4_CACHE_DIR=" + (s / "none") + " Q4_CUDA_DRIVER=" + Q4_FAKE_CUDA);
+               "Q4_CACHE_MODE=require-prebuilt Q4_CACHE_DIR=" + (s / "none") + " Q4_CUDA_DRIVER=" + q4::test::fake_cuda());
   CHECK(missing.status == 1);
   const auto kernels = parsed(missing)["kernels"];
   REQUIRE(!kernels.empty());
@@ -217,7 +218,7 @@ TEST_CASE("packs carry tuning records; a file's records win over theirs") {
 TEST_CASE("beside the library: kernels of an installation are found wherever it is moved, also read-only") {
   Scratch s;
   fs::create_directories(s / "opt/bin");
-  fs::copy_file(std::string(Q4_BINARY_DIR) + "/bin/q4-cache", s / "opt/bin/q4-cache");
+  fs::copy_file(q4::test::binary_dir() + "/bin/q4-cache", s / "opt/bin/q4-cache");
   store(s / "opt/bin/q4-kernels", current(0));
   fs::create_directories(s / "opt/share/q4");
   REQUIRE(write_pack(s / "opt/share/q4/ship.q4pack", {current(1)}) == "");

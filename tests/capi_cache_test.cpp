@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "paths.hpp"
 #include "bad_input.hpp"
 #include "cache_support.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
@@ -74,7 +75,7 @@ TEST_CASE("the C ABI warms a GPU up, from the compiler and from a pack") {
   Scratch s;
   const auto on_fake_gpu = [&](const std::string& pack) {
     return finish(start([&] {
-      ::setenv("Q4_CUDA_DRIVER", Q4_FAKE_CUDA, 1);
+      ::setenv("Q4_CUDA_DRIVER", q4::test::fake_cuda().c_str(), 1);
       return warm_gpu(s / (pack.empty() ? "k" : "none"), pack);
     }));
   };

@@ -1,5 +1,5 @@
 // The handle table of the C ABI, from many threads.
-#include "runtime/handles.hpp"
+#include "runtime/base/handles.hpp"
 
 #include <doctest/doctest.h>
 #include <memory>

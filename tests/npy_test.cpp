@@ -1,5 +1,5 @@
 // .npy files: what NumPy writes is read, what is damaged or not understood is an error.
-#include "tools/npy.hpp"
+#include "tools/common/npy.hpp"
 
 #include <doctest/doctest.h>
 #include <cstring>

@@ -4,6 +4,7 @@
 #include <memory>
 #include <q4/q4.hpp>
 
+#include "paths.hpp"
 #include "reference.hpp"
 #include "report.hpp"
 #include "runtime/backends/backend.hpp"
@@ -29,7 +30,7 @@ class DeviceMemory {
 inline const Runtime& shared_runtime() {
   static const Runtime runtime = [] {
     RuntimeOptions options;
-    options.cache_dir = std::string(Q4_BINARY_DIR) + "/test-cache";
+    options.cache_dir = q4::test::binary_dir() + "/test-cache";
     return Runtime(options);
   }();
   return runtime;

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "paths.hpp"
+
 namespace q4::test {
 namespace {
 
@@ -27,7 +29,7 @@ struct SourceFile {
 
 /// Every text file of ours under `folders`, whose path matches `pattern`.
 std::vector<SourceFile> sources(const std::vector<std::string>& folders, const std::string& pattern) {
-  const fs::path root = Q4_SOURCE_DIR;
+  const fs::path root = q4::test::source_dir();
   const std::regex wanted(pattern);
   std::vector<SourceFile> found;
   for (const auto& folder : folders) {
@@ -65,7 +67,7 @@ void check_includes(const std::string& folder,
 bool begins(const std::string& text, const std::string& prefix) { return text.rfind(prefix, 0) == 0; }
 
 TEST_CASE("kernels/ includes kernels/ alone: run-time compilers get it from memory") {
-  const fs::path folder = fs::path(Q4_SOURCE_DIR) / "kernels";
+  const fs::path folder = fs::path(q4::test::source_dir()) / "kernels";
   check_includes("kernels", [&](const SourceFile&, const std::string& name, bool quoted) {
     return quoted && name.find('/') == std::string::npos && fs::exists(folder / name);
   });

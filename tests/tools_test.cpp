@@ -1,4 +1,5 @@
 // What the tools share, and the tools themselves as processes on the CPU.
+#include <nlohmann/json.hpp>
 #include <doctest/doctest.h>
 
 #include <filesystem>
@@ -7,9 +8,9 @@
 
 #include "report.hpp"
 #include "sandbox.hpp"
-#include "tools/baseline.hpp"
-#include "tools/common.hpp"
-#include "tools/shapes.hpp"
+#include "tools/bench/baseline.hpp"
+#include "tools/common/common.hpp"
+#include "tools/common/shapes.hpp"
 
 namespace q4::tools {
 namespace {

@@ -14,7 +14,7 @@
 
 #include "cache_support.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
-#include "tools/cross.hpp"
+#include "tools/cache/cross.hpp"
 
 namespace q4::cache {
 namespace {

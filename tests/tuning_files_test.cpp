@@ -13,8 +13,8 @@
 #include "report.hpp"
 #include "runtime/untuned.hpp"
 #include "tools/merge.hpp"
-#include "tools/shapes.hpp"
-#include "tools/slices.hpp"
+#include "tools/common/shapes.hpp"
+#include "tools/common/slices.hpp"
 
 namespace q4::tools {
 namespace {

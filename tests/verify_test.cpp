@@ -5,10 +5,11 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "paths.hpp"
 #include "checkpoint_maker.hpp"
-#include "tools/compare.hpp"
-#include "tools/npy.hpp"
-#include "tools/weights.hpp"
+#include "tools/common/compare.hpp"
+#include "tools/common/npy.hpp"
+#include "tools/common/weights.hpp"
 
 namespace q4::test {
 namespace {
@@ -119,7 +120,7 @@ struct Ran {
 Ran verify(const std::string& arguments) {
   const TempFolder folder;
   const std::string command =
-      Q4_BINARY_DIR "/bin/q4-verify " + arguments + " >" + (folder / "out") + " 2>" + (folder / "error");
+      q4::test::binary_dir() + "/bin/q4-verify " + arguments + " >" + (folder / "out") + " 2>" + (folder / "error");
   const int status = std::system(command.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(folder / "out"), read_file(folder / "error")};
 }

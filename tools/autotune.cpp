@@ -2,8 +2,9 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "runtime/check.hpp"
-#include "tools/common.hpp"
+#include "runtime/base/check.hpp"
+#include "tools/common/common.hpp"
+#include "tools/common/tool.hpp"
 #include "tools/tuning_session.hpp"
 
 namespace {
@@ -37,7 +38,7 @@ constexpr const char* kExamples =
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc == 4 && std::strcmp(argv[1], kWorkerArgument) == 0) return worker_main(argv[2], std::atof(argv[3]));
+  if (argc == 4 && std::strcmp(argv[1], autotune::kWorkerArgument) == 0) return autotune::worker_main(argv[2], std::atof(argv[3]));
   Tool tool(
       "q4-autotune",
       "Measures which kernels are fastest for a model's shapes on a device: the tactic of each range of m, half2 or "

@@ -1,4 +1,5 @@
 // q4-bench: checked times with cold weights, beside the read-only floor, the dense BLAS and other libraries' numbers.
+#include <nlohmann/json.hpp>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,12 +9,13 @@
 
 #include "autotune/candidates.hpp"
 #include "autotune/statistics.hpp"
-#include "runtime/check.hpp"
-#include "tools/baseline.hpp"
-#include "tools/chain.hpp"
-#include "tools/common.hpp"
-#include "tools/cpu_ceilings.hpp"
-#include "tools/shapes.hpp"
+#include "runtime/base/check.hpp"
+#include "tools/bench/baseline.hpp"
+#include "tools/bench/chain.hpp"
+#include "tools/common/common.hpp"
+#include "tools/common/tool.hpp"
+#include "tools/bench/cpu_ceilings.hpp"
+#include "tools/common/shapes.hpp"
 
 namespace {
 

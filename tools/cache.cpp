@@ -1,8 +1,8 @@
 // q4-cache: builds, packs, checks and bounds compiled kernels, on a machine with or without a GPU.
 #include <fmt/format.h>
 
-#include "runtime/check.hpp"
-#include "tools/cache_tool.hpp"
+#include "runtime/base/check.hpp"
+#include "tools/cache/cache_tool.hpp"
 #include "tools/merge.hpp"
 
 namespace {

@@ -1,11 +1,13 @@
 // q4-info: what there is to compute on, what is missing and why, and which files are in use.
+#include <nlohmann/json.hpp>
 #include <fmt/format.h>
 
 #include <filesystem>
 #include <q4/q4.hpp>
 
 #include "runtime/runtime.hpp"
-#include "tools/common.hpp"
+#include "tools/common/common.hpp"
+#include "tools/common/tool.hpp"
 
 namespace {
 

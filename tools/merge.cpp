@@ -1,13 +1,14 @@
 // The rule for conflicting records, and the two commands.
 #include "tools/merge.hpp"
 
+#include <nlohmann/json.hpp>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <map>
 
 #include "autotune/tuner.hpp"
-#include "tools/common.hpp"
+#include "tools/common/common.hpp"
 
 namespace q4::tools {
 namespace {

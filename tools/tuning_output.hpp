@@ -4,7 +4,7 @@
 #include <string>
 
 #include "autotune/report.hpp"
-#include "tools/common.hpp"
+#include "tools/common/common.hpp"
 
 namespace q4::tools {
 

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <sys/file.h>
 #include <unistd.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cerrno>
@@ -16,7 +17,8 @@
 #include <q4/q4.hpp>
 #include <thread>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
+#include "tools/common/tool.hpp"
 #include "tools/tuning_output.hpp"
 
 namespace q4::tools {
@@ -110,7 +112,7 @@ void TuningSession::list_shapes() {
 }
 
 TuningKey TuningSession::key_of(const autotune::TunedShape& row) const {
-  const Hello& hello = *supervisor_.known();
+  const autotune::Hello& hello = *supervisor_.known();
   return autotune::key_of(hello.info, hello.kernels, row.problem, row.activation, request_.policy);
 }
 
@@ -203,17 +205,17 @@ std::vector<autotune::LikelyTactic> TuningSession::likely(const TuningKey& key) 
 /// The kernels of all shapes but the first, in a process beside the one that measures. What it does not reach, or fails
 /// to compile, the other one does itself and reports.
 std::jthread TuningSession::compile_ahead() const {
-  std::vector<Job> jobs;
+  std::vector<autotune::Job> jobs;
   for (const Row& row : rows_) {
     if (row.reached) continue;
-    Job& job = jobs.emplace_back(Job{row.problem, {}});
+    autotune::Job& job = jobs.emplace_back(autotune::Job{row.problem, {}});
     job.options.m = request_.m, job.options.activation = row.activation, job.options.compile_only = true;
     job.options.quarantined = row.quarantined;
   }
   if (jobs.size() < 2 || supervisor_.known()->info.device.kind == BackendKind::kCpu) return {};
   return std::jthread([jobs, device = device_name_, launch_s = request_.launch_s](const std::stop_token& stop) {
     try {
-      Supervisor beside(device, launch_s, 0);
+      autotune::Supervisor beside(device, launch_s, 0);
       for (std::size_t i = 1; i < jobs.size() && !stop.stop_requested(); ++i)
         beside.tune(jobs[i], {[&] { return stop.stop_requested() || interrupted(); },
                               [](const autotune::TuneProgress&) {}, [](const QuarantinedTactic&) {}});
@@ -225,7 +227,7 @@ std::jthread TuningSession::compile_ahead() const {
 void TuningSession::tune_one(std::size_t index, Progress& bar) {
   Row& row = rows_[index];
   const double begun = elapsed(), weights = row.problem.weights();
-  Job job{row.problem, {}};
+  autotune::Job job{row.problem, {}};
   autotune::TuneOptions& options = job.options;
   options.seconds = seconds_for(index);
   if (options.seconds < setup_s_per_weight_ * weights) {
@@ -251,7 +253,7 @@ void TuningSession::tune_one(std::size_t index, Progress& bar) {
       if (other.tuned.record.floor_us > 0)
         options.floor_us_per_byte = other.tuned.record.floor_us / other.problem.bytes(0);
   double setup_s = 0;
-  const Supervisor::Watcher watcher{
+  const autotune::Supervisor::Watcher watcher{
       interrupted,
       [&](const autotune::TuneProgress& p) {
         if (p.fraction > 0 && setup_s == 0) setup_s = elapsed() - begun;
@@ -332,7 +334,7 @@ int TuningSession::finish() {
     row.tuned.notes.push_back("not saved: " + row.unsaved);
   }
   autotune::TuningRun run;
-  const Hello& hello = *supervisor_.known();
+  const autotune::Hello& hello = *supervisor_.known();
   run.info = hello.info, run.versions = hello.versions, run.kernels = hello.kernels;
   run.policy = request_.policy, run.file = request_.out, run.version = Q4_VERSION;
   run.date = fmt::format("{:%F %T} UTC", fmt::gmtime(std::time(nullptr)));

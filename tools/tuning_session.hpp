@@ -9,13 +9,15 @@
 #include <vector>
 
 #include "autotune/report.hpp"
-#include "tools/common.hpp"
-#include "tools/device_turn.hpp"
-#include "tools/shapes.hpp"
-#include "tools/slices.hpp"
-#include "tools/supervisor.hpp"
+#include "tools/common/common.hpp"
+#include "autotune/process/device_turn.hpp"
+#include "tools/common/shapes.hpp"
+#include "tools/common/slices.hpp"
+#include "autotune/process/supervisor.hpp"
 
 namespace q4::tools {
+
+class Tool;
 
 struct TuningRequest {
   ShapeOptions shapes;
@@ -64,8 +66,8 @@ class TuningSession {
   TuningRequest request_;
   std::string default_file_;
   Clock::time_point start_;
-  Supervisor supervisor_;
-  DeviceTurn turn_;
+  autotune::Supervisor supervisor_;
+  autotune::DeviceTurn turn_;
   std::vector<Row> rows_;
   double setup_s_per_weight_ =
       0;  ///< the least of a large shape so far: a shape that cannot even be set up is not begun

@@ -1,17 +1,19 @@
 // q4-verify: the matrices of a checkpoint on a device against the fp64 reference; or rows of a file multiplied by one.
+#include <nlohmann/json.hpp>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <optional>
 #include <q4/q4.hpp>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
-#include "tools/common.hpp"
-#include "tools/compare.hpp"
-#include "tools/csv.hpp"
-#include "tools/npy.hpp"
-#include "tools/weights.hpp"
+#include "tools/common/common.hpp"
+#include "tools/common/tool.hpp"
+#include "tools/common/compare.hpp"
+#include "tools/common/csv.hpp"
+#include "tools/common/npy.hpp"
+#include "tools/common/weights.hpp"
 
 namespace q4::tools {
 namespace {

@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/cache/kernel_cache.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/jit/cubin_info.hpp"
 #include "runtime/jit/source.hpp"
 

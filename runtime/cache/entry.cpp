@@ -15,7 +15,7 @@
 #include <system_error>
 #include <utility>
 
-#include "runtime/cache/sha256.hpp"
+#include "runtime/base/sha256.hpp"
 
 namespace q4::cache {
 namespace {

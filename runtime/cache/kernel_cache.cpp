@@ -7,7 +7,7 @@
 #include <ctime>
 #include <optional>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::cache {
 namespace {

@@ -7,7 +7,7 @@
 #include <filesystem>
 
 #include "runtime/cache/kernel_cache.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::cache {
 namespace {

@@ -14,7 +14,7 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
-#include "runtime/cache/sha256.hpp"
+#include "runtime/base/sha256.hpp"
 #include "runtime/cache/signature.hpp"
 
 namespace q4::cache {

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "runtime/backends/library.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/library.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::cache {
 namespace {

@@ -5,7 +5,7 @@
 #include <mutex>
 #include <q4/checkpoint.hpp>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/checkpoint/matrices.hpp"
 #include "runtime/checkpoint/names.hpp"
 

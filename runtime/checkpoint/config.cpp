@@ -19,7 +19,7 @@
 #include <filesystem>
 #include <initializer_list>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/checkpoint/json.hpp"
 #include "runtime/checkpoint/names.hpp"
 

@@ -5,7 +5,7 @@
 #include <filesystem>
 #include <map>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/checkpoint/json.hpp"
 #include "runtime/checkpoint/names.hpp"
 

@@ -5,7 +5,7 @@
 #include <unordered_set>
 #include <vector>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/checkpoint/names.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
 

@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/checkpoint/names.hpp"
 
 namespace q4::checkpoint {

@@ -13,7 +13,7 @@
 #include <string_view>
 #include <utility>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/checkpoint/json.hpp"
 #include "runtime/checkpoint/names.hpp"
 

@@ -5,7 +5,7 @@
 
 #include "kernels/read.h"
 #include "kernels/remap.h"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/gpu/dry.hpp"
 #include "runtime/gpu/matrix.hpp"
 #include "runtime/gpu/plan.hpp"

@@ -3,7 +3,7 @@
 
 #include <mutex>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/gpu/matrix.hpp"
 #include "runtime/gpu/plan.hpp"
 #include "runtime/jit/kernel_table.hpp"

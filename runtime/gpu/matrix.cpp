@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "kernels/pack.h"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/jit/kernel_table.hpp"
 
 namespace q4::gpu {

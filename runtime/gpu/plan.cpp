@@ -6,8 +6,8 @@
 #include "kernels/prefill_config.h"
 #include "kernels/reconstruct.h"
 #include "kernels/remap.h"
-#include "runtime/check.hpp"
-#include "runtime/convert.hpp"
+#include "runtime/base/check.hpp"
+#include "runtime/base/convert.hpp"
 
 namespace q4::gpu {
 namespace {

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/jit/elf.hpp"
 
 namespace q4::jit {

@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::jit {
 

@@ -13,7 +13,7 @@
 #include "kernels/reconstruct.h"
 #include "kernels/remap.h"
 #include "kernels/tile.h"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::jit {
 namespace {

@@ -4,7 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::python {
 namespace {

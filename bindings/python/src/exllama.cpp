@@ -6,7 +6,7 @@
 
 #include "bindings/python/src/module.hpp"
 #include "bindings/python/src/session.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
 
 namespace q4::python {

@@ -8,7 +8,7 @@
 
 #include "bindings/python/src/module.hpp"
 #include "bindings/python/src/session.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::python {
 namespace {

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
 
 namespace q4::python {

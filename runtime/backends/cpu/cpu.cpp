@@ -15,7 +15,7 @@
 #include "runtime/backends/cpu/packed.hpp"
 #include "runtime/backends/cpu/plan.hpp"
 #include "runtime/backends/cpu/thread_pool.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/context.hpp"
 #include "runtime/jit/embedded.hpp"
 

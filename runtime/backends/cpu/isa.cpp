@@ -13,7 +13,7 @@
 #endif
 
 #include "runtime/backends/cpu/kernels.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::cpu {
 namespace {

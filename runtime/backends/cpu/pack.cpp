@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "runtime/backends/cpu/packed.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::cpu {
 namespace {

@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "runtime/backends/cpu/blas.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::cpu {
 namespace {

@@ -1,7 +1,7 @@
 // Opens the driver.
 #include "runtime/backends/cuda/api.hpp"
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::cuda {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cstdlib>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::cuda {
 namespace {

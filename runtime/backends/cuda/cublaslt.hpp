@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "runtime/backends/library.hpp"
+#include "runtime/base/library.hpp"
 #include "runtime/gpu/driver.hpp"
 
 namespace q4::cuda {

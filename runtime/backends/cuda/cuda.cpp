@@ -2,7 +2,7 @@
 #include "runtime/backends/cuda/cuda.hpp"
 
 #include "runtime/backends/cuda/driver.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/gpu/device.hpp"
 
 namespace q4::cuda {

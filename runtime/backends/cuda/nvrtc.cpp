@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/jit/embedded.hpp"
 
 namespace q4::cuda {

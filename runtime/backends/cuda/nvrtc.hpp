@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/backends/library.hpp"
+#include "runtime/base/library.hpp"
 #include "runtime/jit/source.hpp"
 
 namespace q4::cuda {

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::hip {
 namespace {

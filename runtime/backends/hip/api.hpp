@@ -7,8 +7,8 @@
 #include <memory>
 #include <string>
 
-#include "runtime/backends/library.hpp"
-#include "runtime/fork.hpp"
+#include "runtime/base/library.hpp"
+#include "runtime/base/fork.hpp"
 
 namespace q4::hip {
 

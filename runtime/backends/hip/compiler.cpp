@@ -12,7 +12,7 @@
 #include <iterator>
 
 #include "runtime/backends/hip/process.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::hip {
 namespace {

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <thread>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::hip {
 namespace {

@@ -2,7 +2,7 @@
 #include "runtime/backends/hip/hip.hpp"
 
 #include "runtime/backends/hip/driver.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/gpu/device.hpp"
 
 namespace q4::hip {

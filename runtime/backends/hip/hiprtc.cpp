@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <mutex>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::hip {
 namespace {

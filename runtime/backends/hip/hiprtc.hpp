@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/backends/library.hpp"
+#include "runtime/base/library.hpp"
 
 namespace q4::hip {
 

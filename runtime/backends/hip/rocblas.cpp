@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4::hip {
 namespace {

@@ -6,7 +6,7 @@
 #include <mutex>
 
 #include "runtime/backends/hip/api.hpp"
-#include "runtime/backends/library.hpp"
+#include "runtime/base/library.hpp"
 #include "runtime/gpu/driver.hpp"
 
 namespace q4::hip {

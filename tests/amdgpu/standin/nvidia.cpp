@@ -10,7 +10,7 @@
 
 #include "runtime/backends/cuda/api.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
-#include "runtime/check.hpp"
+#include "runtime/base/check.hpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 

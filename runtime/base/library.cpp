@@ -1,0 +1,33 @@
+// dlopen with a list of candidates.
+#include "runtime/base/library.hpp"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+
+namespace q4 {
+
+Library::Library(const char* variable, const std::vector<std::string>& names, const std::vector<std::string>& folders) {
+  std::vector<std::string> candidates;
+  if (const char* path = std::getenv(variable); path && *path) {
+    candidates = {path};
+  } else {
+    candidates = names;
+    for (const auto& folder : folders)
+      for (const auto& name : names) candidates.push_back(folder + "/" + name);
+  }
+  std::string first;
+  for (const auto& candidate : candidates) {
+    handle_ = ::dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (handle_) {
+      path_ = candidate;
+      return;
+    }
+    if (first.empty()) first = ::dlerror();
+  }
+  problem_ = first + " (set " + variable + " to a path to use another)";
+}
+
+void* Library::find(const char* symbol) const { return handle_ ? ::dlsym(handle_, symbol) : nullptr; }
+
+}  // namespace q4

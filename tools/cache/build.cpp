@@ -1,0 +1,151 @@
+// q4-cache build and warmup: the kernels of shapes, for GPUs that are elsewhere, and on one that is here.
+#include <nlohmann/json.hpp>
+#include <fmt/format.h>
+
+#include <chrono>
+#include <filesystem>
+#include <q4/q4.hpp>
+
+#include "runtime/base/check.hpp"
+#include "tools/cache/cache_tool.hpp"
+
+namespace q4::tools {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// With and without bias, as the checkpoint's matrices are; else what --bias says.
+std::vector<bool> biases(const CacheToolOptions& options) {
+  if (options.shapes.checkpoint.empty()) return {options.cross.bias};
+  const Checkpoint checkpoint = Checkpoint::open(options.shapes.checkpoint);
+  bool with = false, without = false;
+  for (const MatrixEntry& entry : checkpoint.matrices()) (entry.has_bias ? with : without) = true;
+  std::vector<bool> all;
+  if (without) all.push_back(false);
+  if (with) all.push_back(true);
+  return all;
+}
+
+Json to_json(const CacheEvent& event) {
+  return {{"kernel", event.kernel},          {"key", event.key},
+          {"layer", to_string(event.layer)}, {"from", event.from},
+          {"missed", event.missed},          {"error", event.error},
+          {"lookup_ms", event.lookup_ms},    {"compile_ms", event.compile_ms},
+          {"load_ms", event.load_ms}};
+}
+
+void print_warmup(const Tool& tool, const Device device, double open_ms, const WarmupReport& report) {
+  struct Sum {
+    std::size_t kernels = 0;
+    double lookup = 0, compile = 0, load = 0;
+  };
+  std::map<CacheLayer, Sum> sums;
+  Json kernels = Json::array(), layers = Json::object();
+  for (const auto& event : report.kernels) {
+    auto& sum = sums[event.layer];
+    ++sum.kernels, sum.lookup += event.lookup_ms, sum.compile += event.compile_ms, sum.load += event.load_ms;
+    kernels.push_back(to_json(event));
+  }
+  Table table({"from", "kernels", "lookup ms", "compile ms", "load ms"});
+  for (const auto& [layer, sum] : sums) {
+    const char* name = layer == CacheLayer::kNone ? "failed" : to_string(layer);
+    table.add({name, std::to_string(sum.kernels), number(sum.lookup), number(sum.compile), number(sum.load)});
+    layers[name] = sum.kernels;
+  }
+  if (tool.json)
+    return fmt::print("{}\n", Json{{"device", device.str()},
+                                   {"open_ms", open_ms},
+                                   {"warmup_ms", report.ms},
+                                   {"complete", report.complete()},
+                                   {"skipped", report.skipped},
+                                   {"layers", layers},
+                                   {"kernels", kernels}}
+                                  .dump(2));
+  fmt::print("{}{}: opened in {} ms, then {} kernels in {} ms{}\n", table.str(), device.str(), number(open_ms),
+             report.kernels.size(), number(report.ms),
+             report.skipped ? fmt::format(", {} skipped", report.skipped) : "");
+  for (const auto& event : report.kernels)
+    if (event.layer == CacheLayer::kNone) fmt::print(stderr, "q4-cache: {}\n", event.error);
+}
+
+}  // namespace
+
+int build_kernels(const Tool& tool, const CacheToolOptions& given) {
+  CacheToolOptions options = given;
+  TuningDb tuning;
+  for (const auto& file : options.tuning) tuning.load(file), options.cross.tuning = &tuning;
+  const auto targets = parse_targets(options.target);
+  const auto shapes = options.shapes.resolve("llama-3-8b");
+  const auto bias_variants = biases(options);
+  check(options.cross.activation != DType::kF32, "--activation = fp32 is for the CPU, which compiles nothing");
+  if (options.folder.empty()) fail(ErrorCode::kIo, "--cache-dir: there is no cache folder; name one");
+  if (const auto problem = cache::prepare_folder(options.folder); !problem.empty())
+    fail(ErrorCode::kIo, "--cache-dir: {}", problem);
+  std::string trouble;
+  const auto environment = cache::cache_options({});
+  cache::KernelCache kernels({.folder = options.folder, .dump_dir = environment.dump_dir},
+                             [&](LogLevel level, const std::string& text) {
+                               if (level > LogLevel::kWarning) return;
+                               fmt::print(stderr, "q4-cache: warning: {}\n", text), trouble = text;
+                             });
+  const auto start = Clock::now();
+  Table table({"target", "GPU", "SMs", "kernels", "compiled", "tuned shapes"});
+  Json rows = Json::array();
+  {
+    Progress progress(tool.json);
+    double done = 0;
+    for (const Target& target : targets) {
+      CrossCompiler compiler(target, kernels);
+      for (const auto& shape : shapes) {
+        progress.update(done++ / static_cast<double>(targets.size() * shapes.size()),
+                        fmt::format("{} {}: {}x{}", target.arch, target.name, shape.k, shape.n));
+        for (const bool bias : bias_variants) options.cross.bias = bias, compiler.add(shape, options.cross);
+      }
+      table.add({target.arch, target.name, std::to_string(target.limits.units), std::to_string(compiler.kernels()),
+                 std::to_string(compiler.compiled()), std::to_string(compiler.tuned())});
+      rows.push_back({{"target", target.arch},
+                      {"gpu", target.name},
+                      {"units", target.limits.units},
+                      {"kernels", compiler.kernels()},
+                      {"compiled", compiler.compiled()},
+                      {"tuned_shapes", compiler.tuned()}});
+    }
+  }
+  const double seconds = seconds_since(start);
+  if (tool.json)
+    fmt::print("{}\n", Json{{"cache_dir", options.folder}, {"seconds", seconds}, {"targets", rows}}.dump(2));
+  else
+    fmt::print("{}\n{:.1f} s, in {}\n", table.str(), seconds, options.folder);
+  return trouble.empty() ? 0 : 1;
+}
+
+int warm_up(const Tool& tool, const CacheToolOptions& given) {
+  WarmupOptions options = given.warmup;
+  options.plan.max_m = given.cross.max_m, options.plan.activation = given.cross.activation;
+  const Runtime runtime(RuntimeOptions{.cache_dir = given.folder});
+  const auto start = Clock::now();
+  options.device = tool.device(runtime);
+  const double open_ms = seconds_since(start) * 1e3;
+  WarmupReport report;
+  {
+    Progress progress(tool.json);
+    catch_interrupt();
+    options.cancel = interrupted;
+    options.progress = [&](std::size_t done, std::size_t total, const CacheEvent& event) {
+      progress.update(static_cast<double>(done) / static_cast<double>(total), event.kernel);
+    };
+    if (!given.shapes.checkpoint.empty()) {
+      report = runtime.warmup(Checkpoint::open(given.shapes.checkpoint), options);
+    } else {
+      std::vector<WarmupShape> shapes;
+      for (const auto& p : given.shapes.resolve("llama-3-8b"))
+        shapes.push_back({p.k, p.n, p.group, p.act_order, given.cross.bias});
+      report = runtime.warmup(shapes, options);
+    }
+  }
+  print_warmup(tool, *options.device, open_ms, report);
+  return report.complete() ? 0 : 1;
+}
+
+}  // namespace q4::tools

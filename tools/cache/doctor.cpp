@@ -1,0 +1,168 @@
+// q4-cache doctor: whether the cache folder, its file system and every layer are as they should be.
+#include <nlohmann/json.hpp>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <ctime>
+#include <filesystem>
+#include <map>
+#include <q4/q4.hpp>
+
+#include "runtime/backends/cuda/nvrtc.hpp"
+#include "runtime/cache/signature.hpp"
+#include "tools/cache/cache_tool.hpp"
+
+namespace q4::tools {
+namespace {
+
+namespace fs = std::filesystem;
+
+enum class State { kOk, kNote, kBad };
+
+class Findings {
+ public:
+  void add(State state, const std::string& what, const std::string& text) {
+    constexpr const char* kNames[] = {"ok", "note", "BAD"};
+    table_.add({kNames[static_cast<int>(state)], what, text});
+    rows_.push_back({{"state", kNames[static_cast<int>(state)]}, {"check", what}, {"text", text}});
+    bad_ += state == State::kBad;
+  }
+  int print(const Tool& tool, const std::string& folder) const {
+    if (tool.json)
+      fmt::print("{}\n", Json{{"cache_dir", folder}, {"bad", bad_}, {"checks", rows_}}.dump(2));
+    else
+      fmt::print("{}\n{}{}\n", folder, table_.str(), bad_ ? fmt::format("{} are bad", bad_) : "all is well");
+    return bad_ ? 1 : 0;
+  }
+
+ private:
+  Table table_{{"state", "check", "what was found"}};
+  Json rows_ = Json::array();
+  int bad_ = 0;
+};
+
+/// Names of statfs(2)'s magic numbers (linux/magic.h), and whether flock-like locks are to be expected.
+std::string file_system(long magic) {
+  static const std::map<long, const char*> names = {
+      {0xEF53, "ext4"},        {0x58465342, "xfs"},     {0x9123683E, "btrfs"},  {0x01021994, "tmpfs"},
+      {0x794c7630, "overlay"}, {0x6969, "nfs"},         {0xFF534D42, "cifs"},   {0xFE534D42, "smb"},
+      {0x65735546, "fuse"},    {0x2FC12FC1, "zfs"},     {0x0BD00BD0, "lustre"}, {0x47504653, "gpfs"},
+      {0x01021997, "9p"},      {0x73717368, "squashfs"}};
+  const auto at = names.find(magic);
+  return at == names.end() ? fmt::format("type {:#x}", magic) : at->second;
+}
+
+void check_folder(Findings& findings, const std::string& folder) {
+  struct stat status;
+  if (::lstat(folder.c_str(), &status) != 0) {
+    findings.add(State::kNote, "folder", std::string(std::strerror(errno)) + ": made at the first write");
+    return;
+  }
+  if (S_ISLNK(status.st_mode) || !S_ISDIR(status.st_mode))
+    return findings.add(State::kBad, "folder", "not a folder (symbolic links are refused)");
+  findings.add(State::kOk, "folder", "there");
+  findings.add(
+      status.st_uid == ::geteuid() ? State::kOk : State::kBad, "owner",
+      status.st_uid == ::geteuid() ? "you" : fmt::format("user {}, not you: nothing is written", status.st_uid));
+  const bool open = status.st_mode & (S_IWGRP | S_IWOTH);
+  findings.add(open ? State::kBad : State::kOk, "mode",
+               fmt::format("{:o}{}", status.st_mode & 07777, open ? ": others may write it: chmod go-w it" : ""));
+  const auto written = cache::write_file(folder, ".doctor", "x");
+  ::unlink((folder + "/.doctor").c_str());
+  findings.add(written.empty() ? State::kOk : State::kBad, "writing", written.empty() ? "works" : written);
+  const cache::KeyLock lock(folder, std::string(64, 'f'), 0);
+  findings.add(lock.held() ? State::kOk : State::kNote, "locks",
+               lock.held() ? "work" : "do not work here: processes may compile the same kernel twice");
+  struct statfs system;
+  if (::statfs(folder.c_str(), &system) == 0)
+    findings.add(State::kOk, "file system", file_system(static_cast<long>(system.f_type)));
+  struct statvfs space;
+  if (::statvfs(folder.c_str(), &space) == 0) {
+    const auto free = static_cast<std::uint64_t>(space.f_bavail) * space.f_frsize;
+    const bool tight = free < (64u << 20);
+    findings.add(tight ? State::kBad : State::kOk, "free space", megabytes(free) + (tight ? ": less than 64 MB" : ""));
+  }
+}
+
+void check_files(Findings& findings, const std::string& folder) {
+  std::error_code error;
+  std::size_t temporary = 0, foreign = 0;
+  std::string one;
+  for (const auto& file : fs::directory_iterator(folder, error)) {
+    const std::string name = file.path().filename().string();
+    if (name.starts_with(cache::kTemporary)) {
+      ++temporary;
+    } else if (!name.ends_with(cache::kExtension) && !name.ends_with(cache::kPackExtension) && name != ".lock" &&
+               !name.ends_with(".jsonl")) {
+      ++foreign, one = name;
+    }
+  }
+  if (error) return;
+  findings.add(temporary ? State::kNote : State::kOk, "temporary files",
+               temporary
+                   ? fmt::format("{} of writers that run or were killed: gone an hour later, or by prune", temporary)
+                   : "none");
+  findings.add(foreign ? State::kNote : State::kOk, "other tools' files",
+               foreign ? fmt::format("{}, such as {}: left alone", foreign, one) : "none");
+  std::map<std::string, std::size_t> problems, compilers;
+  std::size_t old = 0, kernels = 0;
+  std::uint64_t bytes = 0;
+  for (const auto& l : read_folder(folder)) {
+    if (!l.problem.empty()) {
+      ++problems[l.problem];
+      continue;
+    }
+    ++kernels, bytes += l.bytes, old += stale(l.entry), ++compilers[l.entry.compiler];
+  }
+  findings.add(State::kOk, "kernels", fmt::format("{}, {}", kernels, megabytes(bytes)));
+  for (const auto& [problem, count] : problems)
+    findings.add(State::kBad, "unsound kernels",
+                 fmt::format("{}: {}; they are compiled anew when needed", count, problem));
+  findings.add(old ? State::kNote : State::kOk, "versions",
+               old ? fmt::format("{} kernels are another version's: prune takes them when it needs room", old)
+                   : "all kernels are this version's");
+  if (compilers.size() > 1)
+    for (const auto& [compiler, count] : compilers)
+      findings.add(State::kNote, "compilers", fmt::format("{} kernels by {}", count, compiler));
+}
+
+void check_layers(Findings& findings, const CacheToolOptions& options) {
+  RuntimeOptions runtime;
+  runtime.cache_dir = options.folder, runtime.cache_mode = CacheMode::kReadOnly;
+  cache::KernelCache cache(cache::cache_options(runtime), nullptr);
+  for (const auto& layer : cache.layers()) {
+    if (layer.kind == CacheLayer::kUserFolder) continue;
+    const bool fine = layer.problem.empty();
+    std::string text = fine ? "" : layer.problem;
+    if (layer.pack)
+      text = fmt::format("{} kernels{}", layer.pack->size(), layer.pack->signer().empty() ? "" : ", signed");
+    if (layer.folder) text = fmt::format("{} kernels", cache::stored_files(layer.folder->path()).size());
+    findings.add(fine ? State::kOk : layer.absent ? State::kNote : State::kBad, layer.name, text);
+  }
+}
+
+}  // namespace
+
+int doctor(const Tool& tool, const CacheToolOptions& options) {
+  Findings findings;
+  if (options.folder.empty()) {
+    findings.add(State::kBad, "folder", "none: set Q4_CACHE_DIR, XDG_CACHE_HOME or HOME, else nothing is kept");
+  } else {
+    check_folder(findings, options.folder);
+    if (fs::is_directory(fs::symlink_status(options.folder))) check_files(findings, options.folder);
+  }
+  check_layers(findings, options);
+  const cuda::Nvrtc nvrtc;
+  findings.add(nvrtc.available() ? State::kOk : State::kNote, "compiler",
+               nvrtc.available() ? nvrtc.identity() : nvrtc.problem() + ": kernels must be prebuilt");
+  const auto signing = cache::signing_problem();
+  findings.add(signing.empty() ? State::kOk : State::kNote, "signatures", signing.empty() ? "can be checked" : signing);
+  return findings.print(tool, options.folder);
+}
+
+}  // namespace q4::tools

@@ -1,0 +1,77 @@
+// What the q4 tools share: tables, numbers as text, progress, lists of m, tuning files, interrupts.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <q4/runtime.hpp>
+#include <string>
+#include <vector>
+
+namespace q4::tools {
+
+using Json = nlohmann::ordered_json;
+
+/// A table with a header line, columns as wide as their longest cell; numbers to the right, text to the left.
+class Table {
+ public:
+  explicit Table(std::vector<std::string> header) : header_(std::move(header)) {}
+  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  bool empty() const { return rows_.empty(); }
+  std::string str() const;
+
+ private:
+  std::vector<std::string> header_;
+  std::vector<std::vector<std::string>> rows_;
+};
+
+/// Four significant digits, never an exponent: "4.213", "1060", "-" for 0 or less (not measured).
+std::string number(double value);
+std::string percent(double share);  ///< 0.034 is "+3.4%"
+std::string megabytes(std::size_t bytes);
+
+/// A bar with the time left on a terminal; elsewhere one line an event. Writes to stderr alone.
+class Progress {
+ public:
+  explicit Progress(bool quiet = false);
+  ~Progress();  ///< ends the bar's line
+  Progress(const Progress&) = delete;
+  /// `fraction` in [0, 1]; `limit_s` bounds the time left (a budget), 0: unbounded.
+  void update(double fraction, const std::string& text, double limit_s = 0);
+  /// A line that stays, above the bar.
+  void line(const std::string& text);
+
+ private:
+  void clear();
+  bool terminal_, quiet_, drawn_ = false;
+  std::chrono::steady_clock::time_point start_, last_;
+};
+
+/// The text of a bar, apart from the terminal: "[####......]  40%  text  12 s left".
+std::string progress_bar(double fraction, double elapsed_s, double limit_s, const std::string& text, int columns);
+
+/// The parts of `text` between any of `separators`; empty ones are left out.
+std::vector<std::string> split(const std::string& text, const char* separators);
+/// Without the spaces at both ends.
+std::string trimmed(const std::string& text);
+
+/// "1,8,64" or "1 8 64", and ranges of powers of two: "1-16" is 1, 2, 4, 8, 16. Ascending, unique, at least 1. Throws
+/// kInvalidArgument.
+std::vector<std::int64_t> parse_m_list(const std::string& text);
+/// 1, 2, 4, ... up to `largest`, which is always a member.
+std::vector<std::int64_t> powers_of_two(std::int64_t largest);
+
+/// fp16, bf16, fp32; throws kInvalidArgument, which says `where`.
+DType parse_activation(const std::string& text, const std::string& where = "--activation");
+
+/// The tuning files that a Runtime with default options reads: $Q4_TUNING, else <cache folder>/tuning.jsonl if it
+/// exists.
+std::vector<std::string> tuning_files(const Runtime& runtime);
+/// Where q4-autotune writes unless told: <cache folder>/tuning.jsonl; empty when there is no cache folder.
+std::string default_tuning_file(const Runtime& runtime);
+
+/// After this, Ctrl-C and SIGTERM set a flag instead of ending the process; a second one ends it.
+void catch_interrupt();
+bool interrupted();
+
+}  // namespace q4::tools

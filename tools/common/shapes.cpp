@@ -1,0 +1,175 @@
+// Reading shapes: CSV text, checkpoints, KxN.
+#include "tools/common/shapes.hpp"
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <q4/checkpoint.hpp>
+
+#include "runtime/base/check.hpp"
+#include "tools/common/common.hpp"
+#include "tools/common/csv.hpp"
+
+namespace q4::tools {
+
+extern const char* const kShapesCsv;  // share/q4/shapes.csv, embedded by tools/CMakeLists.txt
+
+namespace {
+
+using autotune::Problem;
+
+Problem checked(Problem p, const std::string& where) {
+  constexpr std::int64_t kLargest = 1 << 24;
+  const auto fits = [](std::int64_t size) { return size >= 8 && size <= kLargest && size % 8 == 0; };
+  check(fits(p.k) && fits(p.n), "{}: {}x{}: k and n must be multiples of 8, at least 8, at most {}", where, p.k, p.n,
+        kLargest);
+  check(p.group == -1 || (p.group >= 8 && p.group % 8 == 0), "{}: group = {} must be -1 or a multiple of 8", where,
+        p.group);
+  if (p.group == -1 || p.group > p.k) p.group = p.k;
+  return p;
+}
+
+std::vector<Problem> checkpoint_shapes(const std::string& path) {
+  const Checkpoint checkpoint = Checkpoint::open(path);
+  std::vector<Problem> shapes;
+  for (const MatrixEntry& entry : checkpoint.matrices()) {
+    const std::string layer = entry.name.substr(entry.name.rfind('.') + 1);
+    shapes.push_back({layer, entry.k, entry.n, entry.group_size, checkpoint.config().desc_act && entry.has_g_idx});
+  }
+  check(!shapes.empty(), "--checkpoint = {}: no quantized matrix in it", path);
+  return shapes;
+}
+
+std::vector<Problem> of_csv(const Csv& csv, std::int64_t group, bool act_order) {
+  std::vector<Problem> shapes;
+  for (std::size_t r = 0; r < csv.rows(); ++r) {
+    Problem p{csv.text(r, "layer"), csv.whole(r, "k"), csv.whole(r, "n"), group, act_order};
+    if (const std::string model = csv.text(r, "model"); !model.empty())
+      p.label = model + (p.label.empty() ? "" : " ") + p.label;
+    try {
+      Json(p.label).dump();
+    } catch (const nlohmann::json::exception&) {
+      fail(ErrorCode::kCorrupt, "{}: the name of the layer is no UTF-8; save the file as such", csv.where(r));
+    }
+    if (!csv.text(r, "group").empty()) p.group = csv.whole(r, "group");
+    if (!csv.text(r, "act_order").empty()) p.act_order = csv.whole(r, "act_order") != 0;
+    shapes.push_back(checked(p, csv.where(r)));
+  }
+  check(!shapes.empty(), "{}: no shape in it; below the header each line is one, such as 4096,28672", csv.name());
+  return shapes;
+}
+
+}  // namespace
+
+std::vector<Problem> csv_shapes(const std::string& text, const std::string& name, std::int64_t group, bool act_order) {
+  const Csv csv(text, name, {"k", "n"});
+  return of_csv(csv, group, act_order);
+}
+
+std::vector<std::string> model_names() {
+  std::vector<std::string> names;
+  for (const Problem& p : csv_shapes(kShapesCsv, "shapes.csv", 128, false)) {
+    const std::string name = p.label.substr(0, p.label.find(' '));
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  }
+  return names;
+}
+
+std::vector<Problem> model_shapes(const std::string& model) {
+  std::vector<Problem> shapes;
+  for (Problem& p : csv_shapes(kShapesCsv, "shapes.csv", 128, false)) {
+    const auto space = p.label.find(' ');
+    if (p.label.substr(0, space) != model) continue;
+    p.label.erase(0, space + 1);
+    shapes.push_back(p);
+  }
+  if (shapes.empty())
+    fail(ErrorCode::kNotFound, "--model = {}: unknown; there are {}; other shapes: --shapes FILE.csv, --checkpoint DIR",
+         model, fmt::join(model_names(), ", "));
+  return shapes;
+}
+
+std::vector<RecordedShape> recorded_shapes(const std::string& text, const std::string& name) {
+  std::vector<RecordedShape> shapes;
+  std::size_t begin = 0;
+  for (int number = 1; begin < text.size(); ++number) {
+    const auto end = text.find('\n', begin);
+    if (end == std::string::npos) break;  // being written
+    const std::string line = text.substr(begin, end - begin), where = fmt::format("{} line {}", name, number);
+    begin = end + 1;
+    if (line.find_first_not_of(" \r") == std::string::npos) continue;
+    try {
+      const Json j = Json::parse(line);
+      const Problem p{"", j.at("k"), j.at("n"), j.at("group"), j.at("act_order")};
+      shapes.push_back({checked(p, where), parse_activation(j.at("activation"), where + ", activation")});
+    } catch (const nlohmann::json::exception& e) {
+      fail(ErrorCode::kCorrupt, "{}: {}; delete the line", where, e.what());
+    }
+  }
+  check(!shapes.empty(), "{}: no shape in it", name);
+  return shapes;
+}
+
+std::optional<std::vector<RecordedShape>> ShapeOptions::recording() const {
+  std::ifstream in(csv_file);
+  if (csv_file.empty() || in.peek() != '{') return {};
+  return recorded_shapes({std::istreambuf_iterator<char>(in), {}}, csv_file);
+}
+
+Problem parse_shape(const std::string& text) {
+  const auto x = text.find('x');
+  check(x != std::string::npos && x > 0 && x + 1 < text.size(),
+        "--shape = {}: write KxN, such as 4096x28672 (k in_features, n out_features)", text);
+  return checked({"", parse_whole(text.substr(0, x), "--shape"), parse_whole(text.substr(x + 1), "--shape"), -1, false},
+                 "--shape");
+}
+
+void ShapeOptions::add_to(CLI::App& app, const std::string& default_note) {
+  auto* of_model =
+      app.add_option("--model", model, fmt::format("{} (default: {})", fmt::join(model_names(), ", "), default_note));
+  auto* of_csv =
+      app.add_option("--shapes", csv_file,
+                     "CSV with the columns k,n and perhaps model,layer,group,act_order; or a record of untuned shapes");
+  auto* of_checkpoint =
+      app.add_option("--checkpoint", checkpoint, "every quantized matrix's shape of a safetensors folder");
+  auto* of_shape = app.add_option("--shape", shape, "one shape, KxN, such as 4096x28672");
+  of_model->type_name("NAME"), of_csv->type_name("FILE"), of_checkpoint->type_name("DIR"), of_shape->type_name("KxN");
+  app.callback([&app] {  // CLI11's own excludes() would fill the help with every pair
+    const auto given = app.count("--model") + app.count("--shapes") + app.count("--checkpoint") + app.count("--shape");
+    check(given <= 1, "--model, --shapes, --checkpoint and --shape exclude each other; {} were given", given);
+    check(app.count("--checkpoint") == 0 || app.count("--group") + app.count("--act-order") == 0,
+          "--group and --act-order are not for --checkpoint, whose matrices say them");
+  });
+  app.add_option("--group", group, "rows of a quantization group, -1: one group (not for --checkpoint)")
+      ->type_name("G")
+      ->capture_default_str();
+  app.add_flag("--act-order", act_order, "rows in a random group order, as desc_act checkpoints have");
+}
+
+std::vector<Problem> ShapeOptions::resolve(const std::string& default_model) const {
+  std::vector<Problem> shapes;
+  if (!checkpoint.empty()) {
+    shapes = checkpoint_shapes(checkpoint);
+  } else if (const auto recorded = recording()) {
+    for (const RecordedShape& shape : *recorded) shapes.push_back(shape.problem);
+  } else if (!csv_file.empty()) {
+    shapes = of_csv(Csv::read(csv_file, {"k", "n"}), group, act_order);
+  } else {
+    shapes = shape.empty() ? model_shapes(model.empty() ? default_model : model) : std::vector{parse_shape(shape)};
+    for (Problem& p : shapes) p.group = group, p.act_order = act_order, p = checked(p, "--group");
+  }
+  std::vector<Problem> unique;
+  for (const Problem& p : shapes) {
+    const bool seen = std::any_of(unique.begin(), unique.end(), [&](const Problem& u) {
+      return u.k == p.k && u.n == p.n && u.group == p.group && u.act_order == p.act_order;
+    });
+    if (!seen) unique.push_back(p);
+  }
+  return unique;
+}
+
+}  // namespace q4::tools

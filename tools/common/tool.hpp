@@ -1,0 +1,36 @@
+// One command line: its options, its errors and its exit status.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <q4/runtime.hpp>
+#include <string>
+
+namespace q4::tools {
+
+/// One tool: its options, --help with examples, --version, and how it ends. Exit 0: done, 1: q4-x: error: ... on
+/// stderr, 2: wrong usage.
+class Tool {
+ public:
+  Tool(const std::string& name, const std::string& purpose, const std::string& examples);
+
+  /// Its options may throw q4::Error from their own parsers (add_option_function): wrong usage.
+  CLI::App app;
+  std::string device_name;  ///< of --device, empty: the best device
+  bool json = false;        ///< of --json
+
+  void add_device();
+  void add_json(const std::string& what);
+  /// Parses, then runs `body`, whose result is the exit status.
+  int run(int argc, char** argv, const std::function<int()>& body);
+  /// --device, else the best device of this runtime. Throws kNotFound with the list of devices that exist.
+  Device device(const Runtime& runtime) const;
+
+ private:
+  std::string name_;
+};
+
+/// For CLI11's check(): a number of at least 0, or above 0. Its own validators print the whole range of a double.
+CLI::Validator seconds_check(bool zero_too);
+
+}  // namespace q4::tools
