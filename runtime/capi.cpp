@@ -5,8 +5,8 @@
 #include <new>
 #include <q4/q4.hpp>
 
-#include "runtime/capi_convert.hpp"
 #include "runtime/base/handles.hpp"
+#include "runtime/capi_convert.hpp"
 
 namespace q4::capi {
 namespace {

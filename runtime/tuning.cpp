@@ -13,8 +13,8 @@
 #include <tuple>
 #include <unordered_map>
 
-#include "runtime/cache/entry.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/cache/entry.hpp"
 #include "runtime/tuning_format.hpp"
 
 namespace q4 {

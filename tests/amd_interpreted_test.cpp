@@ -7,9 +7,9 @@
 #include <cstring>
 #include <string>
 
-#include "paths.hpp"
 #include "checkpoint_maker.hpp"
 #include "on_device.hpp"
+#include "paths.hpp"
 #include "tests/amdgpu/disassemble.hpp"
 
 namespace q4::test {

@@ -1,7 +1,7 @@
 // q4-autotune as processes on the CPU: killed, with tactics that crash and hang, beside another one, sharded; its
 // report in a browser.
-#include <nlohmann/json.hpp>
 #include <doctest/doctest.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <chrono>

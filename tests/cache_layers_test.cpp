@@ -9,8 +9,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "runtime/cache/kernel_cache.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/cache/kernel_cache.hpp"
 
 namespace q4::cache {
 namespace {

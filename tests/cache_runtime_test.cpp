@@ -11,8 +11,8 @@
 #include <set>
 #include <thread>
 
-#include "paths.hpp"
 #include "cache_support.hpp"
+#include "paths.hpp"
 #include "reference.hpp"
 #include "report.hpp"
 #include "runtime/backends/cuda/driver.hpp"

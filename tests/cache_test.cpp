@@ -13,8 +13,8 @@
 #include <set>
 #include <thread>
 
-#include "runtime/cache/entry.hpp"
 #include "runtime/base/sha256.hpp"
+#include "runtime/cache/entry.hpp"
 #include "runtime/jit/embedded.hpp"
 
 using namespace q4;

@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <q4/q4.hpp>
 
-#include "paths.hpp"
 #include "cache_support.hpp"
+#include "paths.hpp"
 #include "runtime/jit/embedded.hpp"
 
 namespace q4::cache {
@@ -130,9 +130,9 @@ TEST_CASE("q4-cache explain: the field that differs, in a folder, in a pack, and
   CHECK(explained(changed)["here"] == "8192");
 
   // A key that require-prebuilt would name: in no layer, but one of a shape's kernels.
-  const auto missing =
-      run_tool("q4-cache warmup --json --device cuda:0 --shape 256x512 --max-m 1",
-               "Q4_CACHE_MODE=require-prebuilt Q4_CACHE_DIR=" + (s / "none") + " Q4_CUDA_DRIVER=" + q4::test::fake_cuda());
+  const auto missing = run_tool(
+      "q4-cache warmup --json --device cuda:0 --shape 256x512 --max-m 1",
+      "Q4_CACHE_MODE=require-prebuilt Q4_CACHE_DIR=" + (s / "none") + " Q4_CUDA_DRIVER=" + q4::test::fake_cuda());
   CHECK(missing.status == 1);
   const auto kernels = parsed(missing)["kernels"];
   REQUIRE(!kernels.empty());

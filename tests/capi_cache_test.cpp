@@ -8,9 +8,9 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "paths.hpp"
 #include "bad_input.hpp"
 #include "cache_support.hpp"
+#include "paths.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
 
 namespace q4::cache {

@@ -37,8 +37,8 @@ class Sandbox {
 
   /// `command` starts with a tool's name. Its cache is in this folder.
   Ended run(const std::string& command, bool with_stderr = false, const std::string& wrapper = "") const {
-    const std::string line = wrapper + "env -u Q4_TUNING Q4_CACHE_DIR=" + file("cache") + " " + q4::test::binary_dir() + "/bin/" +
-                             command + (with_stderr ? " 2>&1" : " 2>/dev/null") + " </dev/null";
+    const std::string line = wrapper + "env -u Q4_TUNING Q4_CACHE_DIR=" + file("cache") + " " + q4::test::binary_dir() +
+                             "/bin/" + command + (with_stderr ? " 2>&1" : " 2>/dev/null") + " </dev/null";
     Ended ended;
     FILE* pipe = ::popen(line.c_str(), "r");
     REQUIRE(pipe != nullptr);

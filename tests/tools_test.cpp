@@ -1,6 +1,6 @@
 // What the tools share, and the tools themselves as processes on the CPU.
-#include <nlohmann/json.hpp>
 #include <doctest/doctest.h>
+#include <nlohmann/json.hpp>
 
 #include <filesystem>
 #include <fstream>

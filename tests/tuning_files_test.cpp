@@ -12,9 +12,9 @@
 #include "on_device.hpp"
 #include "report.hpp"
 #include "runtime/untuned.hpp"
-#include "tools/merge.hpp"
 #include "tools/common/shapes.hpp"
 #include "tools/common/slices.hpp"
+#include "tools/merge.hpp"
 
 namespace q4::tools {
 namespace {

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "paths.hpp"
 #include "checkpoint_maker.hpp"
+#include "paths.hpp"
 #include "tools/common/compare.hpp"
 #include "tools/common/npy.hpp"
 #include "tools/common/weights.hpp"

@@ -38,7 +38,8 @@ constexpr const char* kExamples =
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc == 4 && std::strcmp(argv[1], autotune::kWorkerArgument) == 0) return autotune::worker_main(argv[2], std::atof(argv[3]));
+  if (argc == 4 && std::strcmp(argv[1], autotune::kWorkerArgument) == 0)
+    return autotune::worker_main(argv[2], std::atof(argv[3]));
   Tool tool(
       "q4-autotune",
       "Measures which kernels are fastest for a model's shapes on a device: the tactic of each range of m, half2 or "

@@ -1,6 +1,6 @@
 // q4-bench: checked times with cold weights, beside the read-only floor, the dense BLAS and other libraries' numbers.
-#include <nlohmann/json.hpp>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -12,10 +12,9 @@
 #include "runtime/base/check.hpp"
 #include "tools/bench/baseline.hpp"
 #include "tools/bench/chain.hpp"
-#include "tools/common/common.hpp"
-#include "tools/common/tool.hpp"
 #include "tools/bench/cpu_ceilings.hpp"
 #include "tools/common/shapes.hpp"
+#include "tools/common/tool.hpp"
 
 namespace {
 

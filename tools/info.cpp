@@ -1,6 +1,6 @@
 // q4-info: what there is to compute on, what is missing and why, and which files are in use.
-#include <nlohmann/json.hpp>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <filesystem>
 #include <q4/q4.hpp>

@@ -1,8 +1,8 @@
 // The rule for conflicting records, and the two commands.
 #include "tools/merge.hpp"
 
-#include <nlohmann/json.hpp>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <map>

@@ -1,8 +1,8 @@
 // Tables, notes and JSON of a tuning run.
 #include "tools/tuning_output.hpp"
 
-#include <nlohmann/json.hpp>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <cmath>
 

@@ -8,12 +8,12 @@
 #include <thread>
 #include <vector>
 
+#include "autotune/process/device_turn.hpp"
+#include "autotune/process/supervisor.hpp"
 #include "autotune/report.hpp"
 #include "tools/common/common.hpp"
-#include "autotune/process/device_turn.hpp"
 #include "tools/common/shapes.hpp"
 #include "tools/common/slices.hpp"
-#include "autotune/process/supervisor.hpp"
 
 namespace q4::tools {
 

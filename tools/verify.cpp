@@ -1,6 +1,6 @@
 // q4-verify: the matrices of a checkpoint on a device against the fp64 reference; or rows of a file multiplied by one.
-#include <nlohmann/json.hpp>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <optional>
@@ -9,10 +9,10 @@
 #include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
 #include "tools/common/common.hpp"
-#include "tools/common/tool.hpp"
 #include "tools/common/compare.hpp"
 #include "tools/common/csv.hpp"
 #include "tools/common/npy.hpp"
+#include "tools/common/tool.hpp"
 #include "tools/common/weights.hpp"
 
 namespace q4::tools {

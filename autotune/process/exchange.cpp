@@ -8,7 +8,6 @@
 
 namespace q4::autotune {
 
-
 namespace {
 
 DType activation_of(const std::string& text) {

@@ -2,11 +2,11 @@
 #include "autotune/process/worker.hpp"
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
+#include <nlohmann/json.hpp>
 
 #include <csignal>
 #include <cstdlib>
@@ -16,10 +16,10 @@
 #include <thread>
 
 #include "autotune/device_clock.hpp"
-#include "runtime/base/check.hpp"
-#include "runtime/runtime.hpp"
 #include "autotune/process/exchange.hpp"
 #include "autotune/process/lines.hpp"
+#include "runtime/base/check.hpp"
+#include "runtime/runtime.hpp"
 
 namespace q4::autotune {
 namespace {

@@ -8,8 +8,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "runtime/cache/kernel_cache.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/cache/kernel_cache.hpp"
 #include "runtime/jit/cubin_info.hpp"
 #include "runtime/jit/source.hpp"
 

@@ -6,8 +6,8 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "runtime/cache/kernel_cache.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/cache/kernel_cache.hpp"
 
 namespace q4::cache {
 namespace {

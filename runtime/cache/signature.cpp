@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "runtime/base/library.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/base/library.hpp"
 
 namespace q4::cache {
 namespace {

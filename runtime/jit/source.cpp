@@ -7,8 +7,8 @@
 #include <set>
 #include <sstream>
 
-#include "runtime/base/sha256.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/base/sha256.hpp"
 #include "runtime/jit/embedded.hpp"
 
 namespace q4::jit {

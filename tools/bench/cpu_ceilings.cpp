@@ -1,8 +1,8 @@
 // Measures the ceilings: loops of one instruction with independent sums, a read of cold memory, a square sgemm.
 #include "tools/bench/cpu_ceilings.hpp"
 
-#include <nlohmann/json.hpp>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <chrono>

@@ -1,6 +1,6 @@
 // q4-cache build and warmup: the kernels of shapes, for GPUs that are elsewhere, and on one that is here.
-#include <nlohmann/json.hpp>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <chrono>
 #include <filesystem>

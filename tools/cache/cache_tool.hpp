@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "runtime/cache/kernel_cache.hpp"
-#include "tools/common/common.hpp"
-#include "tools/common/tool.hpp"
 #include "tools/cache/cross.hpp"
+#include "tools/common/common.hpp"
 #include "tools/common/shapes.hpp"
+#include "tools/common/tool.hpp"
 
 namespace q4::tools {
 

@@ -1,11 +1,11 @@
 // q4-cache doctor: whether the cache folder, its file system and every layer are as they should be.
-#include <nlohmann/json.hpp>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
+#include <nlohmann/json.hpp>
 
 #include <cstring>
 #include <ctime>

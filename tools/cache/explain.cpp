@@ -1,6 +1,6 @@
 // q4-cache explain: which field of a key differs from the nearest kernel that there is.
-#include <nlohmann/json.hpp>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <filesystem>

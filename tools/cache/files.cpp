@@ -1,17 +1,17 @@
 // q4-cache pack, merge, export, import, keygen, sign: kernels between folders and packs.
-#include <nlohmann/json.hpp>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <q4/q4.hpp>
 
-#include "runtime/cache/signature.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/cache/signature.hpp"
 #include "runtime/jit/embedded.hpp"
 #include "tools/cache/cache_tool.hpp"
 

@@ -1,9 +1,9 @@
 // q4-cache verify, ls, stat and prune: what is in a folder or a pack.
-#include <nlohmann/json.hpp>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <nlohmann/json.hpp>
 
 #include <filesystem>
 #include <map>

@@ -1,8 +1,8 @@
 // Reading shapes: CSV text, checkpoints, KxN.
 #include "tools/common/shapes.hpp"
 
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <fstream>

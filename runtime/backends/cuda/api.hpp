@@ -7,8 +7,8 @@
 #include <memory>
 #include <string>
 
-#include "runtime/base/library.hpp"
 #include "runtime/base/fork.hpp"
+#include "runtime/base/library.hpp"
 
 namespace q4::cuda {
 
