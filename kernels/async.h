@@ -26,8 +26,7 @@ void store_remote(u32 remote, const float (&v)[kCount], u32 remote_bar);
 #else
 Q4_DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
-// ---- copies of 16 bytes to shared memory, sm_80 on
-// --------------------------------------------------------------------
+// ---- copies of 16 bytes to shared memory, sm_80 on ------------------------------------------------------------------
 /// The first `bytes` (0 or 16) come from `from`, the rest is zero.
 Q4_DEVICE void async_copy16(u32 to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
@@ -44,8 +43,7 @@ Q4_DEVICE void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// ---- clusters, sm_90 on
-// -----------------------------------------------------------------------------------------------------
+// ---- clusters, sm_90 on ---------------------------------------------------------------------------------------------
 Q4_DEVICE u32 cluster_rank() {
   u32 r;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));

@@ -48,8 +48,7 @@ Q4_BOTH constexpr i64 grid(const DecodeConfig& c, i64) {
 }
 Q4_BOTH constexpr i64 workspace_bytes(const DecodeConfig&, i64) { return 0; }
 
-// ---- what a warp and a team do
-// ---------------------------------------------------------------------------------------
+// ---- what a warp and a team do --------------------------------------------------------------------------------------
 Q4_BOTH constexpr int warp_tiles(const DecodeConfig& c) { return c.tiles / c.side; }
 Q4_BOTH constexpr int warp_bricks(const DecodeConfig& c) { return warp_tiles(c) / c.brick; }
 Q4_BOTH constexpr int slots(const DecodeConfig& c) { return c.teams * c.cluster; }
@@ -69,8 +68,7 @@ Q4_BOTH constexpr bool sums_itself(const DecodeConfig& c) {
   return c.side == 1 && c.tiles <= 4 && (c.brick > 1 || most_slabs(c) <= c.depth);
 }
 
-// ---- shared memory: [x: team, slot, row] [sums of x: team, parity, set, row] [sums: team, row, column]
-// -----------------
+// ---- shared memory: [x: team, slot, row] [sums of x: team, parity, set, row] [sums: team, row, column] --------------
 //                     [inbox: sender, row, own column] [its barrier] [act-order: x as it comes: row, column]
 constexpr int kXRowBytes = kSlabRows * 2 + 16;  // 4 banks further each row: ldmatrix meets no conflict
 Q4_BOTH constexpr int x_slot_bytes(const DecodeConfig& c) { return rows(c) * kXRowBytes; }

@@ -127,8 +127,7 @@ Q4_DEVICE u8* shared_memory() {
   return q4_shared;
 }
 
-// ---- lanes: groups of 32, also on 64-wide waves
-// ----------------------------------------------------------------------
+// ---- lanes: groups of 32, also on 64-wide waves ---------------------------------------------------------------------
 #if Q4_CUDA
 Q4_DEVICE void sync_warp() { __syncwarp(); }
 template <class T>
@@ -208,8 +207,7 @@ Q4_DEVICE u32 and_or(u32 w) {
 }
 #endif
 
-// ---- global memory
-// -----------------------------------------------------------------------------------------------------
+// ---- global memory --------------------------------------------------------------------------------------------------
 /// 16 bytes that are read once: past the first cache.
 Q4_DEVICE Words4 load_stream(const void* p) {
 #if Q4_CUDA
@@ -227,8 +225,7 @@ Q4_DEVICE Words4 load_stream(const void* p) {
 #endif
 }
 
-// ---- programmatic dependent launch: nothing in an ordinary launch, before sm_90, and on AMD
-// ----------------------------------
+// ---- programmatic dependent launch: nothing in an ordinary launch, before sm_90, and on AMD -------------------------
 /// Until the kernel before it in the stream has ended, and what it wrote can be read.
 Q4_DEVICE void wait_previous_kernel() {
 #if Q4_CUDA && __CUDA_ARCH__ >= 900
@@ -243,8 +240,7 @@ Q4_DEVICE void allow_next_kernel() {
 }
 #endif  // Q4_EMULATED
 
-// ---- what follows is the same everywhere
-// --------------------------------------------------------------------------------
+// ---- what follows is the same everywhere ----------------------------------------------------------------------------
 Q4_DEVICE float bits_to_float(u32 v) { return bit_cast<float>(v); }
 Q4_DEVICE u32 float_to_bits(float v) { return bit_cast<u32>(v); }
 Q4_DEVICE float bf16_to_float(u16 v) { return bits_to_float(static_cast<u32>(v) << 16); }

@@ -57,8 +57,7 @@ Q4_DEVICE void mbar_wait(u32 bar, u32 parity) {
       : "memory");
 }
 
-// ---- bulk and tensor copies
-// ------------------------------------------------------------------------------------------
+// ---- bulk and tensor copies -----------------------------------------------------------------------------------------
 Q4_DEVICE void bulk_load(u32 to, const void* from, u32 bytes, u32 bar) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                "l"(from), "r"(bytes), "r"(bar)
@@ -91,8 +90,7 @@ Q4_DEVICE void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tenso
 /// Ordinary stores to shared memory before it, tensor copies and wgmma after it.
 Q4_DEVICE void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- registers of a warpgroup
-// -------------------------------------------------------------------------------------------
+// ---- registers of a warpgroup ---------------------------------------------------------------------------------------
 template <int kRegisters>
 Q4_DEVICE void registers_raise() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
@@ -102,8 +100,7 @@ Q4_DEVICE void registers_lower() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// ---- shared memory
-// ---------------------------------------------------------------------------------------------------------
+// ---- shared memory --------------------------------------------------------------------------------------------------
 /// Four 8x8 matrices of 16-bit elements, each transposed: lane l gives the address of row l % 8 of matrix l / 8.
 Q4_DEVICE void store_matrix4_transposed(u32 address, u32 a, u32 b, u32 c, u32 d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b),

@@ -57,8 +57,7 @@ Q4_DEVICE u32 pack(float low, float high) {
 Q4_DEVICE u32 byte_perm(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
 Q4_DEVICE float fma_float(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
-// ---- shared memory
-// ---------------------------------------------------------------------------------------------------------
+// ---- shared memory --------------------------------------------------------------------------------------------------
 Q4_DEVICE u32 load_shared(u32 address) {
   u32 d;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(d) : "r"(address));
@@ -98,8 +97,7 @@ Q4_DEVICE void store_shared_floats(u32 address, const float (&v)[kCount]) {
                  : "memory");
 }
 
-// ---- between blocks, through global memory
-// -------------------------------------------------------------------------------
+// ---- between blocks, through global memory --------------------------------------------------------------------------
 /// 16 bytes that another block wrote: past the first cache.
 Q4_DEVICE Words4 load_l2(const void* p) {
   const uint4 v = __ldcg(static_cast<const uint4*>(p));

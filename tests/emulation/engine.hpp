@@ -82,8 +82,7 @@ struct Lane {
 /// The calling lane; outside emulate() it throws EmulationError.
 Lane& self();
 
-// ---- shared memory by its 32-bit address: the block's place in the cluster, 8 bits, and the offset, 24 bits
-// -------------
+// ---- shared memory by its 32-bit address: the block's place in the cluster, 8 bits, and the offset, 24 bits ---------
 std::uint32_t address_of(const void* shared);
 /// Checks bounds and alignment.
 std::byte* at_address(std::uint32_t address, int bytes, int alignment);

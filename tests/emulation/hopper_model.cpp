@@ -45,8 +45,7 @@ void load_box(u32 to, const MatrixView& map, int column, int row) {
 
 }  // namespace
 
-// ---- arithmetic
-// ---------------------------------------------------------------------------------------------------
+// ---- arithmetic -----------------------------------------------------------------------------------------------------
 u32 bf16x2_add(u32 a,
                u32 b) {  // a sum of two bf16 that is near a tie is exact in fp32
   return from_float2<true>(bf16_to_float(static_cast<u16>(a)) + bf16_to_float(static_cast<u16>(b)),
@@ -74,8 +73,7 @@ bool elect_one() { return self().thread % 32 == 0; }
 void mbar_arrive(u32 bar) { emulation::mbarrier_update(bar, 1, 0); }
 void mbar_arrive_remote(u32 bar, u32 block) { mbar_arrive(remote_address(bar, block)); }
 
-// ---- copies
-// ----------------------------------------------------------------------------------------------------------
+// ---- copies ---------------------------------------------------------------------------------------------------------
 void bulk_load(u32 to, const void* from, u32 bytes, u32 bar) {
   if (reinterpret_cast<std::uintptr_t>(from) % 16 != 0 || bytes % 16 != 0)
     throw EmulationError("bulk_load: 16-byte pieces");
@@ -107,8 +105,7 @@ void bulk_wait_read() { bulk_wait_all(); }
 void prefetch_map(const TensorMap*) {}
 void fence_async_shared() {}
 
-// ---- shared memory
-// ------------------------------------------------------------------------------------------------------
+// ---- shared memory --------------------------------------------------------------------------------------------------
 u32 load_shared(u32 address) {
   u32 v;
   std::memcpy(&v, at_address(address, 4, 4), 4);
@@ -156,8 +153,7 @@ void store_matrix4_transposed(u32 address, u32 a, u32 b, u32 c, u32 d) {
   std::memcpy(at_address(address, 16, 16), elements, 16);
 }
 
-// ---- between blocks
-// --------------------------------------------------------------------------------------------------------
+// ---- between blocks -------------------------------------------------------------------------------------------------
 u32 atomic_add(u32* counter, u32 v) { return std::atomic_ref<u32>(*counter).fetch_add(v); }
 Words4 load_l2(const void* p) { return *static_cast<const Words4*>(p); }
 
