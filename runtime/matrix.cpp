@@ -12,8 +12,8 @@ std::shared_ptr<const QuantizedMatrix::Impl> make(const Runtime& runtime, std::s
                                                   const CheckedSource& checked) {
   const auto& s = checked.source;
   auto impl = std::make_shared<QuantizedMatrix::Impl>(
-      QuantizedMatrix::Impl{runtime, device, device->pack(s), s.k, s.n, s.group_size, s.groups, checked.act_order,
-                            !s.bias.empty(), checked.zeros_detected, checked.zeros});
+      QuantizedMatrix::Impl{runtime, device, device->pack(s), s.k, s.n, s.group_size, s.groups, s.act_order, s.has_bias,
+                            checked.zeros_detected, checked.zeros});
   if (impl->detected)
     runtime.impl().log(
         LogLevel::kInfo,

@@ -143,6 +143,7 @@ void check_common(const Reader& reader, CheckedSource& to, const TensorView& qze
     check(bias->rows * bias->cols == s.n && (bias->rows == 1 || bias->cols == 1),
           "{}: bias has shape [{}, {}]; it must have n = {} elements", call, bias->rows, bias->cols, s.n);
     s.bias = reader.floats(*bias);
+    s.has_bias = true;
   }
 }
 
@@ -197,8 +198,6 @@ CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t) {
       trivial = s.g_idx[r] == static_cast<std::int64_t>(r) / s.group_size;
     if (trivial) s.g_idx.clear();
   }
-  to.act_order = !s.g_idx.empty();
-
   s.zeros = unpack_zeros(reader, t.qzeros, false);
   check(t.zeros <= ZeroFormat::kV2, "{}: zeros = {} is no value of ZeroFormat", reader.call(),
         static_cast<int>(t.zeros));
@@ -210,7 +209,7 @@ CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t) {
   if (to.zeros == ZeroFormat::kV1)
     for (auto& zero : s.zeros) zero = (zero + 1) & 15;
   reader.place_codes(to, t.qweight);
-  s.order = make_row_order(s.k, s.group_size, s.groups, s.g_idx);
+  s.order = arrange(s, s.g_idx);
   return to;
 }
 
@@ -227,7 +226,7 @@ CheckedSource check_awq(DeviceBackend& device, const AwqTensors& t) {
   s.zeros = unpack_zeros(reader, t.qzeros, true);
   to.zeros = ZeroFormat::kV2;
   reader.place_codes(to, t.qweight);
-  s.order = make_row_order(s.k, s.group_size, s.groups, {});
+  s.order = arrange(s, {});
   return to;
 }
 

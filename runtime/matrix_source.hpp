@@ -15,7 +15,6 @@ struct CheckedSource {
   MatrixSource source;
   std::vector<std::uint8_t> host_codes;  ///< qweight, when it was strided or had to leave another memory
   std::shared_ptr<void> device_codes;    ///< the same on the device
-  bool act_order = false;
   bool zeros_detected = false;
   ZeroFormat zeros = ZeroFormat::kV1;
 };

@@ -12,7 +12,7 @@
 #include <thread>
 
 #include "runtime/base/check.hpp"
-#include "runtime/gpu/dry.hpp"
+#include "runtime/choose/shape.hpp"
 #include "runtime/matmul.hpp"
 #include "runtime/runtime.hpp"
 
@@ -132,10 +132,10 @@ WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const Warmu
   Jobs jobs;
   std::set<std::string> seen;
   for (const WarmupShape& shape : shapes) {
-    const auto source = gpu::shape_source(shape.k, shape.n, shape.group_size, shape.act_order, shape.bias, shape.awq);
+    const auto matrix = matrix_shape(shape.k, shape.n, shape.group_size, shape.act_order, shape.bias, shape.awq);
     const auto* tuned =
-        find_tuned(*this, *device, source.k, source.n, source.group_size, shape.act_order, options.plan.activation);
-    for (auto& job : device->warmup(source, options.plan, tuned))
+        find_tuned(*this, *device, matrix.k, matrix.n, matrix.group_size, matrix.act_order, options.plan.activation);
+    for (auto& job : device->warmup(matrix, options.plan, tuned))
       if (seen.insert(job.kernel).second) jobs.push_back(std::move(job));
   }
   WarmupReport report;

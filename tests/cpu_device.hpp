@@ -43,7 +43,8 @@ inline MatrixSource source_of(const PlainMatrix& plain, const std::uint32_t* qwe
   for (const double scale : plain.scales) source.scales.push_back(half_bits(scale));
   for (const double value : plain.bias) source.bias.push_back(static_cast<float>(value));
   source.g_idx = g_idx;
-  source.order = make_row_order(source.k, source.group_size, source.groups, source.g_idx);
+  source.has_bias = !source.bias.empty();
+  source.order = arrange(source, source.g_idx);
   return source;
 }
 

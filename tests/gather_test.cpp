@@ -26,7 +26,7 @@ Asked asked(int arch, std::int64_t k, std::int64_t m, PlanOptions options, bool 
   options.max_m = m;
   Asked result;
   for (const auto& source :
-       gpu::needed_sources(info, limits, gpu::shape_source(k, 4096, 128, act_order, false, false), options, nullptr)) {
+       gpu::needed_sources(info, limits, matrix_shape(k, 4096, 128, act_order, false, false), options, nullptr)) {
     const std::string name = source.name.substr(0, source.name.find(' '));
     result.remap |= name == "remap" && source.name.find(".staged=1") != std::string::npos;  // 0: column_remap's own
     if (name == "remap" || name == "pack" || name == "reconstruct") continue;

@@ -1,5 +1,5 @@
 // Packed order: every source row once, groups whole, padding marked, and never much larger than the source.
-#include "runtime/row_order.hpp"
+#include "runtime/choose/row_order.hpp"
 
 #include <doctest/doctest.h>
 

@@ -11,15 +11,15 @@
 #include <string>
 #include <vector>
 
-#include "runtime/row_order.hpp"
+#include "runtime/choose/shape.hpp"
 
 namespace q4 {
 
 /// A validated matrix on its way to a device: small tensors on the host in plain form, codes as they were given.
-struct MatrixSource {
-  std::int64_t k = 0, n = 0, groups = 0, group_size = 0;
-  bool awq = false;                        ///< qweight is [k, n/8] in AWQ's nibble order, else GPTQ's [k/8, n]
-  const std::uint32_t* qweight = nullptr;  ///< contiguous; in host memory, or on the target device if qweight_on_device
+struct MatrixSource : MatrixShape {
+  /// GPTQ's [k/8, n], or AWQ's [k, n/8] in its nibble order. Contiguous; in host memory, or on the target device if
+  /// qweight_on_device.
+  const std::uint32_t* qweight = nullptr;
   bool qweight_on_device = false;
   std::vector<std::uint8_t> zeros;    ///< [groups, n], 0..15, as they enter (q - zero)
   std::vector<std::uint16_t> scales;  ///< [groups, n] fp16 bits
@@ -81,12 +81,12 @@ class DeviceBackend {
   virtual std::unique_ptr<PlanBackend> plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
                                             const TuningRecord* tuned) = 0;
   /// One for each kernel that a matrix of these rows and plans of it load: finds or compiles it, keeps it loaded, and
-  /// never throws. `shape` holds no tensors. None where nothing is compiled.
+  /// never throws. None where nothing is compiled.
   struct WarmupJob {
     std::string kernel;  ///< equal kernels have equal texts
     std::function<CacheEvent()> run;
   };
-  virtual std::vector<WarmupJob> warmup(const MatrixSource& /*shape*/, const PlanOptions& /*options*/,
+  virtual std::vector<WarmupJob> warmup(const MatrixShape& /*shape*/, const PlanOptions& /*options*/,
                                         const TuningRecord* /*tuned*/) {
     return {};
   }

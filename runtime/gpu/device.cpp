@@ -24,7 +24,7 @@ std::unique_ptr<PlanBackend> GpuDevice::plan(std::shared_ptr<const PackedMatrix>
   return std::make_unique<Plan>(driver_, kernels_, std::static_pointer_cast<const Matrix>(matrix), options, tuned);
 }
 
-std::vector<DeviceBackend::WarmupJob> GpuDevice::warmup(const MatrixSource& shape, const PlanOptions& options,
+std::vector<DeviceBackend::WarmupJob> GpuDevice::warmup(const MatrixShape& shape, const PlanOptions& options,
                                                         const TuningRecord* tuned) {
   std::vector<WarmupJob> jobs;
   for (auto& source : needed_sources(info(), driver_->limits(), shape, options, tuned))

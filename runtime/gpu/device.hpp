@@ -34,7 +34,7 @@ class GpuDevice : public DeviceBackend {
   std::unique_ptr<PackedMatrix> pack(const MatrixSource& source) override;
   std::unique_ptr<PlanBackend> plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
                                     const TuningRecord* tuned) override;
-  std::vector<WarmupJob> warmup(const MatrixSource& shape, const PlanOptions& options,
+  std::vector<WarmupJob> warmup(const MatrixShape& shape, const PlanOptions& options,
                                 const TuningRecord* tuned) override;
   void column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
                     std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,

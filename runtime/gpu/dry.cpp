@@ -62,34 +62,15 @@ class DryDriver : public Driver {
 
 }  // namespace
 
-MatrixSource shape_source(std::int64_t k, std::int64_t n, std::int64_t group_size, bool act_order, bool bias,
-                          bool awq) {
-  constexpr const char* kCall = "warmup";
-  check(k >= 8 && k <= INT32_MAX && k % 8 == 0, "{}: k = {} is not a multiple of 8 in [8, {}]", kCall, k, INT32_MAX);
-  check(n >= 8 && n <= INT32_MAX && n % 8 == 0, "{}: n = {} is not a multiple of 8 in [8, {}]", kCall, n, INT32_MAX);
-  check(group_size == -1 || (group_size >= 8 && group_size % 8 == 0),
-        "{}: group_size = {} is not a positive multiple of 8, and -1 means one group", kCall, group_size);
-  MatrixSource source;
-  source.k = k, source.n = n, source.awq = awq;
-  source.group_size = group_size == -1 ? k : std::min(group_size, k);
-  source.groups = (k + source.group_size - 1) / source.group_size;
-  if (act_order)
-    for (std::int64_t r = 0; r < k; ++r)
-      source.g_idx.push_back(static_cast<std::int32_t>((k - 1 - r) / source.group_size));
-  source.order = make_row_order(k, source.group_size, source.groups, source.g_idx);
-  if (bias) source.bias.resize(1);  // that there is one is all that counts
-  return source;
-}
-
-std::vector<jit::Source> needed_sources(const DeviceInfo& info, const Limits& limits, const MatrixSource& shape,
+std::vector<jit::Source> needed_sources(const DeviceInfo& info, const Limits& limits, const MatrixShape& shape,
                                         const PlanOptions& options, const TuningRecord* tuned) {
   const auto driver = std::make_shared<DryDriver>(info, limits);
   cache::KernelCache nothing({.mode = CacheMode::kOff}, nullptr);
   Kernels kernels(*driver, nothing);
   const auto matrix = std::make_shared<Matrix>();
-  matrix->k = shape.k, matrix->n = shape.n, matrix->packed_k = shape.order.k, matrix->unit = shape.order.unit;
-  matrix->group_size = shape.group_size, matrix->act_order = !shape.g_idx.empty(), matrix->bias = shape.bias;
-  if (!shape.order.identity) matrix->x_map = Buffer(driver, 4);
+  static_cast<MatrixShape&>(*matrix) = shape;
+  if (shape.has_bias) matrix->bias.resize(1);  // that there is one is all that counts
+  if (shape.mapped) matrix->x_map = Buffer(driver, 4);
   kernels.get(jit::pack_source(shape.awq));
   PlanOptions planned = options;
   planned.own_workspace = false;

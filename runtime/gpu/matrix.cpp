@@ -31,14 +31,7 @@ std::vector<std::uint8_t> pack_meta(const MatrixSource& s) {
 
 }  // namespace
 
-Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSource& s)
-    : k(s.k),
-      n(s.n),
-      packed_k(s.order.k),
-      unit(s.order.unit),
-      group_size(s.group_size),
-      act_order(!s.g_idx.empty()),
-      bias(s.bias) {
+Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSource& s) : MatrixShape(s), bias(s.bias) {
   if (packed_k > INT32_MAX || n > INT32_MAX)
     fail(ErrorCode::kUnsupported, "QuantizedMatrix: k = {} (packed {}) or n = {} exceeds {}: split the matrix", k,
          packed_k, n, INT32_MAX);
@@ -49,7 +42,7 @@ Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSou
     uploaded = Buffer(driver, s.qweight, static_cast<std::size_t>(words) * 4);
     qweight = uploaded.as<std::uint32_t>();
   }
-  if (!s.order.identity) x_map = Buffer(driver, s.order.source.data(), s.order.source.size() * 4);
+  if (mapped) x_map = Buffer(driver, s.order.source.data(), s.order.source.size() * 4);
   const auto host_meta = pack_meta(s);
   meta = Buffer(driver, host_meta.data(), host_meta.size());
   codes = Buffer(driver, static_cast<std::size_t>(codes_bytes(static_cast<int>(packed_k), static_cast<int>(n))));

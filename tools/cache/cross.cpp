@@ -138,7 +138,7 @@ std::vector<jit::Source> CrossCompiler::sources(const autotune::Problem& problem
   tuned_ += tuned != nullptr;
   std::vector<jit::Source> all;
   for (const bool awq : {false, true}) {  // the packing kernel of either kind of checkpoint
-    const auto shape = gpu::shape_source(problem.k, problem.n, problem.group, problem.act_order, options.bias, awq);
+    const auto shape = matrix_shape(problem.k, problem.n, problem.group, problem.act_order, options.bias, awq);
     for (const TuningRecord* record : {static_cast<const TuningRecord*>(nullptr), tuned})
       for (auto& source : gpu::needed_sources(info, impl_->limits, shape, plan, record))
         all.push_back(std::move(source));

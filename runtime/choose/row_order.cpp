@@ -1,5 +1,5 @@
 // Orders rows by group and pads groups to whole units.
-#include "runtime/row_order.hpp"
+#include "runtime/choose/row_order.hpp"
 
 #include <algorithm>
 
