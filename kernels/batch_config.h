@@ -1,4 +1,4 @@
-// What a launch of the batch kernel (batch.h) is compiled for, how large it is, and which configuration to take.
+// What a launch of the batch kernel (batch.h) is compiled for, and how large it is.
 //
 //   grid    tiles of `rows` x 64 `strips`, each `split` times: parts of k
 //   turn    64 rows of k for each team; a stage of the ring holds one turn
@@ -74,43 +74,6 @@ Q4_BOTH constexpr bool valid(const BatchConfig& c, const Limits& limits) {
                      (c.teams == 1 || c.teams == 2 || c.teams == 4) && c.stages >= 2 && c.stages <= 6 && c.split >= 1;
   if (!known || limits.arch < 80 || c.p.gather || shared_bytes(c) > limits.shared_bytes) return false;
   return warps(c) >= 2 && warps(c) <= (c.rows <= 32 ? 16 : 8) && turns(c) >= c.split;
-}
-
-// ---- the default: the least estimate over the whole space -----------------------------------------------------------
-/// Blocks that one multiprocessor holds.
-Q4_BOTH constexpr int resident(const BatchConfig& c, const Limits& limits) {
-  return larger(1, smaller(blocks_per_unit(c), (limits.shared_bytes + 1024) / (shared_bytes(c) + 1024)));
-}
-/// Nanoseconds on an H200, 5% from what was measured on the average of 28 points; elsewhere only the order counts.
-Q4_BOTH constexpr double batch_estimate(const BatchConfig& c, i64 m, const Limits& limits) {
-  const int units = larger(1, limits.units), room = resident(c, limits);
-  const i64 rounds = (grid(c, m) + units - 1) / units;  // blocks that one multiprocessor meets, `room` at a time
-  const double waves = static_cast<double>((rounds + room - 1) / room), mma = 3.0 * c.rows, both = 68 + 1.75 * c.rows;
-  const double half = mma > both ? mma : both;  // a strip's 64 of k: conversion hides from 64 rows on
-  const int together = warps(c) * (rounds < room ? static_cast<int>(rounds) : room);
-  const double few = together >= 8   ? 1
-                     : together >= 4 ? 1.4 - 0.05 * together
-                                     : 3.2 - 0.5 * together;  // latencies show
-  const double block = half * few * c.strips * c.teams * ceil_div(turns(c), c.split);
-  return static_cast<double>(rounds) * block + 3000 + 3500 * (waves - 1) +
-         (c.split > 1 ? 500.0 * c.split + 36.0 * c.rows : 0);
-}
-/// Tiles of 128 columns; k is split over blocks only where tiles alone do not fill the device, which bounds the
-/// workspace. `invariant`: the same for every m.
-Q4_BOTH constexpr BatchConfig batch_default(const Problem& p, i64 m, const Limits& limits, bool invariant = false) {
-  BatchConfig best{p};
-  double least = 1e30;
-  for (int rows = 128; rows >= 16; rows /= 2)
-    for (int teams = 1; teams <= 4 && rows * teams <= 128; teams *= 2)
-      for (int stages = 4; stages >= 2; --stages)
-        for (int split = 1; split <= 8; split += split < 4 ? 1 : 2) {
-          const BatchConfig c{p, rows, 2, teams, stages, split};
-          if (!valid(c, limits) || !serves(c, m)) continue;
-          if (split > 1 && (invariant || tiles(c, m) >= resident(c, limits) * limits.units)) continue;
-          const double estimate = batch_estimate(c, m, limits);
-          if (estimate < least) least = estimate, best = c;
-        }
-  return best;
 }
 
 }  // namespace q4

@@ -31,20 +31,6 @@ Q4_BOTH constexpr bool valid(const GemvConfig& c, const Limits& limits) {
   return !(c.half2 && c.p.bf16) && threads(c) <= 1024 && shared_bytes(c) <= limits.shared_bytes &&
          c.rows * c.tiles * c.warps <= 128;
 }
-/// Results do not depend on m or on the row's place: a row's sums meet in the same order for every `rows`.
-Q4_BOTH constexpr GemvConfig gemv_default(const Problem& p, i64 m, const Limits& limits) {
-  GemvConfig c{p};
-  c.half2 = !p.bf16;
-  c.rows = m >= 8 ? 8 : m >= 3 ? 4 : m == 2 ? 2 : 1;
-  c.tiles = strips(p.n) * 2 >= limits.units || c.rows == 8 ? 2 : 1;
-  c.warps = slabs(p.k) >= 64 && c.rows * c.tiles <= 8 ? 16 : 8;
-  if (limits.arch == 0) {  // more of either spills on AMD
-    if (c.rows == 8) c.tiles = 1;
-    if (c.rows * c.tiles > 4 || p.unit < 64) c.warps = 8;
-  }
-  return c;
-}
-
 namespace gemv_detail {
 
 /// The x that a lane meets in one 16-row step: rows 2t, 2t+1 and 2t+8, 2t+9, for every row of the block.

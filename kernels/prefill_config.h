@@ -1,4 +1,4 @@
-// What a launch of the prefill kernel is compiled for, how large it is, and which configuration to take.
+// What a launch of the prefill kernel is compiled for, and how large it is.
 #pragma once
 #include "problem.h"
 
@@ -145,69 +145,6 @@ Q4_BOTH constexpr bool valid(const PrefillConfig& c, const Limits& limits) {
   if (x_stages(c) < 4 * c.teams || stages(c) < 2 * c.teams) return false;      // a slab for each team, one to come
   if (c.cut && 2 * limits.units * c.strips * 4 > kCounterBytes) return false;  // one counter a tile and strip
   return !c.fold || (one_ring(c) && c.p.unit >= 32);
-}
-/// A row's bits depend neither on m nor on where the row stands, for one config: how k is cut does not depend on m.
-Q4_BOTH constexpr bool batch_invariant(const PrefillConfig& c) { return c.cut == 0; }
-
-// ---- the default: the least estimate over the whole space -------------------------------------------------------
-/// Nanoseconds on an H200: within 10% of what was measured at 58 of 60 points (six shapes, m = 16 to 8192, group 128).
-Q4_BOTH constexpr double prefill_estimate(const PrefillConfig& c, i64 m, const Limits& limits) {
-  // One strip x 16 rows of k on one SM: its codes, their conversion and its wgmma hardly hide one another.
-  const double step = c.rows == 16 ? 17.7 : c.rows == 32 ? 20.2 : c.rows == 64 ? 29.3 : c.rows == 128 ? 43.4 : 83;
-  double part = 1;  // small things, as factors
-  // Where k is long and little is converted, fewer warps do as well, and save the sums of a second team.
-  const bool long_part =
-      c.split > 1 && slabs(c.p.k) / c.split >= (consumers(c) == 1 ? 32 : 14) && !c.p.bf16 && c.p.unit % kSlabRows == 0;
-  if (consumers(c) == 1)  // latencies show
-    part *= c.rows == 128 ? 1.25 : c.rows > 32 || c.split == 1 ? 1.5 : long_part ? 0.97 : 1.13;
-  if (c.strips == 1 && slabs(c.p.k) / c.split > 32)  // each block reads all of x for 64 columns
-    part *= c.rows == 16 ? 1.3 : c.rows == 128 ? 1.05 : 1.2;
-  if (c.split > 2 && c.teams == 2 && c.strips > 1) part *= 1.12;
-  if (consumers(c) == 2 && c.teams == 1 && long_part && c.rows <= 64)
-    part *= 0.97;
-  else if (consumers(c) == 2 && c.rows <= 128 && !(c.rows == 128 && (one_tile(c) || slabs(c.p.k) <= 32)))
-    part *= 1.04;
-  if (c.rows <= 32 && !c.fold) part *= 1.1;
-  if (c.rows == 256 ? c.share == 1 : c.share == 2 || (c.rows == 128 && c.strips == 1)) part *= 1.04;  // traffic of x
-  if (c.strips == 4) part *= c.rows == 128 ? 1.03 : c.rows <= 32 && !c.cut && c.split == 1 ? 0.94 : 1.03;
-  if (c.rows == 128 && c.teams == 2) part *= 1.03;
-  const double tile = step * part * c.strips * slabs(c.p.k) * 8 / c.split;
-  const int at_once = workers(c, limits);
-  const double all = static_cast<double>(tiles(c, m));
-  const i64 waves = (tiles(c, m) + at_once - 1) / at_once;
-  const double ends = 3500 + (c.split > 1 ? (c.rows == 256 ? 4.0 : 2.0) * c.rows * c.split : 0) +
-                      (c.split > 2 && c.rows == 128 ? 700 * c.strips : 0);
-  if (one_tile(c)) return static_cast<double>(waves) * (tile + ends);
-  if (c.cut && cut_tiles(c, tiles(c, m), at_once) > 0)
-    return 1.02 * tile * all / at_once + ends + 7000 + 42.0 * c.rows +
-           (c.cut == 1 && waves > 1 && c.rows < 256 ? 2000 : 0);
-  return static_cast<double>(waves) * (tile + 600) + ends;
-}
-/// `invariant`: only what batch_invariant() allows. A result that is not valid() means: no prefill for this problem.
-Q4_BOTH constexpr PrefillConfig prefill_default(const Problem& p, i64 m, const Limits& limits, bool invariant = false) {
-  const struct {
-    int teams, split, share;
-    bool cut;
-  } kinds[] = {{2, 2, 1, false}, {2, 1, 1, false}, {1, 2, 1, false}, {1, 1, 1, false}, {1, 1, 2, false},
-               {1, 1, 1, true},  {1, 1, 2, true},  {1, 3, 1, false}, {2, 3, 1, false}, {1, 4, 1, false},
-               {2, 4, 1, false}, {1, 6, 1, false}, {2, 6, 1, false}};
-  PrefillConfig best{p};
-  double least = 1e30;
-  for (int rows = 16; rows <= 256; rows *= 2) {
-    if (rows < 256 && 4 * rows < m && !invariant) continue;  // converts each weight many times: energy, so clocks
-    for (int strips = 1; strips <= 4; ++strips)
-      for (const auto& kind : kinds) {
-        const int cut = !kind.cut ? 0 : rows == 256 ? 1 : 2;
-        // Sets of 64 rows: their ends hide behind another team. Of 32: even at best.
-        const bool folds = p.unit % kSlabRows == 0 || (p.unit == 64 && kind.teams == 2);
-        const int fold = rows <= 32 && kind.share == 1 && folds;
-        const PrefillConfig c{p, rows, strips, kind.teams, kind.split, kind.share, cut, fold};
-        if (!valid(c, limits) || (invariant && !batch_invariant(c))) continue;
-        const double estimate = prefill_estimate(c, m, limits);
-        if (estimate < least) least = estimate, best = c;
-      }
-  }
-  return best;
 }
 
 }  // namespace q4

@@ -1,12 +1,13 @@
 // remap: x_new[r, c] = x[r, x_map[c]], any 16-bit elements; -1 (padding) gives zero. The separate gather of act-order,
-// and the public column_remap. Staged, without a map: a copy whose rows begin at whole lines of the cache.
+// and the public column_remap. Staged, without a map: a copy whose rows begin at whole lines of the cache. Blocks walk
+// their work with a grid stride.
 #pragma once
 #include "device.h"
 
 namespace q4 {
 
 struct RemapConfig {
-  int threads = 256;  ///< remap_threads(staged)
+  int threads = 256;  ///< of a block
   int staged = 0;     ///< 1: a block keeps rows of x in shared memory; everything is aligned to 16 bytes and 8 columns
 
   template <class V>
@@ -26,26 +27,6 @@ struct RemapArgs {
   i32 pieces = 1;    ///< blocks that share rows, when staged
   i32 together = 1;  ///< rows that a block permutes at a time, when staged: 1, 2 or 4
 };
-
-/// Blocks walk (row, column chunk) pairs with a grid stride, so that any number of rows fits one launch.
-Q4_BOTH constexpr i64 remap_blocks(i64 rows, i64 cols, int threads) { return rows * ((cols + threads - 1) / threads); }
-/// Staged: the map is read once for `together` rows, which pays once every one of `units` multiprocessors has so many;
-/// two blocks' rows fit in a multiprocessor's `shared_bytes`.
-Q4_BOTH constexpr int remap_together(i64 rows, i64 x_cols, int units, int shared_bytes) {
-  int together = 4;
-  while (together > 1 && (rows < together * static_cast<i64>(units) || 4 * together * x_cols > shared_bytes))
-    together /= 2;
-  return together;
-}
-Q4_BOTH constexpr i64 remap_shared_bytes(i64 x_cols, int together) { return 2 * together * x_cols; }
-/// Staged: pieces of a row, so that few rows too keep `units` multiprocessors busy.
-Q4_BOTH constexpr int remap_pieces(i64 rows, i64 cols, int units) {
-  return static_cast<int>(
-      rows >= units ? 1 : smaller(static_cast<int>(units / rows), static_cast<int>((cols + 511) / 512)));
-}
-
-/// Of a launch: few when elements are fetched one by one, many to keep rows of x on the way to shared memory.
-Q4_BOTH constexpr int remap_threads(bool staged) { return staged ? 512 : 256; }
 
 namespace remap_detail {
 

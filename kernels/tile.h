@@ -29,17 +29,6 @@ Q4_BOTH constexpr bool valid(const TileConfig& c, const Limits& limits) {
   return limits.arch == 0 && !(c.half2 && c.p.bf16) && (c.rows == 32 || c.rows == 64 || c.rows == 128) &&
          shared_bytes(c) <= limits.shared_bytes;
 }
-/// By reasoning, not measured: many blocks first (two a unit), then few readings of the weights.
-Q4_BOTH constexpr TileConfig tile_default(const Problem& p, i64 m, const Limits& limits) {
-  TileConfig c{p};
-  c.half2 = !p.bf16;
-  c.rows = 32;
-  const int most = p.unit < 64 ? 64 : 128;  // several sets of meta a thread, and 128 rows spill on gfx1030
-  while (c.rows < most && c.rows < m && strips(p.n) * ((m + 2 * c.rows - 1) / (2 * c.rows)) >= 2 * limits.units)
-    c.rows *= 2;
-  return c;
-}
-
 namespace tile_detail {
 
 /// What one thread carries from memory to shared memory for one slab.

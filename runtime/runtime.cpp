@@ -6,7 +6,7 @@
 #include <filesystem>
 
 #include "runtime/base/check.hpp"
-#include "runtime/jit/embedded.hpp"
+#include "runtime/choose/kernel.hpp"
 
 namespace q4 {
 namespace {
@@ -75,7 +75,7 @@ std::vector<DeviceInfo> Runtime::Impl::devices() {
 }
 
 bool Runtime::Impl::may_be_prebuilt(const std::string& arch) {
-  return cache_->mode() == CacheMode::kRequirePrebuilt || cache_->holds(arch, jit::headers_digest());
+  return cache_->mode() == CacheMode::kRequirePrebuilt || cache_->holds(arch, choose::kernel_headers());
 }
 
 const TuningDb& Runtime::Impl::tuning() {
@@ -122,7 +122,7 @@ void Runtime::Impl::say_once(LogLevel level, const std::string& text) {
   context_.log(level, text);
 }
 
-const TuningRecord* Runtime::Impl::tuned(const TuningKey& key) {
+const TuningRecord* Runtime::Impl::tuned(Device device, const TuningKey& key) {
   TuningMatch match = TuningMatch::kNone;
   const TuningRecord* record = nullptr;
   const TuningDb& db = tuning();
@@ -140,6 +140,11 @@ const TuningRecord* Runtime::Impl::tuned(const TuningKey& key) {
   if (match == TuningMatch::kNearest)
     say_once(LogLevel::kWarning, fmt::format("tuning: no record for \"{}\": those for \"{}\" (same arch) are used",
                                              key.fingerprint, record->key.fingerprint));
+  if (record)
+    for (const auto& reason : open(device)->unknown_tactics(*record))
+      say_once(LogLevel::kWarning,
+               fmt::format("tuning: record for \"{}\" k = {} n = {} group {}: {}; the default is used there",
+                           record->key.fingerprint, record->key.k, record->key.n, record->key.group, reason));
   if (match != TuningMatch::kExact) {
     std::string problem;
     untuned_.note(key, problem);

@@ -9,8 +9,8 @@
 #include <set>
 
 #include "runtime/backends/backend.hpp"
+#include "runtime/backends/context.hpp"
 #include "runtime/cache/kernel_cache.hpp"
-#include "runtime/context.hpp"
 #include "runtime/untuned.hpp"
 
 namespace q4 {
@@ -25,9 +25,9 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   std::shared_ptr<DeviceBackend> open(Device device);
   std::vector<DeviceInfo> devices();
   const TuningDb& tuning();
-  /// The record that a plan of this problem uses; null: defaults. Says once what is stale or only nearest, and notes
-  /// what is untuned.
-  const TuningRecord* tuned(const TuningKey& key);
+  /// The record that a plan of this problem uses; null: defaults. Says once what is stale, only nearest, or not known
+  /// to this version, and notes what is untuned.
+  const TuningRecord* tuned(Device device, const TuningKey& key);
   /// The cache holds kernels of this version for such a GPU: no compiler is asked for before one is missing.
   bool may_be_prebuilt(const std::string& arch);
   cache::KernelCache& cache() { return *cache_; }

@@ -11,8 +11,9 @@
 #include "kernels/remap.h"
 #include "report.hpp"
 #include "runtime/backends/hip/compiler.hpp"
+#include "runtime/choose/defaults/remap.hpp"
+#include "runtime/choose/sources.hpp"
 #include "runtime/jit/code_object_info.hpp"
-#include "runtime/jit/kernel_table.hpp"
 #include "sandbox.hpp"
 #include "tests/amdgpu/disassemble.hpp"
 
@@ -39,6 +40,15 @@ Problem problem(std::size_t i) {
   return problems[i % std::size(problems)];
 }
 
+jit::Source source_of(const choose::Kernel& kernel, const Problem& problem, const char* values,
+                      const hip::Target& target) {
+  const auto parsed = choose::parse_values(kernel, values);
+  REQUIRE(parsed);
+  const auto bound = kernel.bind(problem, *parsed, limits_of(target));
+  REQUIRE(bound != nullptr);
+  return bound->source();
+}
+
 struct Wanted {
   jit::Source source;
   int threads = 256;
@@ -55,14 +65,17 @@ std::vector<Wanted> wanted(const hip::Target& target, std::size_t turn) {
   };
   for (std::size_t p = 0; p < (all ? 6 : 1); ++p)
     for (const std::int64_t m : {1, 2, 4, 8, 32, 256, 4096})
-      for (const auto& kernel : jit::matmul_kernels()) {
+      for (const auto* kernel : choose::matmul_kernels()) {
         const Problem chosen = problem(all ? p : turn++);
-        if (const auto values = kernel.defaults(chosen, m, limits))
-          add(kernel.source(chosen, *values), kernel.shape(chosen, *values, m, limits).threads);
+        if (const auto values = kernel->defaults(chosen, m, limits)) {
+          const auto bound = kernel->bind(chosen, *values, limits);
+          REQUIRE(bound != nullptr);
+          add(bound->source(), bound->threads());
+        }
       }
-  add(jit::pack_source(turn % 2 == 0)), add(jit::remap_source(true), remap_threads(true));
-  add(jit::read_source(256, 8));
-  add(jit::reconstruct_source(problem(turn))), add(jit::reconstruct_source(problem(turn + 3)));
+  add(choose::pack_source(turn % 2 == 0)), add(choose::remap_source(true), choose::remap_threads(true));
+  add(choose::read_source(256, 8));
+  add(choose::reconstruct_source(problem(turn))), add(choose::reconstruct_source(problem(turn + 3)));
   return list;
 }
 
@@ -109,8 +122,8 @@ TEST_CASE("AMD targets: the table") {
 TEST_CASE("AMD instructions: the ones that the design counts on") {
   const Problem fp16{.k = 512, .n = 64, .unit = 128, .x_k = 512},
       bf16{.k = 512, .n = 64, .unit = 128, .x_k = 512, .bf16 = 1};
-  const auto* gemv = jit::find_matmul_kernel("gemv");
-  const auto* tile = jit::find_matmul_kernel("tile");
+  const auto* gemv = choose::find_matmul_kernel("gemv");
+  const auto* tile = choose::find_matmul_kernel("tile");
   for (const auto& target : hip::targets()) {
     std::string problem;
     if (!compiler().knows(target.name, problem)) {
@@ -126,18 +139,17 @@ TEST_CASE("AMD instructions: the ones that the design counts on") {
       for (const auto& pattern : patterns) CHECK_MESSAGE(std::regex_search(*listing, std::regex(pattern)), pattern);
     };
     const std::string loads = "global_load_(dwordx4|b128)";
-    expect(gemv->source(fp16, jit::parse_values(*gemv, "half2=1")),
+    expect(source_of(*gemv, fp16, "half2=1", target),
            {"v_pk_fma_f16", "v_pk_mul_f16", "v_and_or_b32", loads, "ds_bpermute_b32", "s_barrier"});
-    expect(gemv->source(fp16, jit::parse_values(*gemv, "half2=0")),
-           {"v_(pk_)?fma(c|_mix)?_f32|v_mad_mix_f32|v_dual_fmac", loads});
+    expect(source_of(*gemv, fp16, "half2=0", target), {"v_(pk_)?fma(c|_mix)?_f32|v_mad_mix_f32|v_dual_fmac", loads});
     const bool either = target.name == std::string("gfx908");  // by the compiler: mma_tile.h
     const std::string core = either                                    ? "v_mfma_f32_16x16x|v_dot2c?_f32_f16"
                              : target.matrix == hip::MatrixCore::kMfma ? "v_mfma_f32_16x16x"
                              : target.matrix == hip::MatrixCore::kWmma ? "v_wmma_f32_16x16x16_"
                                                                        : "v_dot2c?_f32_f16";
-    expect(tile->source(fp16, jit::parse_values(*tile, "rows=64")), {core, loads, "ds_(read|load)", "s_barrier"});
+    expect(source_of(*tile, fp16, "rows=64", target), {core, loads, "ds_(read|load)", "s_barrier"});
     if (target.matrix != hip::MatrixCore::kNone && !either)
-      expect(tile->source(bf16, jit::parse_values(*tile, "half2=0")), {core + "\\d*_?bf16"});
+      expect(source_of(*tile, bf16, "half2=0", target), {core + "\\d*_?bf16"});
   }
 }
 
@@ -160,7 +172,7 @@ TEST_CASE("AMD compilers: errors are errors, and an abort takes only its own pro
   std::string problem;
   CHECK_FALSE(compiler().knows("gfx803", problem));
   CHECK(problem.find("gfx90a") != std::string::npos);
-  CHECK_THROWS_AS(compiler().compile(jit::read_source(256, 4), "gfx803"), Error);
+  CHECK_THROWS_AS(compiler().compile(choose::read_source(256, 4), "gfx803"), Error);
   if (!compiler().hiprtc().available()) return skip(compiler().hiprtc().problem());
   for (const char* target : {"gfx90a", "gfx906"})  // HIP over CUDA compiles for NVIDIA alone
     if (!compiler().knows(target, problem)) return skip(problem);
@@ -172,11 +184,11 @@ TEST_CASE("AMD compilers: errors are errors, and an abort takes only its own pro
     CHECK(std::string(error.what()).find("error: ") != std::string::npos);
   }
   // Without the program hipRTC runs here; a program that is not there is an error.
-  const auto outside = compiler().compile(jit::read_source(256, 4), "gfx906");
+  const auto outside = compiler().compile(choose::read_source(256, 4), "gfx906");
   ::setenv("Q4_HIP_COMPILE", "", 1);
-  CHECK(compiler().compile(jit::read_source(256, 4), "gfx906") == outside);
+  CHECK(compiler().compile(choose::read_source(256, 4), "gfx906") == outside);
   ::setenv("Q4_HIP_COMPILE", "/nowhere/q4-hip-compile", 1);
-  CHECK_THROWS_WITH_AS(compiler().compile(jit::read_source(256, 4), "gfx906"),
+  CHECK_THROWS_WITH_AS(compiler().compile(choose::read_source(256, 4), "gfx906"),
                        doctest::Contains("/nowhere/q4-hip-compile"), Error);
   ::unsetenv("Q4_HIP_COMPILE");
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -190,7 +202,7 @@ TEST_CASE("AMD compilers: errors are errors, and an abort takes only its own pro
 TEST_CASE("code_object_info: what is no code object is an error, at any length") {
   std::string problem;
   if (!compiler().knows("gfx90a", problem)) return skip(problem);
-  const auto code = compiler().compile(jit::remap_source(true), "gfx90a");
+  const auto code = compiler().compile(choose::remap_source(true), "gfx90a");
   CHECK_THROWS_AS(jit::code_object_info(code, "another"), Error);
   CHECK_THROWS_AS(jit::code_object_info(std::string("text"), jit::entry("remap")), Error);
   for (std::size_t size = 0; size < code.size(); size += 61) {

@@ -7,7 +7,7 @@
 #include "kernel_runner.hpp"
 #include "report.hpp"
 #include "runtime/backends/hip/compiler.hpp"
-#include "runtime/jit/kernel_table.hpp"
+#include "runtime/choose/sources.hpp"
 #include "tests/amdgpu/disassemble.hpp"
 #include "tests/amdgpu/execute.hpp"
 #include "tests/amdgpu/semantics.hpp"
@@ -45,11 +45,14 @@ bool is_right(const char* target, const EmulatedCase& c, const std::string& tact
               int shared = 100) {
   static hip::Compiler compiler;
   const auto space = tactic.find(' ');
-  const auto* kernel = jit::find_matmul_kernel(tactic.substr(0, space));
+  const auto* kernel = choose::find_matmul_kernel(tactic.substr(0, space));
   REQUIRE(kernel != nullptr);
-  const auto values = jit::parse_values(*kernel, std::string_view(tactic).substr(space));
+  const auto values = choose::parse_values(*kernel, std::string_view(tactic).substr(space));
+  REQUIRE(values);
   const Problem problem = c.problem();
-  std::string text = jit::flatten(kernel->source(problem, values));
+  const auto bound = kernel->bind(problem, *values, {.shared_bytes = 65536});
+  REQUIRE(bound != nullptr);
+  std::string text = jit::flatten(bound->source());
   if (!change.from.empty()) {
     const auto at = text.find(change.from);
     REQUIRE_MESSAGE(at != text.npos, "the source has no longer: " << change.from);
@@ -57,11 +60,10 @@ bool is_right(const char* target, const EmulatedCase& c, const std::string& tact
   }
   const auto code = compiler.compile({tactic, text}, target);
   const auto loaded = amdgpu::load_kernel(code, target, jit::entry(tactic));
-  const auto shape = kernel->shape(problem, values, m, {.shared_bytes = 65536});
   const double error = largest_error(c, {m}, 0, [&](const MatmulArgs& args) {
-    const amdgpu::Launch launch{static_cast<std::uint32_t>(kernel->grid(problem, values, {})(m)),
-                                static_cast<std::uint32_t>(shape.threads),
-                                static_cast<std::uint32_t>(shape.shared_bytes * shared / 100)};
+    const amdgpu::Launch launch{static_cast<std::uint32_t>(bound->grid(m)),
+                                static_cast<std::uint32_t>(bound->threads()),
+                                static_cast<std::uint32_t>(bound->shared_bytes() * shared / 100)};
     amdgpu::execute(*loaded, launch, {reinterpret_cast<const char*>(&args), sizeof args}, memory_of(c, args));
   });
   return error <= tolerance(c.bf16 ? DType::kBF16 : DType::kF16);
@@ -130,7 +132,7 @@ TEST_CASE("mutations: too little shared memory, code of another target, instruct
   if (!ready("gfx90a")) return;
   CHECK_THROWS_WITH_AS(is_right("gfx90a", kCase, kTile, 17, {}, 99), doctest::Contains("bytes of shared memory"),
                        std::runtime_error);
-  const auto code = hip::Compiler().compile(jit::read_source(256, 4), "gfx90a");
+  const auto code = hip::Compiler().compile(choose::read_source(256, 4), "gfx90a");
   CHECK_THROWS_AS(amdgpu::load_kernel(code, "gfx1030", jit::entry("read")), std::runtime_error);
   auto unknown = amdgpu::parse_instruction("v_sin_f32_e32 v0, v1", false);
   CHECK_THROWS_WITH_AS(amdgpu::resolve(unknown), doctest::Contains("unknown instruction v_sin_f32"),

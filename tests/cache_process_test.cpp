@@ -22,7 +22,7 @@
 #include "runtime/backends/backend.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
 #include "runtime/cache/kernel_cache.hpp"
-#include "runtime/jit/embedded.hpp"
+#include "runtime/choose/kernel.hpp"
 #include "tools/cache/cross.hpp"
 
 namespace q4::cache {
@@ -265,7 +265,7 @@ TEST_CASE("q4-cache: build without a GPU, pack, verify; the pack serves every pl
   record.key.k = 256, record.key.n = 512, record.key.group = 64;
   record.buckets.resize(1);
   record.buckets[0].m = 1, record.buckets[0].tactic = "gemv half2=0 rows=1 tiles=1 warps=8";
-  record.key.kernels = jit::headers_digest() + "/" + std::to_string(kSearchVersion);
+  record.key.kernels = choose::kernel_digests() + "/" + std::to_string(kSearchVersion);
   tuning.add(record);
   tuning.save(s / "tuning.jsonl");
   const auto tuned = q4_cache("build --target sm_80 --shape 256x512 --group 64 --max-m 1 --tuning " +

@@ -240,8 +240,8 @@ TEST_CASE("dump folder: source, options, code, registers and spills, and the com
     CHECK(facts["options"][0] == "-std=c++20");
     CHECK(facts["layer"] == "compiler");
     // The key of a kernel that a plan asks for holds this version's headers and exactly these options.
-    const KernelKey key{"", read_file(fs::path(file.path()).replace_extension(".cu")), jit::headers_digest(), "sm_90a",
-                        cuda::compile_options()};
+    const std::string source = read_file(fs::path(file.path()).replace_extension(".cu"));
+    const KernelKey key{"", source, jit::headers_digest(source), "sm_90a", cuda::compile_options()};
     CHECK(facts["key"] == key.digest());
     auto path = file.path();
     CHECK(contains(read_file(path.replace_extension(".cu")), "#include"));

@@ -88,19 +88,41 @@ TEST_CASE("cache: every part of a key counts, its name does not") {
   }
 }
 
-TEST_CASE("cache: the headers' part of a key sees each header, its name and every change in it") {
+TEST_CASE("cache: a key's headers are those that its source includes, directly or not, and every byte of them") {
   const auto& headers = jit::embedded_headers();
   REQUIRE(headers.size() > 20);
-  for (std::size_t i = 0; i < headers.size(); ++i) {
-    auto changed = headers;
-    std::string text = headers[i].text;
-    text[text.size() / 2] ^= 1;
-    changed[i].text = text.c_str();
-    CHECK(jit::digest_of(changed) != jit::headers_digest());
-    changed = headers, changed[i].name = "other.h";
-    CHECK(jit::digest_of(changed) != jit::headers_digest());
-    changed = headers, changed.erase(changed.begin() + static_cast<std::ptrdiff_t>(i));
-    CHECK(jit::digest_of(changed) != jit::headers_digest());
+  // What a search for the texts of the include lines reaches.
+  const auto reached = [&](const std::string& root) {
+    std::set<std::string> names = {root};
+    for (std::size_t before = 0; before != names.size();) {
+      before = names.size();
+      for (const auto& header : headers)
+        for (const auto& other : headers)
+          if (names.count(header.name) && test::contains(header.text, std::string("\n#include \"") + other.name + "\""))
+            names.insert(other.name);
+    }
+    return names;
+  };
+  for (const std::string root : {"decode.h", "prefill.h", "batch.h", "tile.h", "gemv.h", "remap.h", "pack.h"}) {
+    const auto mine = reached(root);
+    const std::string source = "#include \"" + root + "\"\n\nq4::decode<...>\n";
+    const std::string digest = jit::headers_digest(source);
+    CHECK(digest == jit::included_digest(source, headers));
+    CHECK(digest == jit::header_digest(root));
+    CHECK(mine.size() < headers.size());
+    for (std::size_t i = 0; i < headers.size(); ++i) {
+      CAPTURE(root);
+      CAPTURE(std::string(headers[i].name));
+      const bool counts = mine.count(headers[i].name) > 0;
+      auto changed = headers;
+      std::string text = std::string(headers[i].text) + "// a remark\n";
+      changed[i].text = text.c_str();
+      CHECK((jit::included_digest(source, changed) != digest) == counts);
+      text = headers[i].text, text.back() = static_cast<char>(text.back() ^ 1);
+      CHECK((jit::included_digest(source, changed) != digest) == counts);
+      changed = headers, changed.erase(changed.begin() + static_cast<std::ptrdiff_t>(i));
+      CHECK((jit::included_digest(source, changed) != digest) == counts);
+    }
   }
   // What is embedded is what lies in kernels/, so a changed header is another key after the next build.
   for (const auto& header : headers) {

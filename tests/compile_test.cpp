@@ -12,8 +12,9 @@
 #include "kernels/remap.h"
 #include "report.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
+#include "runtime/choose/defaults/remap.hpp"
+#include "runtime/choose/sources.hpp"
 #include "runtime/jit/cubin_info.hpp"
-#include "runtime/jit/kernel_table.hpp"
 
 namespace q4::test {
 namespace {
@@ -91,7 +92,7 @@ Problem problem(std::size_t i) {
 constexpr std::int64_t kRows[] = {1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096};
 
 /// Defaults for every bucket of m, and `most` of the search space, evenly spread.
-std::vector<jit::Values> configs(const jit::MatmulKernel& kernel, const Problem& p, const Limits& limits,
+std::vector<jit::Values> configs(const choose::Kernel& kernel, const Problem& p, const Limits& limits,
                                  std::size_t most) {
   std::set<jit::Values> chosen;
   for (const auto m : kRows) {
@@ -110,20 +111,22 @@ void check_table(const std::string& arch, std::size_t sample) {
   if (all != nullptr && *all == '1') sample = 1u << 30;
   const Limits limits = limits_of(arch);
   std::size_t variant = 0;
-  for (const auto& kernel : jit::matmul_kernels())
+  for (const auto* kernel : choose::matmul_kernels())
     for (std::size_t v = 0; v < 8; ++v) {
       const Problem p = problem(v);
-      for (const auto& values : configs(kernel, p, limits, v == 0 ? sample : 0)) {
+      for (const auto& values : configs(*kernel, p, limits, v == 0 ? sample : 0)) {
         // Each default once a problem would be too many compilations: every third, all kinds of problem in turn.
         if (v > 0 && variant++ % 3 != 0 && sample < (1u << 30)) continue;
         const bool is_default = std::any_of(std::begin(kRows), std::end(kRows),
-                                            [&](std::int64_t m) { return kernel.defaults(p, m, limits) == values; });
-        check(*nvrtc, kernel.source(p, values), arch, kernel.shape(p, values, 1, limits).threads, is_default);
+                                            [&](std::int64_t m) { return kernel->defaults(p, m, limits) == values; });
+        const auto bound = kernel->bind(p, values, limits);
+        REQUIRE(bound != nullptr);
+        check(*nvrtc, bound->source(), arch, bound->threads(), is_default);
       }
     }
-  for (const bool awq : {false, true}) check(*nvrtc, jit::pack_source(awq), arch, 256);
-  check(*nvrtc, jit::remap_source(true), arch, remap_threads(true));
-  for (const std::size_t v : {0, 3, 7}) check(*nvrtc, jit::reconstruct_source(problem(v)), arch, 256);
+  for (const bool awq : {false, true}) check(*nvrtc, choose::pack_source(awq), arch, 256);
+  check(*nvrtc, choose::remap_source(true), arch, choose::remap_threads(true));
+  for (const std::size_t v : {0, 3, 7}) check(*nvrtc, choose::reconstruct_source(problem(v)), arch, 256);
 }
 
 TEST_CASE("sm_75: every kernel compiles, no default spills") { check_table("sm_75", 0); }
@@ -138,21 +141,23 @@ TEST_CASE("sm_120: every kernel compiles, no default spills") { check_table("sm_
 TEST_CASE("sm_61: what a GPU without fast fp16 runs compiles") {
   const cuda::Nvrtc* nvrtc = compiler("sm_61");
   if (nvrtc == nullptr) return;
-  const jit::MatmulKernel& gemv = *jit::find_matmul_kernel("gemv");
+  const choose::Kernel& gemv = *choose::find_matmul_kernel("gemv");
   const Limits limits{.arch = 61, .units = 20};
   for (std::size_t v = 0; v < 8; ++v) {
     const Problem p = problem(v);
-    check(*nvrtc, jit::reconstruct_source(p), "sm_61", 256);
+    check(*nvrtc, choose::reconstruct_source(p), "sm_61", 256);
     for (const std::int64_t m : {1, 2, 4, 8}) {
       auto values = gemv.defaults(p, m, limits).value();
       for (auto& [name, value] : values)
         if (name == "half2") value = 0;
-      check(*nvrtc, gemv.source(p, values), "sm_61", gemv.shape(p, values, m, limits).threads);
+      const auto bound = gemv.bind(p, values, limits);
+      REQUIRE(bound != nullptr);
+      check(*nvrtc, bound->source(), "sm_61", bound->threads());
     }
   }
   for (const bool other : {false, true}) {
-    check(*nvrtc, jit::pack_source(other), "sm_61", 256);
-    check(*nvrtc, jit::remap_source(other), "sm_61", remap_threads(other));
+    check(*nvrtc, choose::pack_source(other), "sm_61", 256);
+    check(*nvrtc, choose::remap_source(other), "sm_61", choose::remap_threads(other));
   }
 }
 
@@ -168,7 +173,7 @@ TEST_CASE("cubin_info agrees with ptxas, and sees a stack") {
       "  fixed[threadIdx.x % 40] = v[threadIdx.x & 255];\n  __syncthreads();\n"
       "#pragma unroll\n  for (int i = 0; i < 256; ++i) x[i + threadIdx.x * 256] = v[i] * fixed[i % 40];\n}\n"};
   for (const std::string arch : {"sm_75", "sm_90a"}) {
-    const Compiled a = compile(*nvrtc, jit::remap_source(true), arch), b = compile(*nvrtc, spilling, arch);
+    const Compiled a = compile(*nvrtc, choose::remap_source(true), arch), b = compile(*nvrtc, spilling, arch);
     if (a.log.empty()) return skip("this NVRTC passes no report of ptxas on");
     for (const auto& compiled : {a, b}) {
       std::smatch used;
@@ -188,7 +193,7 @@ TEST_CASE("cubin_info agrees with ptxas, and sees a stack") {
 TEST_CASE("cubin_info: what is no cubin is an error, at any length") {
   const cuda::Nvrtc* nvrtc = compiler("sm_90");
   if (nvrtc == nullptr) return;
-  const auto cubin = nvrtc->compile(jit::remap_source(true), "sm_80", kOptions, nullptr);
+  const auto cubin = nvrtc->compile(choose::remap_source(true), "sm_80", kOptions, nullptr);
   CHECK_THROWS_AS(jit::cubin_info(cubin, "another"), Error);
   CHECK_THROWS_AS(jit::cubin_info(std::string("PTX text"), jit::entry("remap")), Error);
   // (The program headers, which nobody here reads, may stand last.)

@@ -10,9 +10,9 @@
 
 #include "reference.hpp"
 #include "report.hpp"
+#include "runtime/backends/context.hpp"
 #include "runtime/backends/cpu/cpu.hpp"
 #include "runtime/backends/cpu/kernels.hpp"
-#include "runtime/context.hpp"
 
 namespace q4::test {
 

@@ -4,8 +4,7 @@
 
 #include <q4/matmul.hpp>
 
-#include "runtime/gpu/dry.hpp"
-#include "runtime/jit/kernel_table.hpp"
+#include "runtime/choose/sources.hpp"
 
 namespace q4::test {
 namespace {
@@ -16,17 +15,12 @@ struct Asked {
 };
 
 Asked asked(int arch, std::int64_t k, std::int64_t m, PlanOptions options, bool act_order = true) {
-  DeviceInfo info;
-  info.device = {arch > 0 ? BackendKind::kCuda : BackendKind::kHip, 0};
-  info.compute_units = 132, info.memory_bytes = std::size_t{1} << 36,
-  info.shared_bytes = arch == 90   ? 232448
-                      : arch == 80 ? 166912
-                                   : 65536;
-  const Limits limits{.arch = arch, .units = 132, .shared_bytes = static_cast<int>(info.shared_bytes)};
+  const int shared_bytes = arch == 90 ? 232448 : arch == 80 ? 166912 : 65536;
+  const choose::Gpu gpu{"cuda:0", "sm", {.arch = arch, .units = 132, .shared_bytes = shared_bytes}};
+  const MatrixShape shape = matrix_shape(k, 4096, 128, act_order, false, false);
   options.max_m = m;
   Asked result;
-  for (const auto& source :
-       gpu::needed_sources(info, limits, matrix_shape(k, 4096, 128, act_order, false, false), options, nullptr)) {
+  for (const auto& source : choose::sources(shape, choose::choose(shape, options, gpu, nullptr), gpu.limits)) {
     const std::string name = source.name.substr(0, source.name.find(' '));
     result.remap |= name == "remap" && source.name.find(".staged=1") != std::string::npos;  // 0: column_remap's own
     if (name == "remap" || name == "pack" || name == "reconstruct") continue;
@@ -80,7 +74,7 @@ TEST_CASE("gather: rows of x that straddle lines are copied first where tensor c
   CHECK(copied(90, 4056, 64));
   CHECK(copied(90, 4056, 512));
   CHECK_FALSE(copied(90, 4056, 16));
-  CHECK_FALSE(jit::find_matmul_kernel("prefill")->copies({.n = 4096}, 513));
+  CHECK_FALSE(choose::find_matmul_kernel("prefill")->copies({.n = 4096}, 513));
   CHECK_FALSE(copied(90, 4096, 64));
   CHECK_FALSE(copied(80, 4056, 64));
   CHECK_FALSE(copied(0, 4056, 64));

@@ -5,6 +5,7 @@
 #include "kernel_runner.hpp"
 #include "kernels/gemv.h"
 #include "kernels/reconstruct.h"
+#include "runtime/choose/defaults/remap.hpp"
 
 namespace q4::test {
 namespace {
@@ -142,13 +143,13 @@ TEST_CASE("remap: any columns, strides, and places outside x") {
 
 TEST_CASE("remap staged in shared memory: pieces of rows, rows together, no map, and places outside x") {
   constexpr RemapConfig C{.threads = 64, .staged = 1};
-  CHECK(remap_pieces(1, 4096, 132) == 8);
-  CHECK(remap_pieces(132, 4096, 132) == 1);
-  CHECK(remap_together(263, 4096, 132, 232448) == 1);
-  CHECK(remap_together(527, 4096, 132, 232448) == 2);
-  CHECK(remap_together(528, 4096, 132, 232448) == 4);
-  CHECK(remap_together(4096, 28672, 132, 232448) == 2);
-  CHECK(remap_together(4096, 29568, 132, 232448) == 1);
+  CHECK(choose::remap_pieces(1, 4096, 132) == 8);
+  CHECK(choose::remap_pieces(132, 4096, 132) == 1);
+  CHECK(choose::remap_together(263, 4096, 132, 232448) == 1);
+  CHECK(choose::remap_together(527, 4096, 132, 232448) == 2);
+  CHECK(choose::remap_together(528, 4096, 132, 232448) == 4);
+  CHECK(choose::remap_together(4096, 28672, 132, 232448) == 2);
+  CHECK(choose::remap_together(4096, 29568, 132, 232448) == 1);
   for (const auto& [pieces, together] : {std::pair{1, 1}, {3, 1}, {8, 1}, {1, 2}, {2, 4}, {1, 0}}) {  // 0: no map
     CAPTURE(together);
     constexpr int cols = 1208, x_cols = 1000;
@@ -167,7 +168,7 @@ TEST_CASE("remap staged in shared memory: pieces of rows, rows together, no map,
                          x_cols,
                          pieces,
                          std::max(1, together)};
-    const int shared_bytes = static_cast<int>(remap_shared_bytes(x_cols, together));
+    const int shared_bytes = static_cast<int>(choose::remap_shared_bytes(x_cols, together));
     emulate({.grid = 2, .threads = C.threads, .shared_bytes = shared_bytes}, [&] { remap<C>(args); });
     for (int r = 0; r < 3; ++r)
       for (int c = 0; c < cols; ++c) REQUIRE(x_new.at(r, c) == (map[c] >= 0 && map[c] < x_cols ? x.at(r, map[c]) : 0));

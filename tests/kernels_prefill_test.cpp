@@ -3,6 +3,7 @@
 #include "kernels/prefill.h"
 
 #include "kernel_runner.hpp"
+#include "runtime/choose/defaults/prefill.hpp"
 #include "tests/emulation/tensor_map.hpp"
 
 namespace q4::test {
@@ -59,7 +60,7 @@ TEST_CASE("prefill: by default clusters of three and more fit on the device at o
   for (const int k : {2048, 4096, 13824})
     for (int n = 512; n <= 12288; n += 256)
       for (const int m : {16, 32, 64, 128, 256}) {
-        const PrefillConfig c = prefill_default({.k = k, .n = n, .x_k = k}, m, kH200);
+        const PrefillConfig c = choose::prefill_default({.k = k, .n = n, .x_k = k}, m, kH200);
         if (c.split <= 2) continue;
         CAPTURE(k);
         CAPTURE(n);
@@ -68,7 +69,7 @@ TEST_CASE("prefill: by default clusters of three and more fit on the device at o
         CHECK(tiles(c, m) <= kResident[c.split]);
       }
   CHECK(wide > 0);
-  CHECK(prefill_default({.k = 13824, .n = 5120, .x_k = 13824}, 16, kH200).split == 4);
+  CHECK(choose::prefill_default({.k = 13824, .n = 5120, .x_k = 13824}, 16, kH200).split == 4);
 }
 
 TEST_CASE("prefill: rows and strips") {

@@ -2,6 +2,7 @@
 // instructions themselves run in amd_interpreted_test.cpp.)
 #include "kernel_runner.hpp"
 #include "kernels/tile.h"
+#include "runtime/choose/defaults/tile.hpp"
 
 namespace q4::test {
 namespace {
@@ -49,11 +50,11 @@ TEST_CASE("tile: a default for every m, as large as the device is small") {
   const Problem p{.k = 4096, .n = 4096, .x_k = 4096};
   const Limits amd{.arch = 0, .units = 60, .shared_bytes = 65536},
       nvidia{.arch = 90, .units = 132, .shared_bytes = 232448};
-  CHECK(tile_default(p, 16, amd).rows == 32);
-  CHECK(tile_default(p, 256, amd).rows == 128);
-  CHECK(tile_default(p, 256, {.arch = 0, .units = 304, .shared_bytes = 65536}).rows == 32);
-  CHECK(valid(tile_default(p, 4096, amd), amd));
-  CHECK_FALSE(valid(tile_default(p, 4096, nvidia), nvidia));  // they have kernels of their own
+  CHECK(choose::tile_default(p, 16, amd).rows == 32);
+  CHECK(choose::tile_default(p, 256, amd).rows == 128);
+  CHECK(choose::tile_default(p, 256, {.arch = 0, .units = 304, .shared_bytes = 65536}).rows == 32);
+  CHECK(valid(choose::tile_default(p, 4096, amd), amd));
+  CHECK_FALSE(valid(choose::tile_default(p, 4096, nvidia), nvidia));  // they have kernels of their own
 }
 
 }  // namespace

@@ -16,7 +16,7 @@
 #include "report.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
 #include "runtime/backends/hip/process.hpp"
-#include "runtime/jit/kernel_table.hpp"
+#include "runtime/choose/kernel.hpp"
 #include "sandbox.hpp"
 
 namespace q4::test {
@@ -148,7 +148,7 @@ TEST_CASE("sm_90a: no instruction touches what a wgmma in flight owns") {
   const std::string nvdisasm = find_nvdisasm();
   if (nvdisasm.empty()) return skip("no nvdisasm ($Q4_NVDISASM; PyPI: nvidia-cuda-nvdisasm)");
   const Sandbox sandbox;
-  const auto& prefill = *jit::find_matmul_kernel("prefill");
+  const auto& prefill = *choose::find_matmul_kernel("prefill");
   const Limits limits{.arch = 90, .units = 132, .shared_bytes = 232448};
   const char* all = std::getenv("Q4_COMPILE_ALL");
   const bool sweep = all != nullptr && *all == '1';
@@ -168,9 +168,11 @@ TEST_CASE("sm_90a: no instruction touches what a wgmma in flight owns") {
     // Were found wrong on an H200.
     for (const char* once : {"rows=16 strips=4 teams=1 split=1 share=1 cut=2 fold=0",
                              "rows=16 strips=2 teams=1 split=1 share=2 cut=2 fold=0"})
-      chosen.insert(jit::parse_values(prefill, once));
+      chosen.insert(*choose::parse_values(prefill, once));
     for (const auto& values : chosen) {
-      const auto source = prefill.source(p, values);
+      const auto bound = prefill.bind(p, values, limits);
+      REQUIRE(bound != nullptr);
+      const auto source = bound->source();
       const auto lines = parse(disassemble(nvdisasm, nvrtc.compile(source, "sm_90a", {"-std=c++20"}), sandbox));
       CAPTURE(source.name);
       CHECK(std::any_of(lines.begin(), lines.end(), [](const Line& l) { return l.text.starts_with("HGMMA"); }));

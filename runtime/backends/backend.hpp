@@ -1,4 +1,4 @@
-// What a backend must provide. Adding one: a folder that implements Backend and DeviceBackend, and a line in list.cpp.
+// What a backend must provide. Adding one: a folder that implements Backend and DeviceBackend, and a line in runtime/backends.cpp.
 #pragma once
 
 #include <cstddef>
@@ -95,8 +95,11 @@ class DeviceBackend {
   virtual void column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
                             std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,
                             std::int64_t rows) = 0;
-  /// Digest of the kernel sources; with kSearchVersion it dates a tuning record.
+  /// What tuning records of this device are measured with: one digest, or "name:digest" of each kernel, so that a record
+  /// is stale only when a kernel of its own tactics changed.
   virtual std::string kernels_digest() const = 0;
+  /// Why tactics of a record cannot be used: one text for each that this version does not know.
+  virtual std::vector<std::string> unknown_tactics(const TuningRecord& /*record*/) const { return {}; }
 };
 
 /// What a backend gets from the Runtime that opens it.

@@ -17,7 +17,7 @@ inline constexpr const char* kTemporary = ".tmp-";  ///< what the name of a file
 struct KernelKey {
   std::string name;                  ///< for people: "decode {.p={.k=4096,...". Not a part of the key
   std::string source;                ///< generated text
-  std::string headers;               ///< digest of the embedded headers
+  std::string headers;               ///< digest of the headers that the source includes, and no others
   std::string target;                ///< "sm_90a", "gfx90a"
   std::vector<std::string> options;  ///< of the compiler
 

@@ -60,8 +60,8 @@ class KernelCache {
   Result get(const KernelKey& key, const Compile& compile, const Use& use = {});
 
   CacheCounters counters() const;
-  /// Whether some layer has a kernel for this target that was made from these headers.
-  bool holds(const std::string& target, const std::string& headers);
+  /// Whether some layer has a kernel for this target that was made from one of these headers (KernelKey::headers).
+  bool holds(const std::string& target, const std::vector<std::string>& headers);
   /// A kernel that its user still had.
   void count_memory_hit() { memory_hits_.fetch_add(1, std::memory_order_relaxed); }
   const std::string& folder() const { return options_.folder; }  ///< empty: memory only

@@ -124,7 +124,7 @@ const std::vector<KernelCache::Layer>& KernelCache::layers() {
   return layers_;
 }
 
-bool KernelCache::holds(const std::string& target, const std::string& headers) {
+bool KernelCache::holds(const std::string& target, const std::vector<std::string>& headers) {
   for (const auto& layer : layers()) {
     if (layer.pack && layer.pack->holds(target, headers)) return true;
     if (!layer.folder) continue;
@@ -132,7 +132,8 @@ bool KernelCache::holds(const std::string& target, const std::string& headers) {
     std::string ignored;
     for (auto file = files.rbegin(); file != files.rend(); ++file)  // the last used is the likeliest
       if (const auto entry = read_entry(file->path, ignored);
-          entry && entry->key.target == target && entry->key.headers == headers)
+          entry && entry->key.target == target &&
+          std::find(headers.begin(), headers.end(), entry->key.headers) != headers.end())
         return true;
   }
   return false;

@@ -103,10 +103,12 @@ Pack::~Pack() { ::munmap(const_cast<char*>(data_.data()), data_.size()); }
 std::string_view Pack::manifest() const { return data_.substr(kHead, tuning_at_ - kHead); }
 std::string_view Pack::tuning() const { return data_.substr(tuning_at_, index_at_ - tuning_at_); }
 
-bool Pack::holds(const std::string& target, const std::string& headers) const {
+bool Pack::holds(const std::string& target, const std::vector<std::string>& headers) const {
   const auto said = nlohmann::json::parse(manifest(), nullptr, false);
-  return said.is_object() && said.contains("targets") && said["targets"].contains(target) &&
-         said.contains("kernel_headers") && said["kernel_headers"].contains(headers);
+  if (!said.is_object() || !said.contains("targets") || !said["targets"].contains(target)) return false;
+  return said.contains("kernel_headers") && std::any_of(headers.begin(), headers.end(), [&](const auto& digest) {
+           return said["kernel_headers"].contains(digest);
+         });
 }
 
 std::string Pack::signer() const {

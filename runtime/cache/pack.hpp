@@ -40,8 +40,9 @@ class Pack {
   std::size_t size() const { return count_; }
   std::string_view bytes() const { return data_; }
   std::string_view manifest() const;
-  std::string_view tuning() const;                                          ///< JSON Lines, as a tuning file
-  bool holds(const std::string& target, const std::string& headers) const;  ///< as its manifest says
+  std::string_view tuning() const;  ///< JSON Lines, as a tuning file
+  /// Whether it has a kernel for this target that was made from one of these headers, as its manifest says.
+  bool holds(const std::string& target, const std::vector<std::string>& headers) const;
   std::string signer() const;  ///< the public key in hex that its signature claims; empty: not signed
   /// Empty without a problem if the pack does not hold this key; `problem` set if what it holds is damaged.
   std::optional<Entry> find(const std::string& digest, const std::string& target, std::string& problem) const;

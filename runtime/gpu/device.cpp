@@ -4,16 +4,13 @@
 #include <algorithm>
 
 #include "kernels/read.h"
-#include "kernels/remap.h"
 #include "runtime/base/check.hpp"
-#include "runtime/gpu/dry.hpp"
+#include "runtime/choose/defaults/remap.hpp"
+#include "runtime/choose/sources.hpp"
 #include "runtime/gpu/matrix.hpp"
 #include "runtime/gpu/plan.hpp"
-#include "runtime/jit/embedded.hpp"
-#include "runtime/jit/kernel_table.hpp"
 
 namespace q4::gpu {
-jit::Source column_remap_source() { return jit::remap_source(false); }
 
 std::unique_ptr<PackedMatrix> GpuDevice::pack(const MatrixSource& source) {
   return std::make_unique<Matrix>(driver_, kernels_, source);
@@ -27,7 +24,8 @@ std::unique_ptr<PlanBackend> GpuDevice::plan(std::shared_ptr<const PackedMatrix>
 std::vector<DeviceBackend::WarmupJob> GpuDevice::warmup(const MatrixShape& shape, const PlanOptions& options,
                                                         const TuningRecord* tuned) {
   std::vector<WarmupJob> jobs;
-  for (auto& source : needed_sources(info(), driver_->limits(), shape, options, tuned))
+  const auto gpu = gpu_of(*driver_);
+  for (auto& source : choose::sources(shape, choose::choose(shape, options, gpu, tuned), gpu.limits))
     jobs.push_back({source.text, [this, source] { return kernels_.warm(source); }});
   return jobs;
 }
@@ -50,13 +48,14 @@ void GpuDevice::column_remap(void* stream, const void* x, std::int64_t x_stride,
   for (const void* memory : {x, static_cast<const void*>(x_new)})
     check(driver_->reachable(memory, problem), "column_remap: {} = {} is {}; it must be memory of {}",
           memory == x ? "x" : "x_new", memory, problem, info().device.str());
-  const auto function = kernels_.keep(column_remap_source());
+  const auto function = kernels_.keep(choose::column_remap_source());
   RemapArgs args{static_cast<const u16*>(x), static_cast<u16*>(x_new), x_map, x_stride, x_new_stride, rows,
                  static_cast<i32>(cols),     static_cast<i32>(x_cols)};
   void* parameters[] = {&args};
   LaunchShape shape;
-  shape.blocks = std::min<std::int64_t>(remap_blocks(rows, cols, remap_threads(false)), 1 << 16);
-  shape.threads = remap_threads(false);
+  shape.blocks =
+      std::min<std::int64_t>(choose::remap_blocks(rows, cols, choose::remap_threads(false)), choose::kMostRemapBlocks);
+  shape.threads = choose::remap_threads(false);
   driver_->launch(*function, shape, stream, parameters);
   if (uploaded.get()) driver_->synchronize();
 }
@@ -75,7 +74,7 @@ double GpuDevice::read_floor_us(std::size_t bytes) {
         if (threads * blocks_per_unit > 2048) continue;
         std::shared_ptr<const Function> function;
         try {
-          function = kernels_.get(jit::read_source(threads, loads));
+          function = kernels_.get(choose::read_source(threads, loads));
         } catch (const Error& error) {
           if (error.code() != ErrorCode::kNotFound) throw;
           return 0;  // not prebuilt: no plan needs it
@@ -119,6 +118,10 @@ GpuDevice::Dense GpuDevice::dense(std::int64_t k, std::int64_t n, std::int64_t m
   };
 }
 
-std::string GpuDevice::kernels_digest() const { return jit::headers_digest(); }
+std::string GpuDevice::kernels_digest() const { return choose::kernel_digests(); }
+
+std::vector<std::string> GpuDevice::unknown_tactics(const TuningRecord& record) const {
+  return choose::unknown_tactics(record);
+}
 
 }  // namespace q4::gpu

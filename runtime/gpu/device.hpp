@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "runtime/context.hpp"
+#include "runtime/backends/context.hpp"
 #include "runtime/gpu/kernels.hpp"
 
 namespace q4::gpu {
@@ -40,6 +40,7 @@ class GpuDevice : public DeviceBackend {
                     std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,
                     std::int64_t rows) override;
   std::string kernels_digest() const override;
+  std::vector<std::string> unknown_tactics(const TuningRecord& record) const override;
 
  private:
   std::shared_ptr<Driver> driver_;

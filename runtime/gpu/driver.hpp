@@ -11,6 +11,7 @@
 
 #include "kernels/problem.h"
 #include "runtime/backends/backend.hpp"
+#include "runtime/choose/launch.hpp"
 #include "runtime/jit/source.hpp"
 
 namespace q4::gpu {
@@ -21,13 +22,7 @@ class Function {
   virtual ~Function() = default;
 };
 
-struct LaunchShape {
-  std::int64_t blocks = 1;
-  int threads = 1;
-  int shared_bytes = 0;
-  int cluster = 1;                ///< blocks of a thread-block cluster
-  bool overlap_previous = false;  ///< programmatic dependent launch
-};
+using q4::LaunchShape;
 
 /// A GEMM out[m, n] = x[m, k] w[k, n] (+ bias[n]) of 16-bit types with fp32 sums, all row-major.
 struct GemmShape {

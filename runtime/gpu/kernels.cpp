@@ -9,8 +9,8 @@
 
 namespace q4::gpu {
 
-cache::KernelKey Kernels::key_of(const jit::Source& source) const {
-  return {source.name, source.text, jit::headers_digest(), driver_.info().arch, driver_.options()};
+cache::KernelKey key_of(const jit::Source& source, const std::string& arch, const std::vector<std::string>& options) {
+  return {source.name, source.text, jit::headers_digest(source.text), arch, options};
 }
 
 std::shared_ptr<const Function> Kernels::get(const jit::Source& source, CacheEvent* event) {
@@ -26,7 +26,7 @@ std::shared_ptr<const Function> Kernels::get(const jit::Source& source, CacheEve
   }
   std::shared_ptr<const Function> function;
   auto result = cache_.get(
-      key_of(source),
+      key_of(source, driver_.info().arch, driver_.options()),
       [&] {
         cache::Compiled compiled;
         compiled.code = driver_.compile(source, compiled.log);
@@ -50,7 +50,7 @@ CacheEvent Kernels::warm(const jit::Source& source) {
     std::lock_guard lock(mutex_);
     kept_.emplace(source.text, std::move(function));
   } catch (const std::exception& error) { event.layer = CacheLayer::kNone, event.error = error.what(); }
-  if (event.key.empty()) event.key = key_of(source).digest();
+  if (event.key.empty()) event.key = key_of(source, driver_.info().arch, driver_.options()).digest();
   event.kernel = source.name, event.target = driver_.info().arch;
   return event;
 }

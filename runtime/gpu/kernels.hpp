@@ -11,6 +11,9 @@
 
 namespace q4::gpu {
 
+/// The key under which code of `source` for this target is cached.
+cache::KernelKey key_of(const jit::Source& source, const std::string& arch, const std::vector<std::string>& options);
+
 /// Thread-safe. Functions are shared: a plan keeps those it launches.
 class Kernels {
  public:
@@ -28,7 +31,6 @@ class Kernels {
 
  private:
   std::shared_ptr<const Function> get(const jit::Source& source, CacheEvent* event);
-  cache::KernelKey key_of(const jit::Source& source) const;
 
   Driver& driver_;
   cache::KernelCache& cache_;

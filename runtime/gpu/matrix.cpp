@@ -5,7 +5,7 @@
 
 #include "kernels/pack.h"
 #include "runtime/base/check.hpp"
-#include "runtime/jit/kernel_table.hpp"
+#include "runtime/choose/sources.hpp"
 
 namespace q4::gpu {
 namespace {
@@ -47,7 +47,7 @@ Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSou
   meta = Buffer(driver, host_meta.data(), host_meta.size());
   codes = Buffer(driver, static_cast<std::size_t>(codes_bytes(static_cast<int>(packed_k), static_cast<int>(n))));
 
-  const auto function = kernels.keep(jit::pack_source(s.awq));
+  const auto function = kernels.keep(choose::pack_source(s.awq));
   PackArgs args{qweight,
                 x_map.as<const i32>(),
                 codes.as<u32>(),

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 #include <set>
 #include <sstream>
 
@@ -36,21 +38,42 @@ Source generate(const std::string& function, const std::string& header, const st
 
 namespace {
 
+constexpr const char* kInclude = "#include \"";
+
+/// The header that a line includes; empty if it does not include one.
+std::string included(const std::string& line) {
+  const std::string include = kInclude;
+  if (!line.starts_with(include)) return {};
+  return line.substr(include.size(), line.find('"', include.size()) - include.size());
+}
+
+const char* text_of(const std::string& name, const std::vector<EmbeddedHeader>& headers) {
+  const auto header = std::find_if(headers.begin(), headers.end(), [&](const auto& h) { return name == h.name; });
+  return header == headers.end() ? nullptr : header->text;
+}
+
 void append_flat(const std::string& text, std::set<std::string>& seen, std::string& out) {
-  const std::string include = "#include \"";
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
     if (line == "#pragma once") continue;
-    if (!line.starts_with(include)) {
+    const std::string name = included(line);
+    if (name.empty()) {
       out += line + "\n";
       continue;
     }
-    const std::string name = line.substr(include.size(), line.find('"', include.size()) - include.size());
     if (!seen.insert(name).second) continue;
-    const auto& headers = embedded_headers();
-    const auto header = std::find_if(headers.begin(), headers.end(), [&](const auto& h) { return name == h.name; });
-    if (header == headers.end()) fail(ErrorCode::kInternal, "flatten: there is no kernel header {}", name);
-    append_flat(header->text, seen, out);
+    const char* header = text_of(name, embedded_headers());
+    if (!header) fail(ErrorCode::kInternal, "flatten: there is no kernel header {}", name);
+    append_flat(header, seen, out);
+  }
+}
+
+void collect(const std::string& text, const std::vector<EmbeddedHeader>& headers, std::set<std::string>& names) {
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    const std::string name = included(line);
+    if (name.empty() || !names.insert(name).second) continue;
+    if (const char* header = text_of(name, headers)) collect(header, headers, names);
   }
 }
 
@@ -63,15 +86,31 @@ std::string flatten(const Source& source) {
   return out;
 }
 
-const std::string& headers_digest() {
-  static const std::string digest = digest_of(embedded_headers());
+std::string included_digest(const std::string& text, const std::vector<EmbeddedHeader>& headers) {
+  std::set<std::string> names;
+  collect(text, headers, names);
+  cache::Sha256 sha;
+  sha.field("included headers 1");
+  for (const auto& name : names) {
+    const char* header = text_of(name, headers);
+    sha.field(name).field(header ? header : "");
+  }
+  return sha.hex();
+}
+
+std::string headers_digest(const std::string& source_text) {
+  std::string includes;  // sources differ in their Configs, and few of them in what they include
+  std::istringstream lines(source_text);
+  for (std::string line; std::getline(lines, line);)
+    if (const auto name = included(line); !name.empty()) includes += line + "\n";
+  static std::mutex mutex;
+  static std::map<std::string, std::string> known;
+  const std::lock_guard lock(mutex);
+  auto& digest = known[includes];
+  if (digest.empty()) digest = included_digest(includes, embedded_headers());
   return digest;
 }
 
-std::string digest_of(const std::vector<EmbeddedHeader>& headers) {
-  cache::Sha256 sha;
-  for (const auto& header : headers) sha.field(header.name).field(header.text);
-  return sha.hex();
-}
+std::string header_digest(const std::string& header) { return headers_digest(kInclude + header + "\"\n"); }
 
 }  // namespace q4::jit

@@ -12,8 +12,8 @@
 #include "runtime/backends/cuda/driver.hpp"
 #include "runtime/backends/hip/compiler.hpp"
 #include "runtime/base/check.hpp"
-#include "runtime/gpu/dry.hpp"
-#include "runtime/jit/embedded.hpp"
+#include "runtime/choose/sources.hpp"
+#include "runtime/gpu/kernels.hpp"
 #include "tools/common/common.hpp"
 #include "tools/common/csv.hpp"
 
@@ -73,8 +73,7 @@ std::vector<Target> parse_targets(const std::string& text) {
 }
 
 cache::KernelKey key_of(const std::string& arch, const jit::Source& source) {
-  return {source.name, source.text, jit::headers_digest(), arch,
-          arch.starts_with("gfx") ? hip::compile_options() : cuda::compile_options()};
+  return gpu::key_of(source, arch, arch.starts_with("gfx") ? hip::compile_options() : cuda::compile_options());
 }
 
 struct CrossCompiler::Impl {
@@ -131,16 +130,17 @@ std::vector<jit::Source> CrossCompiler::sources(const autotune::Problem& problem
   PlanOptions plan;
   plan.max_m = options.max_m, plan.activation = options.activation;
   const TuningRecord* tuned =
-      options.tuning
-          ? options.tuning->find({info.fingerprint, info.arch, info.compute_units, problem.k, problem.n, problem.group,
-                                  problem.act_order, options.activation, "cold", tuning_digest(jit::headers_digest())})
-          : nullptr;
+      options.tuning ? options.tuning->find({info.fingerprint, info.arch, info.compute_units, problem.k, problem.n,
+                                             problem.group, problem.act_order, options.activation, "cold",
+                                             tuning_digest(choose::kernel_digests())})
+                     : nullptr;
   tuned_ += tuned != nullptr;
+  const choose::Gpu gpu{info.device.str(), info.arch, impl_->limits};
   std::vector<jit::Source> all;
   for (const bool awq : {false, true}) {  // the packing kernel of either kind of checkpoint
     const auto shape = matrix_shape(problem.k, problem.n, problem.group, problem.act_order, options.bias, awq);
     for (const TuningRecord* record : {static_cast<const TuningRecord*>(nullptr), tuned})
-      for (auto& source : gpu::needed_sources(info, impl_->limits, shape, plan, record))
+      for (auto& source : choose::sources(shape, choose::choose(shape, plan, gpu, record), gpu.limits))
         all.push_back(std::move(source));
   }
   return all;

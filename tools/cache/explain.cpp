@@ -116,7 +116,7 @@ Json fields_of(const KernelKey& key) {
           {"target", key.target},
           {"options", key.options},
           {"kernel_headers", key.headers},
-          {"headers_are", key.headers == jit::headers_digest() ? "this version's" : "another version's"},
+          {"headers_are", key.headers == jit::headers_digest(key.source) ? "this version's" : "another version's"},
           {"source", key.source}};
 }
 

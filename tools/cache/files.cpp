@@ -23,7 +23,7 @@ std::string kilobytes(std::size_t bytes) {
   return bytes == 0 ? "0 kB" : fmt::format("{} kB", number(static_cast<double>(bytes) / 1e3));
 }
 
-bool stale(const Entry& entry) { return entry.key.headers != jit::headers_digest(); }
+bool stale(const Entry& entry) { return entry.key.headers != jit::headers_digest(entry.key.source); }
 
 std::vector<Listed> read_folder(const std::string& folder) {
   std::error_code error;

@@ -10,13 +10,13 @@
 #include <fstream>
 #include <string>
 
+#include "runtime/backends/context.hpp"
 #include "runtime/backends/cpu/blas.hpp"
 #include "runtime/backends/cpu/kernels.hpp"
 #include "runtime/backends/cpu/packed.hpp"
 #include "runtime/backends/cpu/plan.hpp"
 #include "runtime/backends/cpu/thread_pool.hpp"
 #include "runtime/base/check.hpp"
-#include "runtime/context.hpp"
 #include "runtime/jit/embedded.hpp"
 
 namespace q4 {

@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "runtime/backends/backend.hpp"
-#include "runtime/context.hpp"
+#include "runtime/backends/context.hpp"
 
 namespace q4::cuda {
 

@@ -1,12 +1,16 @@
-// The config of the decode kernel for a shape nobody has tuned: a rule fitted to measurements on an H200 (README.md).
+// When the decode kernel is used, and its Config for a shape that nobody has tuned: a rule fitted to measurements on an
+// H200 (kernels/README.md).
 #pragma once
-#include "decode_config.h"
 
-namespace q4 {
-namespace decode_detail {
+#include <optional>
+
+#include "kernels/decode_config.h"
+
+namespace q4::choose {
+namespace decode_rule {
 
 /// Tiles of a block, so that `blocks` of them (in each of as few waves as 28 tiles allow) cover all. Warps like four.
-Q4_BOTH constexpr int default_tiles(int all, int blocks, int batch) {
+constexpr int default_tiles(int all, int blocks, int batch) {
   int waves = 1;
   while (ceil_div(all, blocks * waves) > 28) ++waves;
   const int need = ceil_div(all, blocks * waves);
@@ -15,7 +19,7 @@ Q4_BOTH constexpr int default_tiles(int all, int blocks, int batch) {
 }
 
 /// Up to 8 rows: what a warp does of the block's tiles, and how many slabs it keeps in flight without a spill.
-Q4_BOTH constexpr void divide_8(DecodeConfig& c, int share) {
+constexpr void divide_8(DecodeConfig& c, int share) {
   const bool pair = c.cluster > 1;
   const bool one_set = c.p.unit >= kSlabRows;
   int each = 4;
@@ -54,7 +58,7 @@ Q4_BOTH constexpr void divide_8(DecodeConfig& c, int share) {
 }
 
 /// The same for 9 to 16 rows.
-Q4_BOTH constexpr void divide_16(DecodeConfig& c, int share) {
+constexpr void divide_16(DecodeConfig& c, int share) {
   const int each = c.tiles <= 2 ? c.tiles : 2;
   c.side = c.tiles / each;
   c.brick = each;
@@ -66,11 +70,11 @@ Q4_BOTH constexpr void divide_16(DecodeConfig& c, int share) {
   c.stagger = c.tiles < 24 || c.teams == 1;
 }
 
-}  // namespace decode_detail
+}  // namespace decode_rule
 
 /// For 1..m rows, m <= 16.
-Q4_BOTH constexpr DecodeConfig decode_default(const Problem& p, i64 m, const Limits& limits) {
-  using namespace decode_detail;
+constexpr DecodeConfig decode_default(const Problem& p, i64 m, const Limits& limits) {
+  using namespace decode_rule;
   DecodeConfig c{p};
   c.batch = m > 8 ? 2 : 1;
   const int all = ceil_div(p.n, kTileColumns), units = larger(1, limits.units);
@@ -99,10 +103,22 @@ Q4_BOTH constexpr DecodeConfig decode_default(const Problem& p, i64 m, const Lim
 
 /// Whether gathering x inside beats permuting it before. A row of a slab takes a warp some 200 clocks: not for many
 /// rows or slabs, nor where warps share a team's slabs and all wait for each.
-Q4_BOTH constexpr bool decode_gathers(const Problem& p, i64 m, const Limits& limits) {
+constexpr bool decode_gathers(const Problem& p, i64 m, const Limits& limits) {
   if (m > 2) return false;
   const DecodeConfig c = decode_default(p, m, limits);
   return c.side == 1 && most_slabs(c) <= 8 && staged_bytes(c) <= limits.shared_bytes / 2;
 }
 
-}  // namespace q4
+struct DecodePolicy {
+  using Config = DecodeConfig;
+  static constexpr const char *name = "decode", *header = "decode.h", *type = "DecodeConfig", *arguments = "MatmulArgs";
+  static constexpr bool overlaps = true;
+  static std::optional<DecodeConfig> defaults(const Problem& p, i64 m, const Limits& limits) {
+    // From nine rows on Hopper's wgmma is faster (kernels/README.md).
+    if (m > (limits.arch == 90 ? 8 : 16)) return std::nullopt;
+    return decode_default(p, static_cast<int>(m), limits);
+  }
+  static bool gathers(const Problem& p, i64 m, const Limits& limits) { return decode_gathers(p, m, limits); }
+};
+
+}  // namespace q4::choose

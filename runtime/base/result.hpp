@@ -1,0 +1,31 @@
+// A value, or why there is none: for what may fail in the ordinary course of things, where nothing is thrown.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <variant>
+
+namespace q4 {
+
+/// The reason of a Result that has no value: `return Failure{"..."}`.
+struct Failure {
+  std::string reason;
+};
+
+template <class T>
+class Result {
+ public:
+  Result(T value) : content_(std::in_place_index<0>, std::move(value)) {}
+  Result(Failure failure) : content_(std::in_place_index<1>, std::move(failure)) {}
+
+  explicit operator bool() const { return content_.index() == 0; }
+  const T& operator*() const { return std::get<0>(content_); }
+  const T* operator->() const { return &std::get<0>(content_); }
+  /// Only of one without a value.
+  const std::string& reason() const { return std::get<1>(content_).reason; }
+
+ private:
+  std::variant<T, Failure> content_;
+};
+
+}  // namespace q4

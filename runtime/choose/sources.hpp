@@ -1,0 +1,24 @@
+// The kernels around a multiplication (packing, permuting x, reconstructing W, reading), and all that a plan loads.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "runtime/choose/choose.hpp"
+
+namespace q4::choose {
+
+jit::Source pack_source(bool awq);
+jit::Source read_source(int threads, int loads);
+jit::Source remap_source(bool staged);
+/// What column_remap() of the public API launches.
+inline jit::Source column_remap_source() { return remap_source(false); }
+
+/// grid() takes columns of W, a slice of which is reconstructed at a time.
+std::shared_ptr<const BoundKernel> bind_reconstruct(const Problem& problem, const Limits& limits);
+inline jit::Source reconstruct_source(const Problem& problem) { return bind_reconstruct(problem, {})->source(); }
+
+/// Every kernel that a matrix of this shape, a plan that makes these choices, and column_remap load: each once.
+std::vector<jit::Source> sources(const MatrixShape& matrix, const std::vector<Choice>& choices, const Limits& limits);
+
+}  // namespace q4::choose
