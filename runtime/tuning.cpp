@@ -172,8 +172,8 @@ const TuningRecord* TuningDb::find(const TuningKey& key, TuningMatch* match) con
                           const Slot& b) {  // exact, then policy, then units, then name: the same for all
     const auto rank = [&](const Slot& s) {
       return std::tuple(s.key.fingerprint != key.fingerprint, s.key.policy != key.policy,
-                        std::abs(s.key.units - key.units), std::string_view(s.key.fingerprint),
-                        std::string_view(s.key.kernels));
+                        std::abs(s.key.units - key.units), s.key.kernels != key.kernels,
+                        std::string_view(s.key.fingerprint), std::string_view(s.key.kernels));
     };
     return rank(a) < rank(b);
   };
@@ -182,7 +182,10 @@ const TuningRecord* TuningDb::find(const TuningKey& key, TuningMatch* match) con
       Slot& slot = impl_->slots[i];
       const bool exact = slot.key.fingerprint == key.fingerprint;
       if (!exact && slot.key.arch != key.arch) continue;
-      if (!key.kernels.empty() && slot.key.kernels != key.kernels) {
+      // A record is read only if the digests of its kernels can decide.
+      if (!key.kernels.empty() &&
+          !(comparable_kernels(slot.key.kernels, key.kernels) &&
+            (slot.key.kernels == key.kernels || measured_with(impl_->record(slot), key.kernels)))) {
         if (!best) found = TuningMatch::kStale;
         continue;
       }

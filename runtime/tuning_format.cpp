@@ -3,8 +3,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
@@ -214,6 +216,55 @@ std::optional<TuningKey> key_of_line(std::string_view line) {
       return key;
     }
   return {};
+}
+
+namespace {
+
+/// "decode:0123,remap:4567/1" as names with digests, and what is after the slash.
+struct KernelList {
+  std::map<std::string_view, std::string_view> digests;
+  std::string_view version;
+  bool by_name = true;
+
+  explicit KernelList(std::string_view text) {
+    const auto slash = std::min(text.rfind('/'), text.size());
+    version = text.substr(slash);
+    for (std::string_view rest = text.substr(0, slash); !rest.empty();) {
+      const auto item = rest.substr(0, rest.find(','));
+      rest.remove_prefix(std::min(item.size() + 1, rest.size()));
+      const auto colon = item.find(':');
+      by_name = by_name && colon != item.npos;
+      digests[item.substr(0, colon)] = by_name ? item.substr(colon + 1) : std::string_view();
+    }
+  }
+  std::string_view of(std::string_view name) const {
+    const auto at = digests.find(name);
+    return at == digests.end() ? std::string_view() : at->second;
+  }
+};
+
+}  // namespace
+
+bool comparable_kernels(std::string_view theirs, std::string_view ours) {
+  if (theirs == ours) return true;
+  const KernelList a(theirs), b(ours);
+  return a.by_name && b.by_name && a.version == b.version;
+}
+
+bool measured_with(const TuningRecord& record, std::string_view ours) {
+  if (record.key.kernels == ours) return true;
+  if (!comparable_kernels(record.key.kernels, ours)) return false;
+  const KernelList a(record.key.kernels), b(ours);
+  const auto same = [&](std::string_view tactic) {  // "remap+decode tiles=2": both kernels; "blas" has no digest
+    for (std::string_view names = tactic.substr(0, tactic.find(' ')); !names.empty();) {
+      const auto name = names.substr(0, names.find('+'));
+      names.remove_prefix(std::min(name.size() + 1, names.size()));
+      if (a.of(name) != b.of(name)) return false;
+    }
+    return true;
+  };
+  return (record.reconstruct_from == 0 || same("reconstruct")) &&
+         std::all_of(record.buckets.begin(), record.buckets.end(), [&](const auto& b) { return same(b.tactic); });
 }
 
 }  // namespace q4

@@ -18,4 +18,10 @@ TuningRecord from_line(std::string_view line);
 /// The key of a line in the canonical form, without reading the rest; none: from_line() has to look at it.
 std::optional<TuningKey> key_of_line(std::string_view line);
 
+/// Whether a record that names `theirs` as its kernels (TuningKey::kernels) may be of use with `ours`: the same
+/// kernels, or single digests by name of which some may be the same.
+bool comparable_kernels(std::string_view theirs, std::string_view ours);
+/// Whether the kernels that the record's own tactics name are the same in `ours`.
+bool measured_with(const TuningRecord& record, std::string_view ours);
+
 }  // namespace q4

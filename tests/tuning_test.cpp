@@ -237,5 +237,55 @@ TEST_CASE("add refuses what a file could not hold") {
   CHECK(db.size() == 0);
 }
 
+TEST_CASE("tuning: a record is stale when a kernel of its own tactics changed, and not otherwise") {
+  const std::string mine = "batch:b1,decode:d1,prefill:p1,reconstruct:r1,remap:m1/1";
+  TuningRecord r;
+  r.key.fingerprint = "GPU", r.key.arch = "sm_90a", r.key.units = 132;
+  r.key.k = 4096, r.key.n = 4096, r.key.group = 128, r.key.kernels = mine;
+  r.buckets = {{1, "decode tiles=2", 1, 1, 1, 1, 0}, {16, "remap+prefill rows=16", 1, 1, 1, 1, 0}};
+  const auto match_of = [](const TuningRecord& record, const std::string& kernels) {
+    TuningDb written, db;
+    written.add(record);
+    db.parse(written.str(), "test");  // as a file has it
+    TuningKey key = record.key;
+    key.kernels = kernels;
+    TuningMatch match = TuningMatch::kNone;
+    CHECK((db.find(key, &match) != nullptr) == (match == TuningMatch::kExact));
+    return match;
+  };
+  CHECK(match_of(r, mine) == TuningMatch::kExact);
+  CHECK(match_of(r, "batch:B2,decode:d1,prefill:p1,reconstruct:r1,remap:m1/1") == TuningMatch::kExact);
+  CHECK(match_of(r, "batch:b1,decode:d1,prefill:p1,reconstruct:R2,remap:m1/1") == TuningMatch::kExact);
+  CHECK(match_of(r, "decode:d1,fresh:f1,prefill:p1,remap:m1/1") == TuningMatch::kExact);
+  CHECK(match_of(r, "batch:b1,decode:D2,prefill:p1,reconstruct:r1,remap:m1/1") == TuningMatch::kStale);
+  CHECK(match_of(r, "batch:b1,decode:d1,prefill:P2,reconstruct:r1,remap:m1/1") == TuningMatch::kStale);
+  CHECK(match_of(r, "batch:b1,decode:d1,prefill:p1,reconstruct:r1,remap:M2/1") == TuningMatch::kStale);
+  CHECK(match_of(r, "batch:b1,decode:d1,reconstruct:r1,remap:m1/1") == TuningMatch::kStale);  // prefill is gone
+  CHECK(match_of(r, "batch:b1,decode:d1,prefill:p1,reconstruct:r1,remap:m1/2") == TuningMatch::kStale);  // the search
+  r.reconstruct_from = 512;
+  CHECK(match_of(r, "batch:b1,decode:d1,prefill:p1,reconstruct:R2,remap:m1/1") == TuningMatch::kStale);
+  r.buckets = {{1, "reconstruct+blas", 1, 1, 1, 1, 0}};
+  CHECK(match_of(r, "batch:b1,decode:D2,prefill:p1,reconstruct:r1,remap:m1/1") == TuningMatch::kExact);
+  // One digest of everything, as the CPU has and as GPUs had: equal or stale, and readable either way.
+  r.key.kernels = "0123abcd/1";
+  CHECK(match_of(r, mine) == TuningMatch::kStale);
+  CHECK(match_of(r, "0123abcd/1") == TuningMatch::kExact);
+  CHECK(match_of(r, "0123abce/1") == TuningMatch::kStale);
+}
+
+TEST_CASE("tuning: of two usable records of a problem, the one of exactly these kernels is found") {
+  TuningDb db;
+  TuningRecord r;
+  r.key.fingerprint = "GPU", r.key.arch = "sm_90a", r.key.k = 4096, r.key.n = 4096, r.key.group = 128;
+  r.buckets = {{1, "decode tiles=2", 1, 1, 1, 1, 0}};
+  for (const char* kernels : {"batch:b0,decode:d1/1", "batch:b1,decode:d1/1", "batch:b2,decode:d1/1"}) {
+    r.key.kernels = kernels, r.provenance["of"] = kernels;
+    db.add(r);
+  }
+  r.key.kernels = "batch:b1,decode:d1/1";
+  REQUIRE(db.find(r.key) != nullptr);
+  CHECK(db.find(r.key)->provenance.at("of") == "batch:b1,decode:d1/1");
+}
+
 }  // namespace
 }  // namespace q4

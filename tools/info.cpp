@@ -6,6 +6,7 @@
 #include <q4/q4.hpp>
 
 #include "runtime/runtime.hpp"
+#include "runtime/tuning_format.hpp"
 #include "tools/common/common.hpp"
 #include "tools/common/tool.hpp"
 
@@ -23,10 +24,11 @@ constexpr const char* kExamples =
 struct TuningFile {
   std::string path, problem;
   std::size_t records = 0, exact = 0, nearest = 0, stale = 0;
+  std::vector<std::string> unknown = {};  ///< tactics of records in use that this version does not know, and why
 };
 
 TuningFile examine(const std::string& path, const Runtime& runtime, const std::vector<DeviceInfo>& devices) {
-  TuningFile file{path, "", 0, 0, 0, 0};
+  TuningFile file{path, ""};
   TuningDb db;
   try {
     db.load(path);
@@ -39,7 +41,12 @@ TuningFile examine(const std::string& path, const Runtime& runtime, const std::v
     for (const DeviceInfo& info : devices) {
       const bool exact = record.key.fingerprint == info.fingerprint;
       if (!exact && record.key.arch != info.arch) continue;
-      const bool stale = record.key.kernels != tuning_digest(runtime.impl().open(info.device)->kernels_digest());
+      const auto device = runtime.impl().open(info.device);
+      const bool stale = !measured_with(record, tuning_digest(device->kernels_digest()));
+      if (!stale)
+        for (const auto& reason : device->unknown_tactics(record))
+          file.unknown.push_back(
+              fmt::format("k = {} n = {} group {}: {}", record.key.k, record.key.n, record.key.group, reason));
       ++(stale ? file.stale : exact ? file.exact : file.nearest);
       break;
     }
@@ -92,7 +99,8 @@ void print_json(const Runtime& runtime, const std::vector<DeviceInfo>& devices, 
                                    {"records", f.records},
                                    {"exact", f.exact},
                                    {"nearest", f.nearest},
-                                   {"stale", f.stale}});
+                                   {"stale", f.stale},
+                                   {"unknown_tactics", f.unknown}});
   fmt::print("{}\n", out.dump(2));
 }
 
@@ -126,6 +134,7 @@ void print_files(const Runtime& runtime, const std::vector<TuningFile>& files) {
         "Tuning file    {}: records: {}, {} for a device here, {} for a similar one (same arch), {} stale (other "
         "kernels)\n",
         f.path, f.records, f.exact, f.nearest, f.stale);
+    for (const auto& reason : f.unknown) fmt::print("               not used, the default is: {}\n", reason);
   }
 }
 

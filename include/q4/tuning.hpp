@@ -21,7 +21,9 @@ struct TuningKey {
   bool act_order = false;
   DType activation = DType::kF16;
   std::string policy = "cold";  ///< how weights were timed: "cold" (not in a cache) or "warm"
-  std::string kernels = {};     ///< digest of the kernel sources and the search space; find(): empty means any
+  /// Digest of the kernels, or of each by name, and the version of the search. find() gives records whose own tactics'
+  /// kernels are the same; empty means any.
+  std::string kernels = {};
   friend auto operator<=>(const TuningKey&, const TuningKey&) = default;
 };
 
@@ -87,7 +89,7 @@ class Q4_API TuningDb {
   std::string str() const;        ///< what save() writes
   void add(TuningRecord record);  ///< replaces a record of the same key
   /// Exact device, else the same arch with the nearest number of compute units (kNearest); of the key's policy, else of
-  /// the other; never of other kernels.
+  /// the other; never one whose tactics name other kernels than these.
   const TuningRecord* find(const TuningKey& key, TuningMatch* match = nullptr) const;
   std::vector<TuningRecord> records() const;  ///< sorted by key
   std::size_t size() const;
