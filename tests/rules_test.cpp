@@ -2,9 +2,11 @@
 // sources.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <regex>
 #include <set>
 #include <string>
@@ -93,6 +95,50 @@ TEST_CASE("dependencies point one way: kernels, include, runtime, autotune, tool
   check_includes("autotune", none_of({"tools/", "tests/", "bindings/", "examples/"}));
   check_includes("tools", none_of({"tests/", "bindings/", "examples/"}));
   check_includes("examples", none_of({"runtime/", "kernels/", "autotune/", "tools/", "tests/"}));
+}
+
+TEST_CASE("runtime/choose is pure: kernels' Configs and generated text, no driver, no cache, no backend") {
+  check_includes("runtime/choose", [](const SourceFile&, const std::string& name, bool quoted) {
+    if (!quoted) return name.find('/') == std::string::npos || begins(name, "q4/") || begins(name, "fmt/");
+    return begins(name, "kernels/") || begins(name, "runtime/base/") || begins(name, "runtime/jit/") ||
+           begins(name, "runtime/choose/");
+  });
+}
+
+TEST_CASE("policy of the host stays out of kernels/: no defaults, no estimates") {
+  const std::regex policy(R"(\w+_(default|estimate|gathers|together|pieces)\s*\()");
+  for (const auto& file : sources({"kernels"}, kCode)) {
+    std::smatch match;
+    const std::string text = file.text();
+    CHECK_MESSAGE(!std::regex_search(text, match, policy), file.path << " has " << match.str());
+  }
+}
+
+TEST_CASE("no cycle between the folders of runtime/") {
+  static const std::regex include(R"rx(^\s*#\s*include\s*"(runtime/[^"]+)")rx");
+  std::map<std::string, std::set<std::string>> includes;
+  for (const auto& file : sources({"runtime"}, kCode))
+    for (const auto& line : file.lines) {
+      std::smatch match;
+      if (!std::regex_search(line, match, include)) continue;
+      const std::string from = fs::path(file.path).parent_path().generic_string();
+      const std::string to = fs::path(match[1].str()).parent_path().generic_string();
+      if (from != to) includes[from].insert(to);
+    }
+  REQUIRE(includes.size() > 5);
+  std::set<std::string> done;
+  std::vector<std::string> way;
+  const std::function<void(const std::string&)> visit = [&](const std::string& folder) {
+    const bool cycle = std::find(way.begin(), way.end(), folder) != way.end();
+    way.push_back(folder);
+    std::string text;
+    for (const auto& step : way) text += step + " > ";
+    CHECK_MESSAGE(!cycle, text);
+    if (!cycle && done.insert(folder).second)
+      for (const auto& next : includes[folder]) visit(next);
+    way.pop_back();
+  };
+  for (const auto& [folder, unused] : std::map(includes)) visit(folder);
 }
 
 TEST_CASE("kernels/device.h alone asks which compiler this is") {
