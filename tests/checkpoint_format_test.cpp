@@ -96,8 +96,10 @@ TEST_CASE("safetensors: what the format forbids is an error that says what and w
        "overflows 64 bits"},
       {"too few bytes", file_bytes("{" + entry("a", "I32", "[2,2]", "[0,12]") + "}", 12),
        "hold 12 bytes, but I32 of shape [2, 2] needs 16"},
-      {"half a byte", file_bytes("{" + entry("a", "F4", "[3]", "[0,1]") + "}", 1), "no whole number of bytes"},
-      {"unknown dtype", file_bytes("{" + entry("a", "X9", "[1]", "[0,4]") + "}", 4), "unsupported: Checkpoint::open"},
+      {"half a byte", file_bytes("{" + entry("a", "F4", "[3]", "[0,1]") + "}", 1), "not a whole number of bytes"},
+      {"git-lfs pointer", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "run `git lfs pull`"},
+      {"web page", "<!DOCTYPE html><html>Log in</html>", "is a web page"},
+      {"PyTorch", std::string("PK\x03\x04", 4) + "archive/data.pkl", "weights_only=True"},
       {"hole in front", file_bytes("{" + entry("a", "I32", "[1]", "[4,8]") + "}", 8),
        "begins at 4, but the data before it ends at 0 (hole)"},
       {"hole between",
@@ -134,12 +136,13 @@ TEST_CASE("safetensors: what the format allows is read") {
 
   // A scalar, an empty tensor, rank 3, a dtype that q4 has no type for; the data in another order than the header.
   write_file(
-      path, file_bytes("{\"__metadata__\":{\"format\":\"pt\"}," + entry("scalar", "F32", "[]", "[24,28]") + "," +
-                           entry("empty", "F16", "[0,5]", "[24,24]") + "," + entry("rank3", "U8", "[2,3,4]", "[0,24]") +
-                           "," + entry("wide", "F64", "[1]", "[28,36]") + "}  ",
-                       36));
+      path,
+      file_bytes("{\"__metadata__\":{\"format\":\"pt\"}," + entry("scalar", "F32", "[]", "[24,28]") + "," +
+                     entry("empty", "F16", "[0,5]", "[24,24]") + "," + entry("rank3", "U8", "[2,3,4]", "[0,24]") + "," +
+                     entry("wide", "F64", "[1]", "[28,36]") + "," + entry("new", "X9", "[3]", "[36,37]") + "}  ",
+                 37));
   const Checkpoint checkpoint = Checkpoint::open(path);
-  CHECK(checkpoint.tensor_names() == std::vector<std::string>{"empty", "rank3", "scalar", "wide"});
+  CHECK(checkpoint.tensor_names() == std::vector<std::string>{"empty", "new", "rank3", "scalar", "wide"});
   const TensorView rank3 = checkpoint.tensor("rank3"), scalar = checkpoint.tensor("scalar"),
                    empty = checkpoint.tensor("empty");
   CHECK(rank3.rows == 6);
@@ -152,6 +155,7 @@ TEST_CASE("safetensors: what the format allows is read") {
   CHECK(empty.rows == 0);
   CHECK(empty.cols == 5);
   CHECK(error_of([&] { checkpoint.tensor("wide"); }).find("dtype F64 has no q4 type") != std::string::npos);
+  CHECK(error_of([&] { checkpoint.tensor("new"); }).find("dtype X9 has no q4 type") != std::string::npos);
   CHECK(error_of([&] { checkpoint.tensor("scaler"); }).find("not_found: ") == 0);
   CHECK(error_of([&] { checkpoint.tensor("scaler"); }).find("nearest: \"scalar\"") != std::string::npos);
 }

@@ -23,8 +23,10 @@ struct FileSet {
 };
 
 /// `path`: a .safetensors file, an index (*.index.json), or a folder. In a folder, in this order: model.safetensors,
-/// model.safetensors.index.json, the only *.safetensors.index.json, the only *.safetensors. An index decides what
-/// belongs to the checkpoint: tensors of its files that it does not name are left out.
+/// model.safetensors.index.json, the only *.safetensors.index.json, the only *.safetensors, all shards of one set. The
+/// index of the model before it was quantized is passed over where none of its files is there, and so are indices of
+/// other formats. An
+/// index decides what belongs to the checkpoint: tensors of its files that it does not name are left out.
 FileSet open_files(const std::string& path);
 
 }  // namespace q4::checkpoint

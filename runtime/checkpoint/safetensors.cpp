@@ -1,14 +1,8 @@
 // One safetensors file: mapping, header checks.
 #include "runtime/checkpoint/safetensors.hpp"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <string_view>
 #include <utility>
@@ -39,22 +33,6 @@ template <class... Args>
        path, fmt::format(text, std::forward<Args>(args)...));
 }
 
-[[noreturn]] void system_error(const std::string& path, const char* call, int error) {
-  fail(error == ENOENT || error == ENOTDIR ? ErrorCode::kNotFound : ErrorCode::kIo,
-       "Checkpoint::open: {}: {}: {}; check the path and its permissions", path, call, std::strerror(error));
-}
-
-struct ::stat regular_stat(const std::string& path) {
-  struct ::stat status {};
-  if (::stat(path.c_str(), &status) != 0) system_error(path, "stat", errno);
-  if (!S_ISREG(status.st_mode)) fail(ErrorCode::kIo, "Checkpoint::open: {}: not a regular file; name a file", path);
-  return status;
-}
-
-std::int64_t modified_ns(const struct ::stat& status) {
-  return static_cast<std::int64_t>(status.st_mtim.tv_sec) * 1'000'000'000 + status.st_mtim.tv_nsec;
-}
-
 /// A field that must be a whole number in [0, 2^63).
 std::uint64_t whole(const std::string& path, const std::string& tensor, const char* field, const Json& value) {
   if (!value.is_number_unsigned() || value.get<std::uint64_t>() > INT64_MAX) {
@@ -64,26 +42,26 @@ std::uint64_t whole(const std::string& path, const std::string& tensor, const ch
   return value.get<std::uint64_t>();
 }
 
-unsigned type_bits(const std::string& path, const std::string& tensor, const std::string& dtype) {
+/// 0: a type of a later version of the format, whose tensors cannot be read but need not keep the others from being.
+unsigned type_bits(const std::string& dtype) {
   for (const auto& [name, bits] : kTypeBits) {
     if (name == dtype) return bits;
   }
-  fail(ErrorCode::kUnsupported,
-       "Checkpoint::open: {}: tensor {}: dtype {} is not known to this version of q4; update q4 or convert the tensor",
-       path, quote(tensor), quote(dtype));
+  return 0;
 }
 
-/// Bytes that dtype and shape ask for.
-std::uint64_t needed_bytes(const std::string& path, const std::string& tensor, const StoredTensor& stored) {
+/// Bytes that the shape needs at `type_bits` an element.
+std::uint64_t needed_bytes(const std::string& path, const std::string& tensor, const StoredTensor& stored,
+                           unsigned type_bits) {
   std::uint64_t bits = 1;
   bool overflow = false;
   for (const std::int64_t extent : stored.shape) {
     overflow |= __builtin_mul_overflow(bits, static_cast<std::uint64_t>(extent), &bits);
   }
-  overflow |= __builtin_mul_overflow(bits, std::uint64_t{type_bits(path, tensor, stored.dtype)}, &bits);
+  overflow |= __builtin_mul_overflow(bits, std::uint64_t{type_bits}, &bits);
   if (overflow) corrupt(path, "tensor {}: shape [{}] overflows 64 bits", quote(tensor), fmt::join(stored.shape, ", "));
   if (bits % 8 != 0) {
-    corrupt(path, "tensor {}: shape [{}] of {} is no whole number of bytes", quote(tensor),
+    corrupt(path, "tensor {}: shape [{}] of {} is not a whole number of bytes", quote(tensor),
             fmt::join(stored.shape, ", "), stored.dtype);
   }
   return bits / 8;
@@ -119,13 +97,15 @@ Parsed parse_entry(const std::string& path, const std::string& name, const Json&
     corrupt(path, "tensor {}: data_offsets [{}, {}] are not within the {} bytes of data", quote(name), parsed.begin,
             parsed.end, limit);
   }
-  const std::uint64_t needed = needed_bytes(path, name, parsed.tensor);
+  parsed.tensor.bytes = parsed.end - parsed.begin;
+  const unsigned bits = type_bits(parsed.tensor.dtype);
+  if (bits == 0) return parsed;
+  const std::uint64_t needed = needed_bytes(path, name, parsed.tensor, bits);
   if (parsed.end - parsed.begin != needed) {
     corrupt(path, "tensor {}: data_offsets [{}, {}] hold {} bytes, but {} of shape [{}] needs {}", quote(name),
             parsed.begin, parsed.end, parsed.end - parsed.begin, parsed.tensor.dtype,
             fmt::join(parsed.tensor.shape, ", "), needed);
   }
-  parsed.tensor.bytes = needed;
   return parsed;
 }
 
@@ -138,52 +118,29 @@ void check_metadata(const std::string& path, const Json& metadata) {
 
 }  // namespace
 
-std::size_t regular_file_size(const std::string& path) { return static_cast<std::size_t>(regular_stat(path).st_size); }
-
-SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)) {
-  try {
-    map();
-    parse();
-  } catch (...) {
-    unmap();
-    throw;
-  }
-}
-
-SafetensorsFile::~SafetensorsFile() { unmap(); }
-
-void SafetensorsFile::unmap() noexcept {
-  if (mapped_ != nullptr) ::munmap(const_cast<std::byte*>(mapped_), size_);
-  if (file_ >= 0) ::close(file_);
-}
-
-void SafetensorsFile::map() {
-  regular_stat(path_);  // before open(): opening a device or a pipe can have effects
-  file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (file_ < 0) system_error(path_, "open", errno);
-  struct ::stat status {};
-  if (::fstat(file_, &status) != 0) system_error(path_, "fstat", errno);
-  size_ = static_cast<std::size_t>(status.st_size);
-  modified_ns_ = modified_ns(status);
-  if (size_ < kLengthBytes) corrupt(path_, "{} bytes, at least 8 are needed for the header's length", size_);
-  void* const mapped = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file_, 0);
-  if (mapped == MAP_FAILED) system_error(path_, "mmap", errno);
-  mapped_ = static_cast<const std::byte*>(mapped);
+SafetensorsFile::SafetensorsFile(std::string path, FileBytes::Access access) : bytes_(std::move(path), access) {
+  parse();
 }
 
 void SafetensorsFile::parse() {
-  std::uint64_t length = 0;
-  std::memcpy(&length, mapped_, kLengthBytes);
-  if (length > size_ - kLengthBytes || length > kMaxHeader) {
-    corrupt(path_, "header length {}; at most {} is possible in a file of {} bytes", length,
-            std::min<std::uint64_t>(size_ - kLengthBytes, kMaxHeader), size_);
+  const std::size_t size = bytes_.size();
+  if (size <= kLengthBytes || bytes_.text()[kLengthBytes] != '{') {
+    if (const std::string foreign = foreign_content(bytes_.text()); !foreign.empty())
+      fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: {}", path(), foreign);
   }
-  const std::string_view text(reinterpret_cast<const char*>(mapped_ + kLengthBytes), length);
-  if (text.empty() || text.front() != '{') corrupt(path_, "the header does not begin with '{{'");
-  const Json header = parse_json(text, path_);
+  if (size < kLengthBytes) corrupt(path(), "{} bytes, at least 8 are needed for the header's length", size);
+  std::uint64_t length = 0;
+  std::memcpy(&length, bytes_.data(), kLengthBytes);
+  if (length > size - kLengthBytes || length > kMaxHeader) {
+    corrupt(path(), "header length {}; at most {} is possible in a file of {} bytes", length,
+            std::min<std::uint64_t>(size - kLengthBytes, kMaxHeader), size);
+  }
+  const std::string_view text = bytes_.text().substr(kLengthBytes, length);
+  if (text.empty() || text.front() != '{') corrupt(path(), "the header does not begin with '{{'");
+  const Json header = parse_json(text, path());
 
-  const std::byte* const data = mapped_ + kLengthBytes + length;
-  const std::uint64_t limit = size_ - kLengthBytes - length;
+  const std::byte* const data = bytes_.data() + kLengthBytes + length;
+  const std::uint64_t limit = size - kLengthBytes - length;
   struct Extent {
     std::uint64_t begin, end;
     const std::string* name;
@@ -191,12 +148,12 @@ void SafetensorsFile::parse() {
   std::vector<Extent> extents;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") {
-      check_metadata(path_, entry);
+      check_metadata(path(), entry);
       continue;
     }
-    Parsed parsed = parse_entry(path_, name, entry, limit);
+    Parsed parsed = parse_entry(path(), name, entry, limit);
     parsed.tensor.data = data + parsed.begin;
-    const auto at = tensors_.emplace(name, std::move(parsed.tensor)).first;
+    const auto at = tensors_.emplace_hint(tensors_.end(), name, std::move(parsed.tensor));  // items() is sorted
     extents.push_back({parsed.begin, parsed.end, &at->first});
   }
   std::sort(extents.begin(), extents.end(),
@@ -204,24 +161,12 @@ void SafetensorsFile::parse() {
   std::uint64_t covered = 0;
   for (const Extent& extent : extents) {
     if (extent.begin != covered) {
-      corrupt(path_, "tensor {}: data begins at {}, but the data before it ends at {} ({})", quote(*extent.name),
+      corrupt(path(), "tensor {}: data begins at {}, but the data before it ends at {} ({})", quote(*extent.name),
               extent.begin, covered, extent.begin < covered ? "overlap" : "hole");
     }
     covered = extent.end;
   }
-  if (covered != limit) corrupt(path_, "{} bytes of data, but the tensors end at {} (hole)", limit, covered);
-}
-
-void SafetensorsFile::check_unchanged() const {
-  struct ::stat status {};
-  if (::fstat(file_, &status) != 0) system_error(path_, "fstat", errno);
-  if (static_cast<std::size_t>(status.st_size) != size_ || modified_ns(status) != modified_ns_) {
-    fail(ErrorCode::kCorrupt,
-         "Checkpoint: {}: the file was modified after it was opened ({} bytes then, {} now); open the checkpoint "
-         "again, and "
-         "replace its files by renaming, not by writing into them",
-         path_, size_, status.st_size);
-  }
+  if (covered != limit) corrupt(path(), "{} bytes of data, but the tensors end at {} (hole)", limit, covered);
 }
 
 }  // namespace q4::checkpoint
