@@ -14,6 +14,7 @@ std::shared_ptr<const QuantizedMatrix::Impl> make(const Runtime& runtime, std::s
   auto impl = std::make_shared<QuantizedMatrix::Impl>(
       QuantizedMatrix::Impl{runtime, device, device->pack(s), s.k, s.n, s.group_size, s.groups, s.act_order, s.has_bias,
                             checked.zeros_detected, checked.zeros});
+  for (const auto& note : checked.notes) runtime.impl().say_once(LogLevel::kWarning, note);
   if (impl->detected)
     runtime.impl().log(
         LogLevel::kInfo,

@@ -2,10 +2,12 @@
 #include "runtime/matrix_source.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "runtime/base/check.hpp"
 #include "runtime/base/convert.hpp"
+#include "runtime/group_index.hpp"
 
 namespace q4 {
 namespace {
@@ -108,9 +110,45 @@ class Reader {
   DeviceBackend& device_;
 };
 
+GroupIndex read_g_idx(const Reader& reader, const TensorView& view, const MatrixSource& s) {
+  reader.check_view(view, "g_idx", {DType::kI32, DType::kI64});
+  check(view.rows * view.cols == s.k && (view.rows == 1 || view.cols == 1),
+        "{}: g_idx has shape [{}, {}]; it must have k = {} elements", reader.call(), view.rows, view.cols, s.k);
+  return read_group_index(reader.call(), view.dtype, reader.bytes(view).data(), s.k, s.group_size, s.groups);
+}
+
+/// To fp16, which the kernels use. fp16 scales are taken as they are, NaN included. Others are rounded: with random
+/// fractions that is an error of 1.4e-4 to 2.8e-4 of the weights; more means that their range is not fp16's.
+void convert_scales(const Reader& reader, CheckedSource& to, const TensorView& scales) {
+  constexpr double kMostRounded = 3e-4;
+  const std::vector<float> wide = reader.floats(scales);
+  to.source.scales.reserve(wide.size());
+  double difference = 0, norm = 0;
+  float most = 0;
+  for (const float scale : wide) {
+    const std::uint16_t half = half_from_float(scale);
+    to.source.scales.push_back(half);
+    if (!std::isfinite(scale)) continue;
+    difference += std::pow(double{float_from_half(half)} - double{scale}, 2);  // infinite where fp16 overflows
+    norm += std::pow(double{scale}, 2);
+    most = std::max(most, std::fabs(scale));
+  }
+  if (difference == 0) return;
+  const double error = std::sqrt(difference / norm);
+  if (!(error <= kMostRounded)) {
+    fail(ErrorCode::kUnsupported,
+         "{}: scales in {} (the largest is {:.3g}) change the weights by {:.2g} of their size when they are rounded to "
+         "fp16, which the kernels use and which holds 6e-5 to 65504 in full; at most {:.0g} is accepted: multiply the "
+         "scales by a power of two and divide the layer's input by it",
+         reader.call(), to_string(scales.dtype), most, error, kMostRounded);
+  }
+  to.notes.push_back(fmt::format("scales in {} are rounded to fp16, which the kernels use", to_string(scales.dtype)));
+}
+
 /// Shapes, groups, scales and bias: what both formats share. k and n are already set.
 void check_common(const Reader& reader, CheckedSource& to, const TensorView& qzeros, const TensorView& scales,
-                  const std::optional<TensorView>& bias, std::int64_t group_size, bool has_g_idx) {
+                  const std::optional<TensorView>& bias, std::int64_t group_size,
+                  const std::optional<TensorView>& g_idx) {
   auto& s = to.source;
   const char* call = reader.call();
   check(s.k >= 8 && s.n >= 8, "{}: W is {} x {} (k x n); both must be at least 8", call, s.k, s.n);
@@ -127,7 +165,13 @@ void check_common(const Reader& reader, CheckedSource& to, const TensorView& qze
   check(group_size >= -1 && group_size <= kLargest,
         "{}: group_size = {}; it must be -1 (one group), 0 (derive) or a positive multiple of 8", call, group_size);
   s.group_size = group_size == -1 ? s.k : group_size == 0 ? (s.k + s.groups - 1) / s.groups : group_size;
-  if (!has_g_idx) {
+  if (g_idx && g_idx->rows * g_idx->cols > 0) {
+    GroupIndex index = read_g_idx(reader, *g_idx, s);
+    s.g_idx = std::move(index.rows);
+    s.act_order = !s.g_idx.empty();
+    if (!index.note.empty()) to.notes.push_back(std::move(index.note));
+  }
+  if (!s.act_order) {
     check(group_size != -1 || s.groups == 1, "{}: group_size = -1 means one group, but scales has {} rows", call,
           s.groups);
     check(s.group_size % 8 == 0,
@@ -137,7 +181,7 @@ void check_common(const Reader& reader, CheckedSource& to, const TensorView& qze
           "{}: k = {} rows in groups of {} make {} groups, but scales has {} rows", call, s.k, s.group_size,
           (s.k + s.group_size - 1) / s.group_size, s.groups);
   }
-  for (const float scale : reader.floats(scales)) s.scales.push_back(half_from_float(scale));
+  convert_scales(reader, to, scales);
   if (bias && bias->rows * bias->cols > 0) {
     reader.check_view(*bias, "bias", {DType::kF16, DType::kBF16, DType::kF32});
     check(bias->rows * bias->cols == s.n && (bias->rows == 1 || bias->cols == 1),
@@ -160,25 +204,6 @@ std::vector<std::uint8_t> unpack_zeros(const Reader& reader, const TensorView& q
   return zeros;
 }
 
-std::vector<std::int32_t> read_g_idx(const Reader& reader, const TensorView& view, const MatrixSource& s) {
-  reader.check_view(view, "g_idx", {DType::kI32, DType::kI64});
-  check(view.rows * view.cols == s.k && (view.rows == 1 || view.cols == 1),
-        "{}: g_idx has shape [{}, {}]; it must have k = {} elements", reader.call(), view.rows, view.cols, s.k);
-  const auto raw = reader.bytes(view);
-  std::vector<std::int32_t> g_idx(static_cast<std::size_t>(s.k));
-  for (std::size_t r = 0; r < g_idx.size(); ++r) {
-    std::int64_t g = 0;
-    std::int32_t small = 0;
-    if (view.dtype == DType::kI64)
-      std::memcpy(&g, raw.data() + 8 * r, 8);
-    else
-      std::memcpy(&small, raw.data() + 4 * r, 4), g = small;
-    check(g >= 0 && g < s.groups, "{}: g_idx[{}] = {} is outside [0, groups = {})", reader.call(), r, g, s.groups);
-    g_idx[r] = static_cast<std::int32_t>(g);
-  }
-  return g_idx;
-}
-
 }  // namespace
 
 CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t) {
@@ -189,15 +214,7 @@ CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t) {
   reader.check_view(t.qzeros, "qzeros", {DType::kI32});
   reader.check_view(t.scales, "scales", {DType::kF16, DType::kBF16, DType::kF32});
   s.k = t.qweight.rows * 8, s.n = t.qweight.cols;
-  const bool has_g_idx = t.g_idx && t.g_idx->rows * t.g_idx->cols > 0;
-  check_common(reader, to, t.qzeros, t.scales, t.bias, t.group_size, has_g_idx);
-  if (has_g_idx) {
-    s.g_idx = read_g_idx(reader, *t.g_idx, s);
-    bool trivial = (s.k + s.group_size - 1) / s.group_size == s.groups && s.group_size % 8 == 0;
-    for (std::size_t r = 0; trivial && r < s.g_idx.size(); ++r)
-      trivial = s.g_idx[r] == static_cast<std::int64_t>(r) / s.group_size;
-    if (trivial) s.g_idx.clear();
-  }
+  check_common(reader, to, t.qzeros, t.scales, t.bias, t.group_size, t.g_idx);
   s.zeros = unpack_zeros(reader, t.qzeros, false);
   check(t.zeros <= ZeroFormat::kV2, "{}: zeros = {} is no value of ZeroFormat", reader.call(),
         static_cast<int>(t.zeros));
@@ -222,7 +239,7 @@ CheckedSource check_awq(DeviceBackend& device, const AwqTensors& t) {
   reader.check_view(t.scales, "scales", {DType::kF16, DType::kBF16, DType::kF32});
   s.awq = true;
   s.k = t.qweight.rows, s.n = t.qweight.cols * 8;
-  check_common(reader, to, t.qzeros, t.scales, t.bias, t.group_size, false);
+  check_common(reader, to, t.qzeros, t.scales, t.bias, t.group_size, std::nullopt);
   s.zeros = unpack_zeros(reader, t.qzeros, true);
   to.zeros = ZeroFormat::kV2;
   reader.place_codes(to, t.qweight);

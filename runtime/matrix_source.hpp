@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <q4/matrix.hpp>
+#include <string>
 #include <vector>
 
 #include "runtime/backends/backend.hpp"
@@ -17,9 +18,9 @@ struct CheckedSource {
   std::shared_ptr<void> device_codes;    ///< the same on the device
   bool zeros_detected = false;
   ZeroFormat zeros = ZeroFormat::kV1;
+  std::vector<std::string> notes;  ///< what was unusual and is read nevertheless, for the log
 };
 
-/// `to_device`: whether qweight may stay where it is in the memory of `device`.
 CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& tensors);
 CheckedSource check_awq(DeviceBackend& device, const AwqTensors& tensors);
 

@@ -32,11 +32,11 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   bool may_be_prebuilt(const std::string& arch);
   cache::KernelCache& cache() { return *cache_; }
   void log(LogLevel level, const std::string& text) const { context_.log(level, text); }
+  void say_once(LogLevel level, const std::string& text);  ///< only the first time that this runtime says it
 
  private:
   void load_tuning(std::vector<std::string> & problems);
   void load_shipped(const std::string& folder, std::vector<std::string>& problems);
-  void say_once(LogLevel level, const std::string& text);
 
   BackendContext context_;
   std::unique_ptr<cache::KernelCache> cache_;

@@ -104,19 +104,6 @@ void run(const Jobs& jobs, const WarmupOptions& options, Clock::time_point start
   if (report.skipped == 0) report.past_deadline = report.cancelled = false;  // it came too late to matter
 }
 
-/// Whether a g_idx says anything else than row / group_size.
-bool permutes(const Checkpoint& checkpoint, const MatrixEntry& entry) {
-  if (!entry.has_g_idx) return false;
-  const TensorView g_idx = *checkpoint.gptq(entry.name).g_idx;
-  const auto differs = [&](const auto* groups) {
-    for (std::int64_t r = 0; r < entry.k; ++r)
-      if (groups[r] != r / entry.group_size) return true;
-    return false;
-  };
-  return g_idx.dtype == DType::kI64 ? differs(static_cast<const std::int64_t*>(g_idx.data))
-                                    : differs(static_cast<const std::int32_t*>(g_idx.data));
-}
-
 }  // namespace
 
 WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const WarmupOptions& options) const {
@@ -145,10 +132,12 @@ WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const Warmu
 }
 
 WarmupReport Runtime::warmup(const Checkpoint& checkpoint, const WarmupOptions& options) const {
-  const bool awq = checkpoint.config().format == QuantFormat::kAwq;
   std::vector<WarmupShape> shapes;
   for (const MatrixEntry& entry : checkpoint.matrices()) {
-    const WarmupShape shape{entry.k, entry.n, entry.group_size, permutes(checkpoint, entry), entry.has_bias, awq};
+    if (!entry.unsupported.empty()) continue;
+    const WarmupShape shape{entry.k,          entry.n,
+                            entry.group_size, checkpoint.act_order(entry.name),
+                            entry.has_bias,   entry.format == QuantFormat::kAwq};
     if (std::find(shapes.begin(), shapes.end(), shape) == shapes.end()) shapes.push_back(shape);
   }
   return warmup(shapes, options);

@@ -3,12 +3,15 @@
 
 #include <doctest/doctest.h>
 
+#include <filesystem>
+
 #include "checkpoint_maker.hpp"
 
 namespace q4::test {
 namespace {
 
 using checkpoint::ClaimedConfig;
+using checkpoint::Packing;
 using checkpoint::parse_config;
 using checkpoint::read_config;
 
@@ -16,30 +19,34 @@ TEST_CASE("config: the fields and their synonyms") {
   const ClaimedConfig gptq = parse_config(
       R"({"bits":4,"group_size":64,"desc_act":true,"sym":false,"quant_method":"gptq","checkpoint_format":"gptq_v2","pack_dtype":"int32"})",
       "c");
-  CHECK(gptq.format == QuantFormat::kGptq);
+  CHECK(gptq.packing == Packing::kGptq);
   CHECK(gptq.group_size == 64);
-  CHECK(gptq.desc_act);
-  CHECK_FALSE(gptq.sym);
+  CHECK(gptq.desc_act == true);
+  CHECK(gptq.sym == false);
   CHECK(gptq.zeros == ZeroFormat::kV2);
   CHECK(gptq.path == "c");
 
   const ClaimedConfig old = parse_config(R"({"wbits":4,"group_size":-1,"checkpoint_format":"gptq"})", "c");
-  CHECK(old.format == QuantFormat::kGptq);
+  CHECK(old.packing == Packing::kGptq);
+  CHECK(old.bits == 4);
   CHECK(old.group_size == -1);
-  CHECK_FALSE(old.desc_act);
-  CHECK(old.sym);
-  CHECK(old.zeros == ZeroFormat::kAuto);
+  CHECK_FALSE(old.desc_act.has_value());
+  CHECK_FALSE(old.sym.has_value());
+  CHECK(old.zeros == ZeroFormat::kV1);
 
   // quant_config.json of AutoAWQ names no method.
   const ClaimedConfig awq = parse_config(R"({"zero_point":true,"q_group_size":128,"w_bit":4,"version":"GEMM"})", "c");
-  CHECK(awq.format == QuantFormat::kAwq);
+  CHECK(awq.packing == Packing::kAwqGemm);
   CHECK(awq.group_size == 128);
-  CHECK_FALSE(awq.sym);
+  CHECK(awq.sym == false);
+  for (const char* same : {R"({"quant_method":"awq","version":"GEMM","format":"gemm"})", R"({"version":"exllama"})",
+                           R"({"quant_method":"AWQ","version":"ipex"})", R"({"version":"exllama","format":"gemm"})"})
+    CHECK_MESSAGE(parse_config(same, "c").packing == Packing::kAwqGemm, same);
 
   const ClaimedConfig silent = parse_config(R"({"bits":null,"lm_head":true,"modules_to_not_convert":["a"]})", "c");
-  CHECK_FALSE(silent.format.has_value());
+  CHECK_FALSE(silent.packing.has_value());
   CHECK_FALSE(silent.group_size.has_value());
-  CHECK(parse_config(R"({"bits":4,"w_bit":4})", "c").zeros == ZeroFormat::kAuto);
+  CHECK_FALSE(parse_config(R"({"bits":4,"w_bit":4})", "c").zeros.has_value());
   CHECK_NOTHROW(parse_config(R"({"dynamic":{"-:lm_head":{"bits":8},"+:down":{"bits":4,"group_size":32}}})", "c"));
   CHECK_NOTHROW(parse_config(R"({"dynamic":false})", "c"));
 }
@@ -48,15 +55,19 @@ TEST_CASE("config: what q4 does not compute, and what contradicts itself") {
   const struct {
     const char *json, *error;
   } cases[] = {
-      {R"({"bits":8})", "unsupported: Checkpoint::open: c: bits is 8"},
-      {R"({"wbits":3})", "unsupported: Checkpoint::open: c: bits is 3"},
       {R"({"quant_method":"bitsandbytes"})", "unsupported: Checkpoint::open: c: quant_method is \"bitsandbytes\""},
-      {R"({"quant_method":"awq","version":"gemv_fast"})", "(checkpoint_format, version) is \"gemv_fast\""},
-      {R"({"checkpoint_format":"marlin"})", "is \"marlin\""},
-      {R"({"is_marlin_format":true})", "unsupported: "},
-      {R"({"pack_dtype":"int8"})", "pack_dtype is \"int8\""},
-      {R"({"dynamic":{"+:model.layers.1":{"bits":8}}})", "dynamic: \"+:model.layers.1\": bits is 8"},
-      {R"({"dynamic":{"lm_head":{"w_bit":8}}})", "dynamic: \"lm_head\": bits is 8"},
+      {R"({"quant_method":"awq","version":"hybrid"})", "unsupported: Checkpoint::open: c: version is \"hybrid\""},
+      {R"({"quant_method":"compressed-tensors","format":"float-quantized"})", "format is \"float-quantized\""},
+      {R"({"quant_method":"auto-round","data_type":"mx_fp"})", "data_type is \"mx_fp\""},
+      {R"({"pack_dtype":"int24"})", "pack_dtype is \"int24\""},
+      {R"({"dynamic":{"+:(":{"bits":8}}})", "dynamic: the expression \"(\" does not compile"},
+      {R"({"extra_config":{"[":{"bits":8}}})", "extra_config: the expression \"[\" does not compile"},
+      {R"({"config_groups":{"g":{"weights":{},"targets":["re:*"]}}})", "c: config_groups.g: targets: the expression"},
+      {R"({"config_groups":{"g":{"weights":{"num_bits":"4"}}}})", "num_bits is string"},
+      {R"({"config_groups":{"g":{"weights":{},"targets":"Linear"}}})", "targets is string, not an array"},
+      {R"({"config_groups":[]})", "config_groups is array"},
+      {R"({"extra_config":{"a":8}})", "extra_config: \"a\" is number"},
+      {R"({"bits":0})", "bits is 0"},
       {R"({"dynamic":[1]})", "corrupt: Checkpoint::open: c: dynamic is array"},
       {R"({"bits":4,"w_bit":8})", "corrupt: Checkpoint::open: c: bits and w_bit mean the same and differ"},
       {R"({"bits":"4"})", "corrupt: Checkpoint::open: c: bits is string"},
@@ -67,6 +78,7 @@ TEST_CASE("config: what q4 does not compute, and what contradicts itself") {
       {R"({"desc_act":"yes"})", "desc_act is string"},
       {R"({"quant_method":4})", "quant_method is number"},
       {R"({"quant_method":"gptq","version":"gemm"})", "exclude each other"},
+      {R"({"checkpoint_format":"gptq","format":"gptq_v2"})", "checkpoint_format and format mean the same and differ"},
       {R"({"bits":4,"bits":4})", "key \"bits\" twice"},
   };
   for (const auto& c : cases) {
@@ -75,22 +87,99 @@ TEST_CASE("config: what q4 does not compute, and what contradicts itself") {
   }
 }
 
-TEST_CASE("config: which file counts") {
+TEST_CASE("config: rules give single modules their bits") {
+  const ClaimedConfig config = parse_config(
+      R"({"bits":4,"dynamic":{"-:.*gate$":{},"+:.*\\.0\\..*down":{"bits":8},"model\\.layers\\.1\\.":{"group_size":32}}})",
+      "c");
+  CHECK(config.bits_of("model.layers.0.mlp.down_proj") == 8);
+  CHECK(config.bits_of("model.layers.1.mlp.down_proj") == 4);
+  CHECK(config.bits_of("lm_head") == 4);
+  const ClaimedConfig extra =
+      parse_config(R"({"bits":4,"extra_config":{"lm_head":{"bits":8},".*[02]\\.q":{"bits":2}}})", "c");
+  CHECK(extra.bits_of("lm_head") == 8);
+  CHECK(extra.bits_of("model.lm_head") == 4);  // a plain name is no expression
+  CHECK(extra.bits_of("model.layers.2.q") == 2);
+  const ClaimedConfig groups = parse_config(
+      R"({"quant_method":"compressed-tensors","format":"mixed-precision","version":"0.19.0","config_groups":{
+          "a":{"targets":["Linear"],"weights":{"num_bits":4}},"b":{"targets":["re:.*down_proj$"],"weights":{"num_bits":8}}}})",
+      "c");
+  CHECK(groups.packing == Packing::kCompressed);
+  CHECK(groups.bits_of("model.layers.1.mlp.down_proj") == 8);
+  CHECK(groups.bits_of("model.layers.1.mlp.up_proj") == 4);
+  // Expressions and names that would keep a backtracking matcher busy for ever, or overflow its stack.
+  const ClaimedConfig slow =
+      parse_config(R"({"bits":4,"dynamic":{"(a+)+$":{"bits":8},"(?P<x>b|b)*c":{"bits":2}}})", "c");
+  CHECK(slow.bits_of(std::string(1999, 'a') + "b") == 4);
+  CHECK(slow.bits_of(std::string(1 << 20, 'a')) == 4);
+  CHECK(slow.bits_of("bbc") == 2);
+}
+
+/// The zeros' format that the files of a folder say together.
+ZeroFormat zeros_of(const TempFolder& folder) { return read_config(folder.path()).value().zeros.value(); }
+
+TEST_CASE("config: every file and every depth is read") {
+  const std::string v2 = R"({"quant_method":"gptq","checkpoint_format":"gptq_v2"})";
+  for (const char* nested :
+       {R"({"quantization_config":X})", R"({"text_config":{"quantization_config":X}})",
+        R"({"llm_config":{"quantization_config":X},"vision_config":{}})",
+        R"({"language_config":{"quantization_config":X}})",
+        R"({"thinker_config":{"text_config":{"quantization_config":X}}})", R"({"a":{"compression_config":X}})"}) {
+    const TempFolder folder;
+    std::string text = nested;
+    text.replace(text.find('X'), 1, v2);
+    write_file(folder / "config.json", text);
+    CHECK_MESSAGE(zeros_of(folder) == ZeroFormat::kV2, nested);
+  }
+  for (const char* name : {"quantize_config.json", "quantization_config.json", "quant_config.json"}) {
+    const TempFolder folder;
+    write_file(folder / "config.json", R"({"quantization_config":{"quant_method":"gptq","bits":4}})");
+    write_file(folder / name, v2);
+    CHECK_MESSAGE(zeros_of(folder) == ZeroFormat::kV2, name);
+    write_file(folder / name, R"({"quantization_config":)" + v2 + "}");
+    CHECK_MESSAGE(zeros_of(folder) == ZeroFormat::kV2, name);
+  }
+}
+
+TEST_CASE("config: files that contradict each other are refused with the names of both") {
+  const struct {
+    const char *one, *other, *error;
+  } cases[] = {
+      {R"({"checkpoint_format":"gptq"})", R"({"checkpoint_format":"gptq_v2"})",
+       "the format of zeros is gptq (v1) and gptq_v2"},
+      {R"({"quant_method":"awq"})", R"({"quant_method":"gptq"})", "the packing is AWQ gemm and GPTQ"},
+      {R"({"bits":4})", R"({"wbits":8})", "bits is 4 and 8"},
+      {R"({"group_size":128})", R"({"q_group_size":-1})", "group_size is 128 and -1"},
+      {R"({"version":"GEMM"})", R"({"format":"exllama"})", nullptr},
+      {R"({"quant_method":"auto-round","packing_format":"auto_round:auto_gptq"})",
+       R"({"quant_method":"gptq","format":"gptq"})", nullptr},
+  };
+  for (const auto& c : cases) {
+    const TempFolder folder;
+    write_file(folder / "config.json", std::string(R"({"llm_config":{"quantization_config":)") + c.one + "}}");
+    write_file(folder / "quantize_config.json", c.other);
+    const std::string error = error_of([&] { read_config(folder.path()); });
+    if (c.error == nullptr) {
+      CHECK(error == "no error");
+      continue;
+    }
+    CHECK_MESSAGE(error.find(c.error) != std::string::npos, error);
+    CHECK_MESSAGE(error.find("config.json: llm_config.quantization_config and ") != std::string::npos, error);
+    CHECK_MESSAGE(error.find("quantize_config.json contradict each other") != std::string::npos, error);
+  }
+}
+
+TEST_CASE("config: a file that is there must be readable") {
   const TempFolder folder;
   CHECK_FALSE(read_config(folder.path()).has_value());
   write_file(folder / "config.json", R"({"hidden_size":8,"limit":[0.0,Infinity,-Infinity,NaN],"s":"NaN \" Infinity"})");
   CHECK_FALSE(read_config(folder.path()).has_value());
-  write_file(folder / "quant_config.json", R"({"version":"GEMM"})");
-  CHECK(read_config(folder.path())->format == QuantFormat::kAwq);
   write_file(folder / "quantize_config.json", R"({"group_size":32})");
   CHECK(read_config(folder.path())->group_size == 32);
-  write_file(folder / "config.json",
-             R"({"text_config":{"quantization_config":{"quant_method":"gptq","group_size":16}}})");
-  CHECK(read_config(folder.path())->group_size == 16);
-  write_file(folder / "config.json",
-             R"({"quantization_config":{"quant_method":"gptq","group_size":8},"text_config":{}})");
-  CHECK(read_config(folder.path())->group_size == 8);
-  CHECK(read_config(folder.path())->path == folder / "config.json");
+  CHECK(read_config(folder.path())->path == folder / "quantize_config.json");
+  std::filesystem::create_symlink("quant_config.json", folder / "quant_config.json");
+  CHECK(error_of([&] { read_config(folder.path()); }).find("quant_config.json: stat: Too many levels") !=
+        std::string::npos);
+  std::filesystem::remove(folder / "quant_config.json");
   write_file(folder / "config.json", R"({"quantization_config":[]})");
   CHECK(error_of([&] { read_config(folder.path()); }).find("quantization_config is array") != std::string::npos);
   write_file(folder / "config.json", "[]");

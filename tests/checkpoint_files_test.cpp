@@ -16,8 +16,8 @@ using Format = CheckpointSpec::Format;
 /// The matrix as unpacked from the checkpoint is the matrix as generated.
 void check_same(const Checkpoint& checkpoint, const MadeMatrix& made) {
   const PlainMatrix want = unpack(made.gptq.tensors());
-  const PlainMatrix got = checkpoint.config().format == QuantFormat::kAwq ? unpack(checkpoint.awq(made.name))
-                                                                          : unpack(checkpoint.gptq(made.name));
+  const PlainMatrix got = checkpoint.find(made.name).format == QuantFormat::kAwq ? unpack(checkpoint.awq(made.name))
+                                                                                 : unpack(checkpoint.gptq(made.name));
   CHECK(got.codes == want.codes);
   CHECK(got.zeros == want.zeros);
   CHECK(got.scales == want.scales);
@@ -120,13 +120,33 @@ TEST_CASE("checkpoint: which files a path means") {
   write_safetensors(folder / "only.safetensors", file_tensors("only", matrix));
   CHECK(opened(folder.path()) == "only");
   write_safetensors(folder / "second.safetensors", file_tensors("second", matrix));
-  CHECK(error_of([&] { opened(folder.path()); }).find("2 files end in .safetensors") != std::string::npos);
+  CHECK(error_of([&] { opened(folder.path()); }).find("2 files end in .safetensors ") != std::string::npos);
   CHECK(opened(folder / "second.safetensors") == "second");
   write_file(
       folder / "x.safetensors.index.json",
       R"({"weight_map":{"second.qweight":"second.safetensors","second.qzeros":"second.safetensors","second.scales":"second.safetensors"}})");
   CHECK(opened(folder.path()) == "second");
   CHECK(opened(folder / "x.safetensors.index.json") == "second");
+  // Left over from other formats and from before the quantization: no file that it names is there.
+  write_file(folder / "pytorch_model.bin.index.json", R"({"weight_map":{"a":"pytorch_model-00001-of-00002.bin"}})");
+  write_file(folder / "model.safetensors.index.json", R"({"weight_map":{"a":"model-00001-of-00002.safetensors"}})");
+  CHECK(opened(folder.path()) == "second");
+  fs::remove(folder / "x.safetensors.index.json");
+  fs::remove(folder / "second.safetensors");
+  write_file(folder / "._only.safetensors", "what another system keeps of it");
+  CHECK(opened(folder.path()) == "only");
+  CHECK(error_of([&] { opened(folder / "pytorch_model.bin.index.json"); }).find("weights_only=True") !=
+        std::string::npos);
+  fs::remove(folder / "model.safetensors.index.json");
+  // Shards without their index: all or none.
+  write_safetensors(folder / "q-00001-of-00002.safetensors", file_tensors("q1", matrix));
+  CHECK(error_of([&] { opened(folder.path()); }).find("2 files end in .safetensors ") != std::string::npos);
+  fs::remove(folder / "only.safetensors");
+  write_safetensors(folder / "q-00002-of-00002.safetensors", file_tensors("q2", matrix));
+  CHECK(Checkpoint::open(folder.path()).matrices().size() == 2);
+  write_safetensors(folder / "q-00002-of-00002.safetensors", file_tensors("q1", matrix));
+  CHECK(error_of([&] { opened(folder.path()); }).find("\"q1.qweight\" is in ") != std::string::npos);
+  write_safetensors(folder / "only.safetensors", file_tensors("only", matrix));
   write_safetensors(folder / "model.safetensors", file_tensors("model", matrix));
   CHECK(opened(folder.path()) == "model");
   fs::create_symlink("only.safetensors", folder / "link.safetensors");  // as in a hub's cache
@@ -143,19 +163,18 @@ TEST_CASE("checkpoint: an index that lies is an error") {
   } cases[] = {
       {R"({})", "weight_map is missing"},
       {R"([])", "weight_map is missing"},
-      {R"({"weight_map":[]})", "weight_map is missing or no object"},
+      {R"({"weight_map":[]})", "weight_map is missing or not an object"},
       {R"({"weight_map":{"a.qweight":1}})", "\"a.qweight\" is number, not a file name"},
       {R"({"weight_map":{"a.qweight":"b.safetensors"}})", "not_found: "},
       {R"({"weight_map":{"a.qweight":"a.safetensors","b":"a.safetensors"}})",
        "puts tensor \"b\" into \"a.safetensors\", which does not hold it"},
-      {R"({"weight_map":{"a.qweight":"../a.safetensors"}})", "no plain file name"},
-      {R"({"weight_map":{"a.qweight":"sub/a.safetensors"}})", "no plain file name"},
-      {R"({"weight_map":{"a.qweight":"/etc/passwd"}})", "no plain file name"},
-      {R"({"weight_map":{"a.qweight":".."}})", "no plain file name"},
-      {R"({"weight_map":{"a.qweight":""}})", "no plain file name"},
-      {R"({"weight_map":{"a.qweight":"a.safetensors\u0000"}})", "no plain file name"},
+      {R"({"weight_map":{"a.qweight":"../a.safetensors"}})", "not a plain file name"},
+      {R"({"weight_map":{"a.qweight":"sub/a.safetensors"}})", "not a plain file name"},
+      {R"({"weight_map":{"a.qweight":"/etc/passwd"}})", "not a plain file name"},
+      {R"({"weight_map":{"a.qweight":".."}})", "not a plain file name"},
+      {R"({"weight_map":{"a.qweight":""}})", "not a plain file name"},
+      {R"({"weight_map":{"a.qweight":"a.safetensors\u0000"}})", "not a plain file name"},
       {R"({"weight_map":{"a.qweight":"a.safetensors","a.qweight":"a.safetensors"}})", "key \"a.qweight\" twice"},
-      {R"({"weight_map":{"a.qweight":"a.safetensors"}})", "there is no \"a.qzeros\" beside it"},
   };
   for (const auto& c : cases) {
     write_file(folder / "model.safetensors.index.json", c.map);
@@ -199,13 +218,19 @@ TEST_CASE("checkpoint: tensors that do not belong together are an error") {
        "",
        "33 groups for k = 32"},
       {"short g_idx", {tensor("g_idx", "I32", {31}, 4)}, "", "\"m.g_idx\": I32 [31] does not fit"},
-      {"rank of g_idx", {tensor("g_idx", "I32", {1, 32}, 4)}, "", "\"m.g_idx\""},
+      {"rank of g_idx", {tensor("g_idx", "I32", {1, 32}, 4)}, "", "no error"},
+      {"square g_idx", {tensor("g_idx", "I32", {4, 8}, 4)}, "", "\"m.g_idx\": I32 [4, 8] does not fit"},
       {"fp32 g_idx", {tensor("g_idx", "F32", {32}, 4)}, "", "\"m.g_idx\": dtype F32; q4 reads I32, I64"},
       {"short bias", {tensor("bias", "F16", {63}, 2)}, "", "\"m.bias\": F16 [63]"},
       {"8 bits",
        {tensor("qweight", "I32", {8, 64}, 4), tensor("qzeros", "I32", {2, 16}, 4), tensor("g_idx", "I32", {32}, 4)},
        "",
-       "8-bit packing"},
+       "8-bit weights"},
+      {"8 bits that the config does not know",
+       {tensor("qweight", "I32", {8, 64}, 4), tensor("qzeros", "I32", {2, 16}, 4), tensor("g_idx", "I32", {32}, 4)},
+       R"({"bits":4})",
+       "is 8-bit packing, but"},
+      {"config says 8 bits", {}, R"({"bits":8})", "says 8 bits"},
       {"n of qweight", {tensor("qweight", "I32", {4, 56}, 4)}, "", "neither as GPTQ"},
       {"n = 60", {tensor("qweight", "I32", {4, 60}, 4), tensor("scales", "F16", {2, 60}, 2)}, "", "n = 60 columns"},
       {"int64 qweight", {tensor("qweight", "I64", {4, 64}, 8)}, "", "unsupported: "},
@@ -226,8 +251,9 @@ TEST_CASE("checkpoint: tensors that do not belong together are an error") {
     if (*c.config != 0) write_file(folder / "quantize_config.json", c.config);
     const std::string error = error_of([&] {
       const Checkpoint checkpoint = Checkpoint::open(folder.path());
+      const GptqTensors loaded = checkpoint.gptq("m");
       CHECK(checkpoint.find("m").group_size == 16);
-      CHECK(checkpoint.gptq("m").g_idx.has_value() == (std::string(c.what) != "empty g_idx"));
+      CHECK(loaded.g_idx.has_value() == (std::string(c.what) != "empty g_idx"));
     });
     CHECK_MESSAGE(error.find(c.error) != std::string::npos, error);
   }

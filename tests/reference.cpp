@@ -210,7 +210,13 @@ PlainMatrix unpack(const GptqTensors& tensors) {
   }
   if (tensors.zeros == ZeroFormat::kV1 || (tensors.zeros == ZeroFormat::kAuto && !all_eight))
     for (auto& zero : plain.zeros) zero = (zero + 1) & 15;
-  if (tensors.g_idx && tensors.g_idx->data != nullptr)
+  const auto every_row = [&](std::int64_t value) {
+    for (std::int64_t r = 0; r < k; ++r)
+      if (element(*tensors.g_idx, r) != static_cast<double>(value)) return false;
+    return true;
+  };
+  const bool given = tensors.g_idx && tensors.g_idx->data != nullptr;
+  if (given && !every_row(-1) && !(plain.groups > 1 && every_row(0)))
     for (std::int64_t r = 0; r < k; ++r)
       plain.group[static_cast<std::size_t>(r)] = static_cast<std::int32_t>(element(*tensors.g_idx, r));
   return plain;

@@ -274,5 +274,83 @@ TEST_CASE("q4-verify: a matrix that the library refuses is a failure, and the ot
   CHECK(ran.out.find("self_attn.q_proj") != std::string::npos);
 }
 
+/// Writes the checkpoint again with its tensors changed.
+template <class Change>
+void rewrite(const TempFolder& folder, const std::vector<MadeMatrix>& made, Change&& change) {
+  std::vector<FileTensor> tensors;
+  for (const MadeMatrix& matrix : made) {
+    for (FileTensor& tensor : file_tensors(matrix.name, matrix.gptq)) {
+      change(tensor);
+      tensors.push_back(std::move(tensor));
+    }
+  }
+  write_safetensors(folder / "model.safetensors", tensors);
+}
+
+TEST_CASE("q4-verify: scales that mean nothing fail, and tiny ones that are right pass") {
+  const TempFolder folder;
+  const auto made =
+      make_checkpoint(folder.path(), {CheckpointSpec::Format::kGptq, {.k = 256, .n = 64, .group_size = 32}});
+  const std::string first = made[0].name + ".scales";
+  const auto with = [&](auto&& scale, const char* dtype = "F16") {
+    rewrite(folder, made, [&](FileTensor& tensor) {
+      if (tensor.name != first) return;
+      const std::size_t count = tensor.bytes.size() / 2;
+      tensor.dtype = dtype;
+      tensor.bytes.clear();
+      for (std::size_t i = 0; i < count; ++i) {
+        const std::uint16_t bits = scale(i);
+        tensor.bytes.append(reinterpret_cast<const char*>(&bits), 2);
+      }
+    });
+    return verify(folder.path() + " --device cpu");
+  };
+  const auto number = [](std::size_t i) { return static_cast<double>(i % 7 + 1); };
+  const Ran nan = with([](std::size_t i) { return i == 70 ? std::uint16_t{0x7e00} : half_bits(0.01); });
+  CHECK(nan.status == 1);
+  CHECK_MESSAGE(nan.out.find("failed: scales[") != std::string::npos, nan.out);
+  CHECK(nan.out.find("1 FAILED") != std::string::npos);
+  const Ran zero = with([](std::size_t) { return std::uint16_t{0}; });
+  CHECK(zero.status == 1);
+  CHECK_MESSAGE(zero.out.find("failed: every scale is 0") != std::string::npos, zero.out);
+  const Ran bf16 = with([&](std::size_t i) { return bf16_bits(1.1e-6 * number(i)); }, "BF16");
+  CHECK(bf16.status == 1);
+  CHECK_MESSAGE(bf16.out.find("scales in bf16") != std::string::npos, bf16.out);
+  const Ran fits = with([&](std::size_t i) { return bf16_bits(1.1e-3 * number(i)); }, "BF16");
+  CHECK_MESSAGE(fits.status == 0, fits.out);
+  const Ran tiny = with([&](std::size_t i) { return static_cast<std::uint16_t>(i % 3 + 1); });  // 6e-8 to 1.8e-7
+  CHECK_MESSAGE(tiny.status == 0, tiny.out);
+}
+
+TEST_CASE("q4-verify: a matrix that is not supported is passed over with its reason, unless it is named") {
+  const TempFolder folder;
+  const auto made =
+      make_checkpoint(folder.path(), {CheckpointSpec::Format::kGptq, {.k = 64, .n = 40, .group_size = 16}});
+  const std::string odd = made[2].name;
+  const auto spoil = [&](const std::string& suffix, std::vector<std::int64_t> shape) {
+    rewrite(folder, made, [&](FileTensor& tensor) {
+      if (tensor.name != odd + suffix) return;
+      std::int64_t bytes = tensor.dtype == "F16" ? 2 : 4;
+      for (const std::int64_t extent : shape) bytes *= extent;
+      tensor.shape = shape;
+      tensor.bytes.assign(static_cast<std::size_t>(bytes), 'x');
+    });
+  };
+  rewrite(folder, made, [&](FileTensor& tensor) {
+    if (tensor.name == odd + ".qweight") tensor.shape = {1, 8, 64};
+  });
+  const Ran all = verify(folder.path() + " --device cpu");
+  CHECK_MESSAGE(all.status == 0, all.out);
+  CHECK_MESSAGE(all.out.find("not supported, passed over: " + odd + ": ") != std::string::npos, all.out);
+  const Ran json = verify(folder.path() + " --device cpu --json");
+  CHECK(nlohmann::json::parse(json.out)["unsupported"][0]["name"] == odd);
+  CHECK(verify(folder.path() + " --device cpu --tensor " + made[0].name).status == 0);
+  const Ran named = verify(folder.path() + " --device cpu --tensor " + odd);
+  CHECK(named.status == 1);
+  CHECK_MESSAGE(named.out.find("two dimensions") != std::string::npos, named.out);
+  spoil(".qzeros", {3, 8});  // damaged, not unsupported
+  CHECK(verify(folder.path() + " --device cpu").status == 1);
+}
+
 }  // namespace
 }  // namespace q4::test

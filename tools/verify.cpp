@@ -21,7 +21,8 @@ namespace {
 constexpr const char* kPurpose =
     "Loads every quantized matrix of a checkpoint to a device, multiplies random normal rows by it into outputs\n"
     "that hold NaN before, and compares with a reference in fp64 that reads the tensors by itself.\n"
-    "error is ||out - reference|| / ||reference||; it must be at most 5e-4 (fp16), 4e-3 (bf16), 1e-6 (fp32).\n"
+    "error is ||out - reference|| / ||reference||; it must be at most 5e-4 (fp16), 4e-3 (bf16), 1e-6 (fp32; 5e-4\n"
+    "where scales had to be rounded to fp16). A scale that is not finite and a matrix of zero scales fail.\n"
     "Of large matrices the reference computes a sample of the columns, all rows of each: the first 8, the last 8,\n"
     "random ones, and any whose output is not finite; --columns 0 computes all.\n\n"
     "CHECKPOINT is a .safetensors file, an index, or a folder with model.safetensors or with shards and their index;\n"
@@ -45,7 +46,7 @@ struct Job {
   Runtime runtime;
   Device device;
   Checkpoint checkpoint;
-  std::vector<MatrixEntry> matrices;
+  std::vector<MatrixEntry> matrices, passed_over;  ///< the latter are not supported and were not named
   std::optional<ZeroFormat> zeros;
   std::vector<std::int64_t> m;
   DType activation = DType::kF16;
@@ -105,15 +106,15 @@ struct Result {
   MatrixEntry matrix;
   bool act_order = false, detected = false;
   ZeroFormat zeros = ZeroFormat::kAuto;
-  double error = 0;
+  double error = 0, limit = 0;
   std::int64_t columns = 0;
   std::vector<std::string> tactics;
   std::string failure;  ///< why there is no error
-  bool ok(double limit) const { return failure.empty() && error <= limit; }
+  bool ok() const { return failure.empty() && error <= limit; }
 };
 
 Weights weights_of(const Job& job, const std::string& name) {
-  if (job.checkpoint.config().format == QuantFormat::kAwq) return Weights(job.checkpoint.awq(name));
+  if (job.checkpoint.find(name).format == QuantFormat::kAwq) return Weights(job.checkpoint.awq(name));
   GptqTensors tensors = job.checkpoint.gptq(name);
   tensors.zeros = job.zeros.value_or(tensors.zeros);
   return Weights(tensors);
@@ -121,11 +122,15 @@ Weights weights_of(const Job& job, const std::string& name) {
 
 void verify_matrix(const Job& job, std::int64_t wanted_columns, Result& result) {
   const std::string& name = result.matrix.name;
+  result.limit = tolerance(job.activation);
   const QuantizedMatrix matrix = job.checkpoint.load(job.runtime, job.device, name, job.zeros);
   result.act_order = matrix.act_order();
   result.zeros = matrix.zeros();
   result.detected = matrix.zeros_detected();
   const Weights weights = weights_of(job, name);
+  result.failure = weights.problem();
+  if (!result.failure.empty()) return;
+  result.limit = tolerance(job.activation, !weights.scales_fit_fp16());
   const std::int64_t k = weights.k(), n = weights.n(), most = job.m.back();
   Multiplier multiplier(job, matrix, most);
   const std::vector<std::byte> x = random_rows(job.activation, most * k);
@@ -154,7 +159,7 @@ std::string zeros_text(const Result& result) {
   return std::string(result.zeros == ZeroFormat::kV1 ? "v1" : "v2") + (result.detected ? " (detected)" : "");
 }
 
-Json to_json(const Job& job, const Result& result, double limit) {
+Json to_json(const Job& job, const Result& result) {
   const MatrixEntry& matrix = result.matrix;
   Json tactics = Json::object();
   for (std::size_t i = 0; i < result.tactics.size(); ++i) tactics[std::to_string(job.m[i])] = result.tactics[i];
@@ -166,9 +171,10 @@ Json to_json(const Job& job, const Result& result, double limit) {
                {"zeros", result.zeros == ZeroFormat::kV1 ? "v1" : "v2"},
                {"zeros_detected", result.detected},
                {"error", result.error},  // null: not finite
+               {"tolerance", result.limit},
                {"columns", result.columns},
                {"tactics", tactics},
-               {"ok", result.ok(limit)}};
+               {"ok", result.ok()}};
   if (!result.failure.empty()) json["failure"] = result.failure;
   return json;
 }
@@ -194,12 +200,12 @@ int verify(const Job& job, const Options& options, bool json) {
       if (error.code() == ErrorCode::kDevice || error.code() == ErrorCode::kInternal) throw;
       result.failure = error.what();
     }
-    const bool ok = result.ok(limit);
+    const bool ok = result.ok();
     if (!ok) ++failed;
     worst = std::max(worst, result.error);
     sampled |= result.failure.empty() && result.columns < result.matrix.n;
     if (json) {
-      list.push_back(to_json(job, result, limit));
+      list.push_back(to_json(job, result));
       continue;
     }
     fmt::print("{:<{}}  {:>7}  {:>7}  {:>6}  {:<9}  {:<13}  {}{}\n", matrix.name, width, matrix.k, matrix.n,
@@ -210,12 +216,16 @@ int verify(const Job& job, const Options& options, bool json) {
   }
   const DeviceInfo info = job.runtime.info(job.device);
   if (json) {
+    Json unsupported = Json::array();
+    for (const auto& matrix : job.passed_over)
+      unsupported.push_back({{"name", matrix.name}, {"reason", matrix.unsupported}});
     const Json all = {{"device", job.device.str()},
                       {"device_name", info.name},
                       {"activation", to_string(job.activation)},
                       {"m", job.m},
                       {"tolerance", limit},
                       {"failed", failed},
+                      {"unsupported", unsupported},
                       {"matrices", list}};
     fmt::print("{}\n", all.dump(2, ' ', false, Json::error_handler_t::replace));
   } else {
@@ -223,6 +233,8 @@ int verify(const Job& job, const Options& options, bool json) {
                to_string(job.activation), fmt::join(job.m, ", "));
     fmt::print("{}, tolerance {:.0e}, largest error {:.2e}\n",
                failed == 0 ? "all passed" : fmt::format("{} FAILED", failed), limit, worst);
+    for (const auto& matrix : job.passed_over)
+      fmt::print("not supported, passed over: {}: {}\n", matrix.name, matrix.unsupported);
     if (sampled) fmt::print("The reference computed a sample of the columns; --columns 0 computes all.\n");
   }
   return failed == 0 ? 0 : 1;
@@ -253,29 +265,32 @@ int multiply_file(const Job& job, const Options& options, bool json) {
   return 0;
 }
 
-/// The matrix of this name, else all below it ("model.layers.0"), else kNotFound with the nearest names.
-std::vector<MatrixEntry> choose(const Checkpoint& checkpoint, const Options& options) {
-  std::vector<MatrixEntry> chosen;
-  for (const MatrixEntry& matrix : checkpoint.matrices()) {
-    if (options.tensor.empty() || matrix.name == options.tensor || matrix.name.rfind(options.tensor + ".", 0) == 0) {
-      chosen.push_back(matrix);
-    }
+/// The matrix of this name, else all below it ("model.layers.0"), else kNotFound with the nearest names. One that is
+/// not supported counts where it is named in full or damaged, else it is passed over.
+void choose(const Options& options, Job& job) {
+  for (const MatrixEntry& matrix : job.checkpoint.matrices()) {
+    const bool named = matrix.name == options.tensor;
+    if (!options.tensor.empty() && !named && matrix.name.rfind(options.tensor + ".", 0) != 0) continue;
+    (matrix.unsupported.empty() || matrix.damaged || named ? job.matrices : job.passed_over).push_back(matrix);
   }
-  if (chosen.empty() && !options.tensor.empty()) chosen.push_back(checkpoint.find(options.tensor));
-  if (chosen.empty()) {
+  if (job.matrices.empty() && !job.passed_over.empty()) {
+    fail(ErrorCode::kUnsupported, "{}: none of {} quantized matrices is supported; the first: {}", options.checkpoint,
+         job.passed_over.size(), job.passed_over[0].unsupported);
+  }
+  if (job.matrices.empty() && !options.tensor.empty()) job.checkpoint.find(options.tensor);  // throws
+  if (job.matrices.empty()) {
     fail(ErrorCode::kNotFound, "{}: no quantized matrix (no name ends in .qweight); name a GPTQ or AWQ checkpoint",
          options.checkpoint);
   }
-  check(options.x.empty() || chosen.size() == 1,
-        "--tensor = \"{}\": names {} matrices, --x multiplies by one; the first is {}", options.tensor, chosen.size(),
-        chosen[0].name);
-  return chosen;
+  check(options.x.empty() || job.matrices.size() == 1,
+        "--tensor = \"{}\": names {} matrices, --x multiplies by one; the first is {}", options.tensor,
+        job.matrices.size(), job.matrices[0].name);
 }
 
 Job prepare(const Tool& tool, const Options& options) {
   Job job;
   job.checkpoint = Checkpoint::open(options.checkpoint);
-  job.matrices = choose(job.checkpoint, options);
+  choose(options, job);
   job.device = tool.device(job.runtime);
   job.m = parse_m_list(options.m);
   if (!options.zeros.empty()) job.zeros = options.zeros == "v1" ? ZeroFormat::kV1 : ZeroFormat::kV2;

@@ -12,9 +12,9 @@ namespace q4 {
 
 enum class QuantFormat : std::uint8_t { kGptq, kAwq };
 
-/// What the checkpoint says of its quantization: config.json, else quantize_config.json, else quant_config.json,
-/// synonyms resolved; what they leave open comes from the tensors' shapes. bits is always 4: anything else does not
-/// open.
+/// What the checkpoint says of its quantization: quantization_config anywhere in config.json, quantize_config.json,
+/// quantization_config.json and quant_config.json merged, synonyms resolved; what they leave open comes from the
+/// tensors' shapes.
 struct QuantConfig {
   QuantFormat format = QuantFormat::kGptq;
   std::int64_t group_size = -1;          ///< -1: one group. Matrices may differ: see MatrixEntry
@@ -23,16 +23,22 @@ struct QuantConfig {
   ZeroFormat zeros = ZeroFormat::kAuto;  ///< kV2 for checkpoint_format "gptq_v2" and for AWQ, else kAuto
 };
 
-/// What one quantized matrix of the checkpoint is, before anything is loaded.
+/// What one quantized matrix of the checkpoint is, before anything is loaded. Of one that is not supported k, n and the
+/// other numbers are what is known of it, or 0.
 struct MatrixEntry {
-  std::string name;  ///< prefix: "model.layers.0.self_attn.q_proj"
+  std::string name;         ///< prefix: "model.layers.0.self_attn.q_proj"
+  std::string unsupported;  ///< why it cannot be loaded: file, tensor, value and limit; empty if it can
+  bool damaged = false;     ///< it is unsupported because its tensors contradict each other or the configuration
+  QuantFormat format = QuantFormat::kGptq;
+  std::int64_t bits = 0;  ///< of a weight: 4 if it can be loaded
   std::int64_t k = 0, n = 0, groups = 0;
   std::int64_t group_size = 0;  ///< rows of a group, from the number of groups; k for one group
   bool has_g_idx = false;       ///< there is one, trivial or not
   bool has_bias = false;
 };
 
-/// A safetensors file, or a folder with one or with shards and an index, memory-mapped read-only. Headers, offsets,
+/// A safetensors file, or a folder with one or with shards and an index, memory-mapped read-only (read into memory
+/// where it cannot be mapped), and closed again. Headers, offsets,
 /// shapes and names are checked when opened; contents are read when a matrix is loaded. Thread-safe; copies are cheap
 /// and share the mapping; views stay valid as long as a copy lives.
 ///
@@ -43,21 +49,27 @@ class Q4_API Checkpoint {
  public:
   Checkpoint() = default;  ///< empty; using it is an error
   /// `path`: a .safetensors file, an index (*.index.json), or a folder. In a folder: model.safetensors, else
-  /// model.safetensors.index.json, else the only index, else the only .safetensors file. A matrix is every name with a
-  /// .qweight; a checkpoint without any opens, and matrices() is empty. Throws kNotFound, kIo, kCorrupt, or
-  /// kUnsupported (bits other than 4, other packings) with file, tensor, field, value and remedy.
+  /// model.safetensors.index.json, else the only other index of safetensors, else the only .safetensors file, else all
+  /// shards of one set; the index of the model before it was quantized is passed over where its files are gone. A
+  /// matrix is every name with a .qweight; a checkpoint without any opens, and matrices() is empty. One that cannot be
+  /// loaded is listed with the reason, and an error only when it is requested. Throws kNotFound, kIo, kCorrupt,
+  /// kOutOfMemory or kUnsupported (another quant_method) with file, tensor, field, value and remedy.
   static Checkpoint open(const std::string& path);
 
   const QuantConfig& config() const;
   const std::vector<MatrixEntry>& matrices() const;        ///< sorted by name, numbers in numeric order
   const MatrixEntry& find(const std::string& name) const;  ///< throws kNotFound with the nearest names
 
-  /// Host views of one matrix, aligned for their type. gptq() throws kInvalidArgument on an AWQ checkpoint and the
-  /// other way round; both throw kNotFound as find() does.
+  /// Host views of one matrix, aligned for their type. gptq() throws kInvalidArgument for an AWQ matrix and the other
+  /// way round; both throw kNotFound as find() does, and the error of a matrix that is not supported. Where a symmetric
+  /// checkpoint stores no zeros, qzeros is 8 everywhere and `zeros` is kV2.
   GptqTensors gptq(const std::string& name) const;
   AwqTensors awq(const std::string& name) const;
+  /// Whether load() gives a matrix with act-order: what its g_idx says, by the rule of GptqTensors::g_idx. Throws
+  /// kInvalidArgument for a g_idx that load() refuses.
+  bool act_order(const std::string& name) const;
   /// Loads it to the device, whatever the format. `zeros` overrides the checkpoint's claim (v1 on AWQ:
-  /// kInvalidArgument).
+  /// kInvalidArgument; of no effect where no zeros are stored).
   QuantizedMatrix load(const Runtime& runtime, Device device, const std::string& name,
                        std::optional<ZeroFormat> zeros = std::nullopt) const;
   /// Any tensor by its full name, quantized or not; rank above 2 is folded into rows, a scalar is [1, 1]. Throws

@@ -33,8 +33,8 @@ enum class ZeroFormat : std::uint8_t {
 struct GptqTensors {
   TensorView qweight;  ///< int32 [k/8, n]: nibble i of word (r, c) is q(8 r + i, c)
   TensorView qzeros;   ///< int32 [groups, n/8]: nibble j of word (g, w) is the stored zero of column 8 w + j
-  TensorView scales;   ///< fp16 [groups, n] (bf16 and fp32 are converted to fp16 with rounding to nearest)
-  std::optional<TensorView> g_idx = {};  ///< int32 or int64, k elements in [0, groups); absent or empty: no act-order
+  TensorView scales;   ///< fp16 [groups, n]; bf16, fp32: rounded, kUnsupported if that loses more than 3e-4 of the norm
+  std::optional<TensorView> g_idx = {};  ///< int32, int64 [k] in [0, groups); absent, empty, all 0, all -1: none
   std::optional<TensorView> bias = {};   ///< fp16, bf16 or fp32, n elements, added to every row of the output
   /// Rows of a group; -1: one group; 0: ceil(k / groups). Checked against the number of groups, unless there is a
   /// g_idx, which says each row's group. A last, shorter group is supported.

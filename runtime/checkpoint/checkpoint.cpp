@@ -8,6 +8,7 @@
 #include "runtime/base/check.hpp"
 #include "runtime/checkpoint/matrices.hpp"
 #include "runtime/checkpoint/names.hpp"
+#include "runtime/group_index.hpp"
 
 namespace q4 {
 
@@ -17,10 +18,15 @@ class Checkpoint::Impl {
     checkpoint::Matrices found = checkpoint::find_matrices(files_, checkpoint::read_config(files_.folder));
     config_ = found.config;
     matrices_ = std::move(found.list);
+    std::size_t zero_words = 0;
     for (const checkpoint::Matrix& matrix : matrices_) {
-      index_.emplace(matrix.entry.name, entries_.size());
-      entries_.push_back(matrix.entry);
+      const MatrixEntry& entry = matrix.entry;
+      index_.emplace(entry.name, entries_.size());
+      entries_.push_back(entry);
+      if (entry.unsupported.empty() && matrix.qzeros.tensor == nullptr)
+        zero_words = std::max(zero_words, static_cast<std::size_t>(entry.groups * (entry.n / 8)));
     }
+    eights_.assign(zero_words, 0x88888888u);
   }
 
   const std::string& path() const { return path_; }
@@ -37,8 +43,17 @@ class Checkpoint::Impl {
     not_found(call, "quantized matrix", name, names);
   }
 
+  /// The matrix of this name; throws if it is not supported.
   const checkpoint::Matrix& matrix(const char* call, const std::string& name) const {
-    return matrices_[index(call, name)];
+    const checkpoint::Matrix& found = matrices_[index(call, name)];
+    if (!found.entry.unsupported.empty()) fail(found.code, "Checkpoint::{}: {}", call, found.entry.unsupported);
+    return found;
+  }
+
+  /// The stored zeros; 8 everywhere where there are none.
+  TensorView zeros(const checkpoint::Matrix& matrix) const {
+    if (matrix.qzeros.tensor != nullptr) return view(matrix.qzeros, matrix.entry.name + ".qzeros");
+    return {eights_.data(), DType::kI32, matrix.entry.groups, matrix.entry.n / 8};
   }
 
   [[noreturn]] void not_found(const char* call, const char* what, const std::string& name,
@@ -89,15 +104,16 @@ class Checkpoint::Impl {
   std::vector<checkpoint::Matrix> matrices_;
   std::vector<MatrixEntry> entries_;
   std::unordered_map<std::string, std::size_t> index_;
-  mutable std::mutex mutex_;  // guards copies_
+  std::vector<std::uint32_t> eights_;  // zeros of the largest matrix that stores none
+  mutable std::mutex mutex_;           // guards copies_
   mutable std::unordered_map<const checkpoint::StoredTensor*, std::unique_ptr<std::byte[]>> copies_;
 };
 
 namespace {
 
-void need_format(const QuantConfig& config, QuantFormat format, const char* call, const char* other) {
-  check(config.format == format, "Checkpoint::{}: the checkpoint is packed as {}; call {}() or load()", call,
-        config.format == QuantFormat::kAwq ? "AWQ" : "GPTQ", other);
+void need_format(const MatrixEntry& entry, QuantFormat format, const char* call, const char* other) {
+  check(entry.format == format, "Checkpoint::{}: {} is packed as {}; call {}() or load()", call,
+        checkpoint::quote(entry.name), entry.format == QuantFormat::kAwq ? "AWQ" : "GPTQ", other);
 }
 
 }  // namespace
@@ -121,39 +137,49 @@ const MatrixEntry& Checkpoint::find(const std::string& name) const {
 
 GptqTensors Checkpoint::gptq(const std::string& name) const {
   const checkpoint::Matrix& matrix = impl().matrix("gptq", name);
-  need_format(impl().config(), QuantFormat::kGptq, "gptq", "awq");
+  need_format(matrix.entry, QuantFormat::kGptq, "gptq", "awq");
   GptqTensors tensors;
   tensors.qweight = impl().view(matrix.qweight, name + ".qweight");
-  tensors.qzeros = impl().view(matrix.qzeros, name + ".qzeros");
+  tensors.qzeros = impl().zeros(matrix);
   tensors.scales = impl().view(matrix.scales, name + ".scales");
   if (matrix.entry.has_g_idx) tensors.g_idx = impl().view(matrix.g_idx, name + ".g_idx");
   if (matrix.entry.has_bias) tensors.bias = impl().view(matrix.bias, name + ".bias");
   tensors.group_size = matrix.entry.group_size;
-  tensors.zeros = impl().config().zeros;
+  tensors.zeros = matrix.qzeros.tensor == nullptr ? ZeroFormat::kV2 : impl().config().zeros;
   return tensors;
 }
 
 AwqTensors Checkpoint::awq(const std::string& name) const {
   const checkpoint::Matrix& matrix = impl().matrix("awq", name);
-  need_format(impl().config(), QuantFormat::kAwq, "awq", "gptq");
+  need_format(matrix.entry, QuantFormat::kAwq, "awq", "gptq");
   AwqTensors tensors;
   tensors.qweight = impl().view(matrix.qweight, name + ".qweight");
-  tensors.qzeros = impl().view(matrix.qzeros, name + ".qzeros");
+  tensors.qzeros = impl().zeros(matrix);
   tensors.scales = impl().view(matrix.scales, name + ".scales");
   if (matrix.entry.has_bias) tensors.bias = impl().view(matrix.bias, name + ".bias");
   tensors.group_size = matrix.entry.group_size;
   return tensors;
 }
 
+bool Checkpoint::act_order(const std::string& name) const {
+  const checkpoint::Matrix& matrix = impl().matrix("act_order", name);
+  if (!matrix.entry.has_g_idx) return false;
+  const TensorView g_idx = impl().view(matrix.g_idx, name + ".g_idx");
+  return !read_group_index("Checkpoint::act_order", g_idx.dtype, g_idx.data, matrix.entry.k, matrix.entry.group_size,
+                           matrix.entry.groups)
+              .rows.empty();
+}
+
 QuantizedMatrix Checkpoint::load(const Runtime& runtime, Device device, const std::string& name,
                                  std::optional<ZeroFormat> zeros) const {
-  if (impl().config().format == QuantFormat::kAwq) {
+  const checkpoint::Matrix& matrix = impl().matrix("load", name);
+  if (matrix.entry.format == QuantFormat::kAwq) {
     check(zeros.value_or(ZeroFormat::kV2) != ZeroFormat::kV1,
           "Checkpoint::load: zeros is v1, but AWQ stores zeros as they are; leave it out");
     return QuantizedMatrix::from_awq(runtime, device, awq(name));
   }
   GptqTensors tensors = gptq(name);
-  if (zeros) tensors.zeros = *zeros;
+  if (zeros && matrix.qzeros.tensor != nullptr) tensors.zeros = *zeros;
   return QuantizedMatrix::from_gptq(runtime, device, tensors);
 }
 

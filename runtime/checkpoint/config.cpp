@@ -1,26 +1,24 @@
 // The quantization fields of a checkpoint's JSON files.
 //
-//   field         synonyms                  meaning
-//   bits          w_bit, wbits              must be 4
-//   group_size    q_group_size              rows of a group, -1: one group
-//   quant_method  method                    gptq or awq
-//   format        checkpoint_format,        gptq, gptq_v2 (zero = stored), or gemm (AWQ)
-//                 version
-//   sym           zero_point (negated)      informative: the stored zeros say it
-//   desc_act                                informative: g_idx says it
-//   pack_dtype                              must be int32
-//   dynamic                                 per-module rules; any bits in them must be 4, group sizes come from the
-//   shapes
+//   field           synonyms            meaning
+//   bits            w_bit, wbits        of the matrices for which no rule says something else
+//   group_size      q_group_size        rows of a group, -1: one group
+//   quant_method    method              gptq, awq, auto-round, compressed-tensors
+//   format          checkpoint_format,  gptq, gptq_v2 (zero = stored), gptq_p, marlin; AWQ's gemm, gemv, gemv_fast,
+//                   version             exllama, ipex; pack-quantized, mixed-precision
+//   packing_format                      AutoRound: auto_round:auto_gptq, :gptqmodel, :auto_awq, :llm_compressor
+//   sym             zero_point (not)    only matters where zeros are not stored
+//   desc_act                            informative: g_idx says it
+//   dynamic, extra_config               rules for single modules
+//   config_groups                       compressed-tensors: rules for classes of modules
 //
-// lm_head and modules_to_not_convert say which modules are quantized; the tensors say so too, and are believed.
+// lm_head, ignore and modules_to_not_convert say which modules are quantized; the tensors say so too, and are believed.
 #include "runtime/checkpoint/config.hpp"
 
 #include <algorithm>
 #include <filesystem>
-#include <initializer_list>
 
-#include "runtime/base/check.hpp"
-#include "runtime/checkpoint/json.hpp"
+#include "runtime/checkpoint/fields.hpp"
 #include "runtime/checkpoint/names.hpp"
 
 namespace q4::checkpoint {
@@ -28,136 +26,174 @@ namespace q4::checkpoint {
 namespace {
 
 constexpr std::size_t kMaxConfig = 64u << 20;
+constexpr FieldNames kBits = {"bits", "w_bit", "wbits"};
 
-/// The fields of one object, with the file's name for messages.
-struct Fields {
-  const Json& json;
-  const std::string& path;
-
-  /// The value under the first of `names` that is there and not null; another that contradicts it is an error.
-  const Json* find(std::initializer_list<const char*> names) const {
-    const Json* found = nullptr;
-    const char* found_name = nullptr;
-    for (const char* name : names) {
-      const auto at = json.find(name);
-      if (at == json.end() || at->is_null()) continue;
-      if (found != nullptr && *found != *at) {
-        fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: {} and {} mean the same and differ; correct one of them", path,
-             found_name, name);
-      }
-      found = &*at;
-      found_name = name;
-    }
-    return found;
-  }
-
-  std::optional<std::int64_t> integer(std::initializer_list<const char*> names) const {
-    const Json* const value = find(names);
-    if (value == nullptr) return std::nullopt;
-    if (!value->is_number_integer() || (value->is_number_unsigned() && value->get<std::uint64_t>() > INT64_MAX)) {
-      fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: {} is {}, not a whole number", path, *names.begin(),
-           value->is_number() ? "another number" : value->type_name());
-    }
-    return value->get<std::int64_t>();
-  }
-
-  std::optional<bool> boolean(const char* name) const {
-    const Json* const value = find({name});
-    if (value == nullptr) return std::nullopt;
-    if (!value->is_boolean()) {
-      fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: {} is {}, not true or false", path, name, value->type_name());
-    }
-    return value->get<bool>();
-  }
-
-  /// Lower case; empty if absent.
-  std::string text(std::initializer_list<const char*> names) const {
-    const Json* const value = find(names);
-    if (value == nullptr) return {};
-    if (!value->is_string()) {
-      fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: {} is {}, not text", path, *names.begin(), value->type_name());
-    }
-    auto result = value->get<std::string>();
-    std::transform(result.begin(), result.end(), result.begin(),
-                   [](char c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; });
-    return result;
-  }
+struct Format {
+  const char* name;
+  Packing packing;
+  std::optional<ZeroFormat> zeros;
 };
 
-template <class... Args>
-[[noreturn]] void unsupported(const Fields& fields, fmt::format_string<Args...> text, Args&&... args) {
-  fail(ErrorCode::kUnsupported, "Checkpoint::open: {}: {}", fields.path,
-       fmt::format(text, std::forward<Args>(args)...));
+constexpr Format kFormats[] = {
+    {"gptq", Packing::kGptq, ZeroFormat::kV1},
+    {"gptq_v2", Packing::kGptq, ZeroFormat::kV2},
+    {"gptq_p", Packing::kGptq, ZeroFormat::kV2},
+    {"marlin", Packing::kMarlin, {}},
+    {"gemm", Packing::kAwqGemm, {}},
+    {"exllama", Packing::kAwqGemm, {}},
+    {"exllamav2", Packing::kAwqGemm, {}},
+    {"ipex", Packing::kAwqGemm, {}},
+    {"gemv", Packing::kAwqGemv, {}},
+    {"gemv_fast", Packing::kAwqGemvFast, {}},
+    {"llm-awq", Packing::kAwqGemvFast, {}},
+    {"llm_awq", Packing::kAwqGemvFast, {}},
+    {"pack-quantized", Packing::kCompressed, {}},
+    {"mixed-precision", Packing::kCompressed, {}},
+    {"auto_round", Packing::kGptq, ZeroFormat::kV2},
+    {"auto_round:gptqmodel", Packing::kGptq, ZeroFormat::kV2},
+    {"auto_round:auto_gptq", Packing::kGptq, ZeroFormat::kV1},
+    {"auto_round:gptq", Packing::kGptq, ZeroFormat::kV1},
+    {"auto_round:auto_awq", Packing::kAwqGemm, {}},
+    {"auto_round:awq", Packing::kAwqGemm, {}},
+    {"auto_round:llm_compressor", Packing::kCompressed, {}},
+};
+
+bool is_awq(Packing packing) {
+  return packing == Packing::kAwqGemm || packing == Packing::kAwqGemv || packing == Packing::kAwqGemvFast;
 }
 
-constexpr std::initializer_list<const char*> kBits = {"bits", "w_bit", "wbits"};
+/// Whether this method writes this packing.
+bool fits(const std::string& method, Packing packing) {
+  if (method == "gptq") return packing == Packing::kGptq || packing == Packing::kMarlin;
+  if (method == "awq") return is_awq(packing) || packing == Packing::kMarlin;
+  if (method == "compressed-tensors") return packing == Packing::kCompressed;
+  return true;
+}
 
-void check_bits(const Fields& fields, const std::string& where) {
-  const auto bits = fields.integer(kBits);
-  if (bits && *bits != 4) {
-    unsupported(fields, "{}bits is {}, q4 multiplies by 4-bit weights; quantize the model to 4 bits", where, *bits);
+/// quant_method in one spelling; empty if absent.
+std::string read_method(const Fields& fields) {
+  const std::string method = fields.text({"quant_method", "method"}).value_or("");
+  if (method.empty() || method == "gptq" || method == "awq" || method == "compressed-tensors") return method;
+  if (method == "gptqmodel" || method == "gptq_marlin") return "gptq";
+  if (method == "awq_marlin") return "awq";
+  if (method == "marlin") return method;
+  if (method == "auto-round" || method == "auto_round" || method == "intel/auto-round") return "auto-round";
+  fields.unsupported(
+      "quant_method is {}, q4 reads gptq, awq, auto-round and compressed-tensors; quantize the model with one of them",
+      quote(method));
+}
+
+/// The fields that name the packing overlap: each is looked up, and they must agree.
+void read_packing(const Fields& fields, ClaimedConfig& config) {
+  const std::string method = read_method(fields);
+  const bool compressed = method == "compressed-tensors";
+  const char* first = nullptr;
+  for (const char* field : {"checkpoint_format", "format", "version", "packing_format"}) {
+    if (compressed && field != std::string("format")) continue;  // version is the library's
+    const auto value = fields.text({field});
+    if (!value) continue;
+    const auto* const known =
+        std::find_if(std::begin(kFormats), std::end(kFormats), [&](const Format& f) { return f.name == *value; });
+    if (known == std::end(kFormats)) {
+      fields.unsupported(
+          "{} is {}, q4 reads gptq, gptq_v2, AWQ's gemm, gemv and gemv_fast, marlin, pack-quantized and AutoRound's "
+          "packings of these; convert the checkpoint",
+          field, quote(*value));
+    }
+    if (!fits(method, known->packing))
+      fields.corrupt("quant_method {} and {} {} exclude each other; correct one of them", quote(method), field,
+                     quote(*value));
+    if (first != nullptr && (config.packing != known->packing || config.zeros != known->zeros))
+      fields.corrupt("{} and {} mean the same and differ; correct one of them", first, field);
+    first = field;
+    config.packing = known->packing;
+    config.zeros = known->zeros;
+  }
+  if (fields.boolean({"is_marlin_format"}).value_or(false) || method == "marlin") config.packing = Packing::kMarlin;
+  if (config.packing) return;
+  if (method == "gptq") config.packing = Packing::kGptq;
+  if (method == "awq") config.packing = Packing::kAwqGemm;
+  if (compressed) config.packing = Packing::kCompressed;
+}
+
+/// GPTQModel: {"+:expression" or "-:expression": {"bits": 8, ...}}
+void read_dynamic(const Fields& fields, ClaimedConfig& config) {
+  const Json* const dynamic = fields.object("dynamic");
+  if (dynamic == nullptr) return;
+  for (const auto& [key, rule] : dynamic->items()) {
+    const bool excluded = key.rfind("-:", 0) == 0;
+    const std::string expression = excluded || key.rfind("+:", 0) == 0 ? key.substr(2) : key;
+    std::optional<std::int64_t> bits;
+    if (!excluded && rule.is_object()) bits = Fields{rule, fields.path}.integer(kBits);
+    config.rules.push_back({{expression, Pattern::Kind::kMatch, fields.path, "dynamic"}, bits, excluded});
   }
 }
 
-void check_dynamic(const Fields& fields) {
-  const Json* const dynamic = fields.find({"dynamic"});
-  if (dynamic == nullptr || (dynamic->is_boolean() && !dynamic->get<bool>())) return;
-  if (!dynamic->is_object()) {
-    fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: dynamic is {}, not an object of rules", fields.path,
-         dynamic->type_name());
-  }
-  for (const auto& [pattern, rule] : dynamic->items()) {
-    if (pattern.rfind("-:", 0) == 0 || !rule.is_object()) continue;  // modules that are not quantized
-    check_bits({rule, fields.path}, fmt::format("dynamic: {}: ", quote(pattern)));
+/// AutoRound: {"name or expression": {"bits": 8, ...}}
+void read_extra_config(const Fields& fields, ClaimedConfig& config) {
+  const Json* const extra = fields.object("extra_config");
+  if (extra == nullptr) return;
+  for (const auto& [key, rule] : extra->items()) {
+    if (!rule.is_object()) fields.corrupt("extra_config: {} is {}, not an object", quote(key), rule.type_name());
+    const bool name = key.find_first_of("*+?[](){}|^$\\") == std::string::npos;
+    const auto kind = name ? Pattern::Kind::kName : Pattern::Kind::kSearch;
+    config.rules.push_back({{key, kind, fields.path, "extra_config"}, Fields{rule, fields.path}.integer(kBits), false});
   }
 }
 
-/// quant_method and format, which overlap, and the zeros that they imply.
-void read_format(const Fields& fields, ClaimedConfig& config) {
-  const std::string method = fields.text({"quant_method", "method"});
-  if (method == "gptq") config.format = QuantFormat::kGptq;
-  if (method == "awq") config.format = QuantFormat::kAwq;
-  if (!method.empty() && !config.format) {
-    unsupported(fields, "quant_method is {}, q4 reads gptq and awq; convert the checkpoint", quote(method));
+/// compressed-tensors: {"group_0": {"targets": ["Linear", "re:expression", "name"], "weights": {"num_bits": 4, ...}}}
+void read_config_groups(const Fields& fields, ClaimedConfig& config) {
+  const Json* const groups = fields.object("config_groups");
+  if (groups == nullptr) return;
+  std::vector<ModuleRule> classes;  // count after names and expressions
+  for (const auto& [key, group] : groups->items()) {
+    const std::string path = fields.path + ": config_groups." + key;
+    if (!group.is_object()) fields.corrupt("config_groups: {} is {}, not an object", quote(key), group.type_name());
+    const Fields of_group{group, path};
+    const Json* const weights = of_group.object("weights");
+    if (weights == nullptr) continue;
+    const Fields of_weights{*weights, path};
+    const auto bits = of_weights.integer({"num_bits"});
+    const auto group_size = of_weights.integer({"group_size"});
+    const auto sym = of_weights.boolean({"symmetric"});
+    if (groups->size() == 1) config.group_size = group_size, config.sym = sym, config.bits = bits;
+    const Json* const targets = of_group.array("targets");
+    for (const Json& target : targets == nullptr ? Json::array() : *targets) {
+      if (!target.is_string()) of_group.corrupt("targets holds {}, not text", target.type_name());
+      const auto text = target.get<std::string>();
+      if (text.rfind("re:", 0) == 0)
+        config.rules.push_back({{text.substr(3), Pattern::Kind::kMatch, path, "targets"}, bits, false});
+      else if (text.empty() || text[0] < 'A' || text[0] > 'Z')  // else a class of modules: "Linear"
+        config.rules.push_back({{text, Pattern::Kind::kName, path, "targets"}, bits, false});
+      else
+        classes.push_back({{".*", Pattern::Kind::kMatch, path, "targets"}, bits, false});
+    }
   }
-  // An AWQ config's "version" and a GPTQ config's "checkpoint_format" are one thing: how the tensors are packed.
-  const std::string format = fields.text({"checkpoint_format", "format", "version"});
-  if (format.empty()) return;
-  if (format != "gptq" && format != "gptq_v2" && format != "gemm") {
-    unsupported(
-        fields,
-        "format (checkpoint_format, version) is {}, q4 reads gptq, gptq_v2 and AWQ's gemm; convert the checkpoint",
-        quote(format));
-  }
-  const QuantFormat implied = format == "gemm" ? QuantFormat::kAwq : QuantFormat::kGptq;
-  if (config.format && *config.format != implied) {
-    fail(ErrorCode::kCorrupt,
-         "Checkpoint::open: {}: quant_method {} and format {} exclude each other; correct one of them", fields.path,
-         quote(method), quote(format));
-  }
-  config.format = implied;
-  if (format == "gptq_v2") config.zeros = ZeroFormat::kV2;
+  // Two classes of modules: which one a module is of, its tensors do not say.
+  if (classes.size() == 1) config.rules.push_back(std::move(classes[0]));
 }
 
 ClaimedConfig parse_fields(const Fields& fields) {
   ClaimedConfig config;
   config.path = fields.path;
-  read_format(fields, config);
-  check_bits(fields, "");
-  check_dynamic(fields);
+  read_packing(fields, config);
+  config.bits = fields.integer(kBits);
   config.group_size = fields.integer({"group_size", "q_group_size"});
-  if (config.group_size && *config.group_size != -1 && *config.group_size < 1) {
-    fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: group_size is {}, neither -1 (one group) nor at least 1",
-         fields.path, *config.group_size);
-  }
-  config.desc_act = fields.boolean("desc_act").value_or(false);
-  config.sym = fields.boolean("sym").value_or(!fields.boolean("zero_point").value_or(false));
-  if (const std::string pack = fields.text({"pack_dtype"}); !pack.empty() && pack != "int32") {
-    unsupported(fields, "pack_dtype is {}, q4 reads int32; pack the checkpoint again", quote(pack));
-  }
-  if (fields.boolean("is_marlin_format").value_or(false)) {
-    unsupported(fields, "is_marlin_format is true; q4 reads the plain GPTQ packing, convert the checkpoint");
-  }
+  config.desc_act = fields.boolean({"desc_act"});
+  config.sym = fields.boolean({"sym"});
+  if (const auto zero_point = fields.boolean({"zero_point"}); zero_point && !config.sym) config.sym = !*zero_point;
+  read_dynamic(fields, config);
+  read_extra_config(fields, config);
+  read_config_groups(fields, config);
+  if (config.bits && (*config.bits < 1 || *config.bits > 64)) fields.corrupt("bits is {}", *config.bits);
+  if (config.group_size && *config.group_size != -1 && *config.group_size < 1)
+    fields.corrupt("group_size is {}, neither -1 (one group) nor at least 1", *config.group_size);
+  if (const auto type = fields.text({"data_type"}); type && type->rfind("int", 0) != 0)
+    fields.unsupported("data_type is {}, q4 multiplies by 4-bit integers; quantize the model to int", quote(*type));
+  if (const auto pack = fields.text({"pack_dtype"});
+      pack && *pack != "int8" && *pack != "int16" && *pack != "int32" && *pack != "int64")
+    fields.unsupported("pack_dtype is {}, q4 reads int8, int16, int32 and int64; pack the checkpoint again",
+                       quote(*pack));
   return config;
 }
 
@@ -168,7 +204,64 @@ Json object_of(const std::string& path) {
   return json;
 }
 
+/// Every quantization_config at any depth below `json`: models of several parts keep them in text_config, llm_config,
+/// thinker_config.text_config and so on.
+void find_nested(const Json& json, const std::string& path, std::vector<ClaimedConfig>& found) {
+  for (const auto& [key, value] : json.items()) {
+    const std::string here = path + (path.back() == '.' ? "" : ": ") + key;
+    const bool wanted = key == "quantization_config" || key == "compression_config";
+    if (wanted && !value.is_null()) {
+      if (!value.is_object())
+        fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: quantization_config is {}, not an object", path,
+             value.type_name());
+      found.push_back(parse_fields({value, here}));
+    } else if (value.is_object()) {
+      find_nested(value, here + ".", found);
+    }
+  }
+}
+
+template <class Value>
+void merge_field(const char* name, std::optional<Value>& into, const std::optional<Value>& from,
+                 const ClaimedConfig& first, const ClaimedConfig& second, std::string (*text)(const Value&)) {
+  if (into && from && *into != *from) {
+    fail(ErrorCode::kCorrupt,
+         "Checkpoint::open: {} and {} contradict each other: {} is {} and {}; remove the one that is not this "
+         "checkpoint's, or correct it",
+         first.path, second.path, name, text(*into), text(*from));
+  }
+  if (!into) into = from;
+}
+
+ClaimedConfig merge(ClaimedConfig first, const ClaimedConfig& second) {
+  const auto number = [](const std::int64_t& value) { return std::to_string(value); };
+  merge_field<Packing>("the packing", first.packing, second.packing, first, second,
+                       [](const Packing& packing) { return std::string(to_string(packing)); });
+  merge_field<ZeroFormat>("the format of zeros", first.zeros, second.zeros, first, second, [](const ZeroFormat& zeros) {
+    return std::string(zeros == ZeroFormat::kV2 ? "gptq_v2" : "gptq (v1)");
+  });
+  merge_field<std::int64_t>("bits", first.bits, second.bits, first, second, number);
+  merge_field<std::int64_t>("group_size", first.group_size, second.group_size, first, second, number);
+  if (!first.desc_act) first.desc_act = second.desc_act;
+  if (!first.sym) first.sym = second.sym;
+  if (first.rules.empty()) first.rules = second.rules;
+  first.path += " and " + second.path;
+  return first;
+}
+
 }  // namespace
+
+const char* to_string(Packing packing) {
+  constexpr const char* kNames[] = {"GPTQ", "AWQ gemm", "AWQ gemv", "AWQ gemv_fast", "Marlin", "compressed-tensors"};
+  return kNames[static_cast<std::size_t>(packing)];
+}
+
+std::optional<std::int64_t> ClaimedConfig::bits_of(const std::string& module) const {
+  for (const ModuleRule& rule : rules) {
+    if (rule.pattern.matches(module)) return rule.bits ? rule.bits : bits;
+  }
+  return bits;
+}
 
 ClaimedConfig parse_config(const std::string& json, const std::string& path) {
   return parse_fields({parse_json(json, path), path});
@@ -176,25 +269,20 @@ ClaimedConfig parse_config(const std::string& json, const std::string& path) {
 
 std::optional<ClaimedConfig> read_config(const std::string& folder) {
   const std::filesystem::path base(folder);
-  std::error_code ignored;
-  if (const std::string path = (base / "config.json").string(); std::filesystem::exists(path, ignored)) {
-    const Json model = object_of(path);
-    // Models with several parts keep the language model's fields one level down.
-    for (const char* pointer : {"/quantization_config", "/text_config/quantization_config"}) {
-      const Json::json_pointer at(pointer);
-      if (!model.contains(at) || model.at(at).is_null()) continue;
-      if (!model.at(at).is_object()) {
-        fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: quantization_config is {}, not an object", path,
-             model.at(at).type_name());
-      }
-      return parse_fields({model.at(at), path});
-    }
-  }
-  for (const char* name : {"quantize_config.json", "quant_config.json"}) {
+  std::vector<ClaimedConfig> found;
+  for (const char* name : {"config.json", "quantize_config.json", "quantization_config.json", "quant_config.json"}) {
     const std::string path = (base / name).string();
-    if (std::filesystem::exists(path, ignored)) return parse_fields({object_of(path), path});
+    std::error_code ignored;
+    // A link that leads nowhere is not an absent file: what it would say may matter.
+    if (std::filesystem::symlink_status(path, ignored).type() == std::filesystem::file_type::not_found) continue;
+    const Json json = object_of(path);
+    find_nested(json, path, found);
+    if (name != std::string("config.json")) found.push_back(parse_fields({json, path}));
   }
-  return std::nullopt;
+  if (found.empty()) return std::nullopt;
+  ClaimedConfig merged = std::move(found[0]);
+  for (std::size_t i = 1; i < found.size(); ++i) merged = merge(std::move(merged), found[i]);
+  return merged;
 }
 
 }  // namespace q4::checkpoint

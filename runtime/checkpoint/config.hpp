@@ -1,29 +1,46 @@
-// The quantization fields of a checkpoint's JSON files, in all the spellings that AutoGPTQ, GPTQModel and AutoAWQ
-// write.
+// The quantization fields of a checkpoint's JSON files, in all the spellings that quantizers write.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <q4/checkpoint.hpp>
 #include <string>
+#include <vector>
+
+#include "runtime/checkpoint/pattern.hpp"
 
 namespace q4::checkpoint {
 
-/// What a checkpoint says of itself. Absent fields are absent: shapes decide what they can.
-struct ClaimedConfig {
-  std::string path;  ///< the file that was read
-  std::optional<QuantFormat> format;
-  std::optional<std::int64_t> group_size;
-  bool desc_act = false;
-  bool sym = true;
-  ZeroFormat zeros = ZeroFormat::kAuto;
+/// How the tensors of a matrix are laid out.
+enum class Packing : std::uint8_t { kGptq, kAwqGemm, kAwqGemv, kAwqGemvFast, kMarlin, kCompressed };
+const char* to_string(Packing packing);
+
+/// What a configuration says of some modules: those that `pattern` matches.
+struct ModuleRule {
+  Pattern pattern;
+  std::optional<std::int64_t> bits;
+  bool excluded = false;  ///< says that they are not quantized
 };
 
-/// The first of config.json (quantization_config), quantize_config.json and quant_config.json in `folder` that speaks
-/// of quantization. Throws kCorrupt for what contradicts itself, kUnsupported for what q4 does not compute.
+/// What a checkpoint says of itself. Absent fields are absent: shapes decide what they can.
+struct ClaimedConfig {
+  std::string path;  ///< the file (and, below the top, where in it), or several joined by "and"
+  std::optional<Packing> packing;
+  std::optional<ZeroFormat> zeros;  ///< kV1 or kV2
+  std::optional<std::int64_t> bits, group_size;
+  std::optional<bool> desc_act, sym;
+  std::vector<ModuleRule> rules;  ///< the first that matches counts
+
+  /// Bits that the configuration gives the module; nothing: it does not say.
+  std::optional<std::int64_t> bits_of(const std::string& module) const;
+};
+
+/// Everything that config.json (quantization_config at any depth), quantize_config.json, quantization_config.json and
+/// quant_config.json in `folder` say, merged. Throws kCorrupt for what contradicts itself or each other, with the names
+/// of both, kUnsupported for what q4 does not read.
 std::optional<ClaimedConfig> read_config(const std::string& folder);
 
-/// The same for one object of quantization fields, found in the file `path`.
+/// The same for one object of quantization fields, found at `path`.
 ClaimedConfig parse_config(const std::string& json, const std::string& path);
 
 }  // namespace q4::checkpoint

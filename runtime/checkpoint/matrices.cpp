@@ -21,11 +21,11 @@ std::string shape_of(const StoredTensor& tensor) {
   return fmt::format("{} [{}]", tensor.dtype, fmt::join(tensor.shape, ", "));
 }
 
+/// What becomes the entry's `unsupported`.
 template <class... Args>
 [[noreturn]] void wrong(ErrorCode code, const Located& at, const std::string& name, fmt::format_string<Args...> text,
                         Args&&... args) {
-  fail(code, "Checkpoint::open: {}: tensor {}: {}", at.file->path(), quote(name),
-       fmt::format(text, std::forward<Args>(args)...));
+  fail(code, "{}: tensor {}: {}", at.file->path(), quote(name), fmt::format(text, std::forward<Args>(args)...));
 }
 
 Located look_up(const FileSet& files, const std::string& name) {
@@ -61,49 +61,59 @@ std::int64_t group_size(const Matrix& matrix, const std::optional<ClaimedConfig>
         entry.groups, entry.k, said, claimed->path);
 }
 
-/// qweight alone, with scales: which packing, k and n.
-QuantFormat packing(const Matrix& matrix, const std::string& name) {
+/// qweight alone, with scales: which packing, and n. `bits` is what the configuration says of the matrix, or 0.
+QuantFormat packing(const Matrix& matrix, const std::string& name, const std::optional<ClaimedConfig>& claimed) {
   const auto &qweight = *matrix.qweight.tensor, &scales = *matrix.scales.tensor;
-  const std::int64_t n = scales.shape[1];
-  if (qweight.shape[1] == n) return QuantFormat::kGptq;
-  if (n % 8 == 0 && qweight.shape[1] == n / 8) return QuantFormat::kAwq;
-  wrong(ErrorCode::kCorrupt, matrix.qweight, name,
-        "{} fits scales {} neither as GPTQ ([k/8, {}]) nor as AWQ ([k, {}/8]) of 4 bits; fetch the checkpoint again",
-        shape_of(qweight), shape_of(scales), n, n);
-}
-
-void check_config(const Matrix& matrix, const std::string& name, const std::optional<ClaimedConfig>& claimed) {
-  if (!claimed || !claimed->format || *claimed->format == matrix.format) return;
-  const bool awq = matrix.format == QuantFormat::kAwq;
-  wrong(ErrorCode::kCorrupt, matrix.qweight, name, "{} is packed as {}, but {} says {}; correct the config",
-        shape_of(*matrix.qweight.tensor), awq ? "AWQ" : "GPTQ", claimed->path, awq ? "GPTQ" : "AWQ");
-}
-
-/// 2-bit, 3-bit and 8-bit checkpoints without a config show in the width of qzeros.
-void check_bits(const Matrix& matrix, const std::string& name) {
-  const std::int64_t n = matrix.entry.n, width = matrix.qzeros.tensor->shape[1];
-  for (const std::int64_t bits : {2, 3, 8}) {
-    if (n % 32 == 0 && width == n / 32 * bits) {
-      wrong(ErrorCode::kUnsupported, matrix.qzeros, name,
-            "{} for n = {} columns is {}-bit packing; q4 multiplies by 4-bit weights", shape_of(*matrix.qzeros.tensor),
-            n, bits);
-    }
+  if (claimed && claimed->packing && *claimed->packing != Packing::kGptq && *claimed->packing != Packing::kAwqGemm) {
+    wrong(ErrorCode::kUnsupported, matrix.qweight, name, "{} says that it is packed as {}, which is not read",
+          claimed->path, to_string(*claimed->packing));
   }
+  const std::int64_t n = scales.shape[1];
+  const bool gptq = qweight.shape[1] == n;
+  if (!gptq && (n % 8 != 0 || qweight.shape[1] != n / 8)) {
+    wrong(ErrorCode::kCorrupt, matrix.qweight, name,
+          "{} fits scales {} neither as GPTQ ([k/8, {}]) nor as AWQ ([k, {}/8]) of 4 bits; fetch the checkpoint again",
+          shape_of(qweight), shape_of(scales), n, n);
+  }
+  if (claimed && claimed->packing && (*claimed->packing == Packing::kGptq) != gptq) {
+    wrong(ErrorCode::kCorrupt, matrix.qweight, name, "{} is packed as {}, but {} says {}; correct the config",
+          shape_of(qweight), gptq ? "GPTQ" : "AWQ", claimed->path, to_string(*claimed->packing));
+  }
+  return gptq ? QuantFormat::kGptq : QuantFormat::kAwq;
+}
+
+/// Bits of a GPTQ matrix: what the width of qzeros says, where there are any, else the configuration. n is known.
+std::int64_t bits_of(const Matrix& matrix, const std::string& name, const std::optional<ClaimedConfig>& claimed) {
+  const auto said = claimed ? claimed->bits_of(matrix.entry.name) : std::nullopt;
+  if (matrix.qzeros.tensor == nullptr) return said.value_or(4);
+  const std::int64_t n = matrix.entry.n, width = matrix.qzeros.tensor->shape[1];
+  for (const std::int64_t bits : {4, 8, 3, 2}) {
+    if (width != (n * bits + 31) / 32 || (n < 32 && said && *said != bits)) continue;
+    if (said && *said != bits) {
+      wrong(ErrorCode::kCorrupt, matrix.qzeros, name, "{} for n = {} columns is {}-bit packing, but {} says {} bits",
+            shape_of(*matrix.qzeros.tensor), n, bits, claimed->path, *said);
+    }
+    return bits;
+  }
+  return said.value_or(4);
 }
 
 /// The tensors of one prefix, with the dtypes and ranks that are read.
-Matrix collect(const FileSet& files, const std::string& prefix) {
-  Matrix matrix;
-  matrix.entry.name = prefix;
+void collect(const FileSet& files, Matrix& matrix) {
+  const std::string& prefix = matrix.entry.name;
   matrix.qweight = look_up(files, prefix + ".qweight");
   matrix.qzeros = look_up(files, prefix + ".qzeros");
   matrix.scales = look_up(files, prefix + ".scales");
   matrix.g_idx = look_up(files, prefix + ".g_idx");
   matrix.bias = look_up(files, prefix + ".bias");
-  const std::pair<const Located*, std::string> required[] = {{&matrix.qweight, prefix + ".qweight"},
-                                                             {&matrix.qzeros, prefix + ".qzeros"},
-                                                             {&matrix.scales, prefix + ".scales"}};
+  const std::pair<Located*, std::string> required[] = {{&matrix.qweight, prefix + ".qweight"},
+                                                       {&matrix.scales, prefix + ".scales"},
+                                                       {&matrix.qzeros, prefix + ".qzeros"}};
   for (const auto& [at, name] : required) {
+    if (at == &matrix.qzeros && (at->tensor == nullptr || at->tensor->bytes == 0)) {
+      at->tensor = nullptr;  // see check_zeros
+      continue;
+    }
     if (at->tensor == nullptr) {
       wrong(ErrorCode::kCorrupt, matrix.qweight, required[0].second,
             "there is no {} beside it; fetch the whole checkpoint", quote(name));
@@ -116,56 +126,74 @@ Matrix collect(const FileSet& files, const std::string& prefix) {
             shape_of(*at->tensor));
     }
   }
-  return matrix;
+}
+
+/// Stored zeros, or the claim that there need be none.
+void check_zeros(const Matrix& matrix, const std::optional<ClaimedConfig>& claimed) {
+  const MatrixEntry& entry = matrix.entry;
+  const std::string name = entry.name + ".qzeros";
+  if (matrix.qzeros.tensor != nullptr) {
+    need_shape(matrix.qzeros, name, {entry.groups, entry.n / 8}, *matrix.qweight.tensor);
+  } else if (!claimed || !claimed->sym.value_or(false)) {
+    wrong(ErrorCode::kCorrupt, matrix.qweight, entry.name + ".qweight",
+          "there is no {} beside it and no configuration says sym (every zero is 8); fetch the whole checkpoint",
+          quote(name));
+  }
 }
 
 /// g_idx and bias, which may be absent; g_idx may also be empty.
 void add_optional(Matrix& matrix) {
   MatrixEntry& entry = matrix.entry;
   const StoredTensor& qweight = *matrix.qweight.tensor;
-  if (const StoredTensor* g_idx = matrix.g_idx.tensor;
-      g_idx != nullptr && g_idx->shape != std::vector<std::int64_t>{0}) {
+  if (const StoredTensor* g_idx = matrix.g_idx.tensor; g_idx != nullptr && g_idx->bytes != 0) {
     const std::string name = entry.name + ".g_idx";
-    if (matrix.format == QuantFormat::kAwq) {
+    if (entry.format == QuantFormat::kAwq) {
       wrong(ErrorCode::kUnsupported, matrix.g_idx, name, "AWQ has no act-order; convert the matrix to GPTQ");
     }
     need_type(matrix.g_idx, name, {"I32", "I64"});
-    need_shape(matrix.g_idx, name, {entry.k}, qweight);
+    const auto& shape = g_idx->shape;
+    if (shape != std::vector{entry.k} && shape != std::vector<std::int64_t>{1, entry.k} &&
+        shape != std::vector<std::int64_t>{entry.k, 1}) {
+      need_shape(matrix.g_idx, name, {entry.k}, qweight);
+    }
     entry.has_g_idx = true;
   }
-  if (matrix.bias.tensor != nullptr) {
+  if (matrix.bias.tensor != nullptr && matrix.bias.tensor->bytes != 0) {
     need_type(matrix.bias, entry.name + ".bias", {"F16", "BF16", "F32"});
     need_shape(matrix.bias, entry.name + ".bias", {entry.n}, qweight);
     entry.has_bias = true;
   }
 }
 
-Matrix describe(const FileSet& files, const std::string& prefix, const std::optional<ClaimedConfig>& claimed) {
-  Matrix matrix = collect(files, prefix);
-  const std::string qweight_name = prefix + ".qweight", scales_name = prefix + ".scales";
-  const StoredTensor &qweight = *matrix.qweight.tensor, &scales = *matrix.scales.tensor;
-  matrix.format = packing(matrix, qweight_name);
-  check_config(matrix, qweight_name, claimed);
-
+void describe(const FileSet& files, Matrix& matrix, const std::optional<ClaimedConfig>& claimed) {
   MatrixEntry& entry = matrix.entry;
+  const std::string qweight_name = entry.name + ".qweight", scales_name = entry.name + ".scales";
+  if (const auto said = claimed ? claimed->bits_of(entry.name) : std::nullopt) entry.bits = *said;
+  collect(files, matrix);
+  const StoredTensor &qweight = *matrix.qweight.tensor, &scales = *matrix.scales.tensor;
   entry.n = scales.shape[1];
   entry.groups = scales.shape[0];
-  const std::int64_t word_rows = matrix.format == QuantFormat::kAwq ? 1 : 8;
-  if (__builtin_mul_overflow(qweight.shape[0], word_rows, &entry.k)) {
-    wrong(ErrorCode::kCorrupt, matrix.qweight, qweight_name, "{}: 8 rows a word overflow 64 bits", shape_of(qweight));
+  entry.format = packing(matrix, qweight_name, claimed);
+  const bool awq = entry.format == QuantFormat::kAwq;
+  entry.bits = bits_of(matrix, entry.name + ".qzeros", claimed);
+  std::int64_t packed_bits = 0;
+  if (__builtin_mul_overflow(qweight.shape[0], awq ? 1 : 32, &packed_bits))
+    wrong(ErrorCode::kCorrupt, matrix.qweight, qweight_name, "{}: 32 bits a word overflow 64 bits", shape_of(qweight));
+  entry.k = awq ? packed_bits : packed_bits / std::max<std::int64_t>(entry.bits, 1);
+  if (entry.bits != 4) {
+    wrong(ErrorCode::kUnsupported, matrix.qweight, qweight_name,
+          "{}-bit weights; q4 multiplies by 4-bit weights, quantize the matrix to 4 bits", entry.bits);
   }
   if (entry.n % 8 != 0) {
     wrong(ErrorCode::kUnsupported, matrix.scales, scales_name, "n = {} columns; q4 needs a multiple of 8", entry.n);
   }
-  check_bits(matrix, prefix + ".qzeros");
-  need_shape(matrix.qzeros, prefix + ".qzeros", {entry.groups, entry.n / 8}, qweight);
+  check_zeros(matrix, claimed);
   if (entry.groups > entry.k) {
     wrong(ErrorCode::kCorrupt, matrix.scales, scales_name, "{} groups for k = {} rows; fetch the checkpoint again",
           entry.groups, entry.k);
   }
   add_optional(matrix);
   entry.group_size = group_size(matrix, claimed);
-  return matrix;
 }
 
 }  // namespace
@@ -190,31 +218,39 @@ Matrices find_matrices(const FileSet& files, const std::optional<ClaimedConfig>&
   std::sort(prefixes.begin(), prefixes.end(), natural_less);
 
   Matrices matrices;
-  for (const std::string& prefix : prefixes) {
-    const Matrix& matrix = matrices.list.emplace_back(describe(files, prefix, claimed));
-    if (matrix.format != matrices.list[0].format) {
-      wrong(ErrorCode::kCorrupt, matrix.qweight, prefix + ".qweight",
-            "packed unlike {}: one checkpoint holds GPTQ or AWQ, not both", quote(prefixes[0]));
+  const Matrix* first = nullptr;  // that can be loaded
+  matrices.list.reserve(prefixes.size());
+  for (std::string& prefix : prefixes) {
+    Matrix& matrix = matrices.list.emplace_back();
+    matrix.entry.name = std::move(prefix);
+    try {
+      describe(files, matrix, claimed);
+      if (first == nullptr) first = &matrix;
+    } catch (const Error& error) {
+      matrix.code = error.code();
+      matrix.entry.unsupported = error.what();
+      matrix.entry.damaged = error.code() == ErrorCode::kCorrupt;
     }
   }
 
   QuantConfig& config = matrices.config;
-  if (!matrices.list.empty()) {
-    config.format = matrices.list[0].format;
-  } else if (claimed && claimed->format) {
-    config.format = *claimed->format;
+  const auto packing = claimed ? claimed->packing : std::nullopt;
+  if (first != nullptr) {
+    config.format = first->entry.format;
+  } else if (packing && *packing != Packing::kGptq && *packing != Packing::kCompressed) {
+    config.format = QuantFormat::kAwq;
   }
   if (claimed) {
-    config.desc_act = claimed->desc_act;
-    config.sym = claimed->sym;
-    config.zeros = claimed->zeros;
+    config.desc_act = claimed->desc_act.value_or(false);
+    config.sym = claimed->sym.value_or(true);
+    // v1 is what is assumed and what is claimed wrongly at times: the stored zeros may still say v2.
+    if (claimed->zeros == ZeroFormat::kV2) config.zeros = ZeroFormat::kV2;
   }
   if (config.format == QuantFormat::kAwq) config.zeros = ZeroFormat::kV2;
   if (claimed && claimed->group_size) {
     config.group_size = *claimed->group_size;
-  } else if (!matrices.list.empty()) {
-    const MatrixEntry& first = matrices.list[0].entry;
-    config.group_size = first.groups == 1 ? -1 : first.group_size;
+  } else if (first != nullptr) {
+    config.group_size = first->entry.groups == 1 ? -1 : first->entry.group_size;
   }
   return matrices;
 }

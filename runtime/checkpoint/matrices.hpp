@@ -11,12 +11,12 @@
 
 namespace q4::checkpoint {
 
-/// The tensors of one matrix, all shapes and dtypes checked.
+/// The tensors of one matrix, all shapes and dtypes checked; or, where entry.unsupported is not empty, what is known.
 struct Matrix {
   MatrixEntry entry;
-  QuantFormat format = QuantFormat::kGptq;  ///< as packed
-  Located qweight, qzeros, scales;
-  Located g_idx, bias;  ///< tensor is null when absent
+  ErrorCode code = ErrorCode::kUnsupported;  ///< of entry.unsupported
+  Located qweight, qzeros, scales;           ///< qzeros.tensor is null where every zero is 8 and none is stored
+  Located g_idx, bias;                       ///< tensor is null when absent
 };
 
 struct Matrices {
@@ -25,7 +25,7 @@ struct Matrices {
 };
 
 /// Every prefix with a qweight. `claimed` is checked against the shapes and fills in what they leave open; without it
-/// everything comes from the shapes.
+/// everything comes from the shapes. A matrix that cannot be loaded is listed with the reason.
 Matrices find_matrices(const FileSet& files, const std::optional<ClaimedConfig>& claimed);
 
 /// "F16" as the public type, nothing for a type that DType has not.

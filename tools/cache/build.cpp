@@ -20,7 +20,8 @@ std::vector<bool> biases(const CacheToolOptions& options) {
   if (options.shapes.checkpoint.empty()) return {options.cross.bias};
   const Checkpoint checkpoint = Checkpoint::open(options.shapes.checkpoint);
   bool with = false, without = false;
-  for (const MatrixEntry& entry : checkpoint.matrices()) (entry.has_bias ? with : without) = true;
+  for (const MatrixEntry& entry : checkpoint.matrices())
+    if (entry.unsupported.empty()) (entry.has_bias ? with : without) = true;
   std::vector<bool> all;
   if (without) all.push_back(false);
   if (with) all.push_back(true);

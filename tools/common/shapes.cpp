@@ -37,10 +37,11 @@ std::vector<Problem> checkpoint_shapes(const std::string& path) {
   const Checkpoint checkpoint = Checkpoint::open(path);
   std::vector<Problem> shapes;
   for (const MatrixEntry& entry : checkpoint.matrices()) {
+    if (!entry.unsupported.empty()) continue;
     const std::string layer = entry.name.substr(entry.name.rfind('.') + 1);
-    shapes.push_back({layer, entry.k, entry.n, entry.group_size, checkpoint.config().desc_act && entry.has_g_idx});
+    shapes.push_back({layer, entry.k, entry.n, entry.group_size, checkpoint.act_order(entry.name)});
   }
-  check(!shapes.empty(), "--checkpoint = {}: no quantized matrix in it", path);
+  check(!shapes.empty(), "--checkpoint = {}: no quantized matrix in it that q4 can load", path);
   return shapes;
 }
 

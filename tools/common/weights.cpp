@@ -1,6 +1,8 @@
 // W from a checkpoint's tensors, one column at a time.
 #include "tools/common/weights.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -91,6 +93,36 @@ void Weights::set_groups(std::int64_t group_size, const std::optional<TensorView
     if (g_idx && g_idx->dtype == DType::kI32) group = static_cast<const std::int32_t*>(g_idx->data)[r];
     group_[static_cast<std::size_t>(r)] = static_cast<std::int32_t>(group);
   }
+  // One number for every row, 0 or -1, is how tools write that there is no act-order.
+  const std::int32_t first = group_[0];
+  if (first == -1 || (first == 0 && groups_ > 1)) {
+    if (std::all_of(group_.begin(), group_.end(), [&](auto group) { return group == first; }))
+      for (std::int64_t r = 0; r < k_; ++r)
+        group_[static_cast<std::size_t>(r)] = static_cast<std::int32_t>(r / group_size);
+  }
+}
+
+std::string Weights::problem() const {
+  bool all_zero = true;
+  for (std::int64_t i = 0; i < groups_ * n_; ++i) {
+    const double scale = value_of(scales_.dtype, scales_.data, i);
+    if (!std::isfinite(scale)) return fmt::format("scales[{}, {}] is {}", i / n_, i % n_, scale);
+    all_zero &= scale == 0;
+  }
+  if (all_zero) return "every scale is 0";
+  for (std::int64_t c = 0; c < n_; ++c)
+    if (!std::isfinite(bias(c))) return fmt::format("bias[{}] is {}", c, bias(c));
+  return {};
+}
+
+bool Weights::scales_fit_fp16() const {
+  for (std::int64_t i = 0; i < groups_ * n_; ++i) {
+    const double scale = value_of(scales_.dtype, scales_.data, i);
+    std::uint16_t half = 0;
+    set_value(DType::kF16, &half, 0, scale);
+    if (half_value(half) != scale) return false;
+  }
+  return true;
 }
 
 double Weights::bias(std::int64_t column) const { return bias_ ? value_of(bias_->dtype, bias_->data, column) : 0; }
@@ -100,9 +132,7 @@ void Weights::column(std::int64_t column, std::span<double> weights) const {
   std::vector<double> scale(static_cast<std::size_t>(groups_)), zero(static_cast<std::size_t>(groups_));
   const std::int64_t words = n_ / 8, position = awq_ ? kAwqNibble[column % 8] : column % 8;
   for (std::int64_t g = 0; g < groups_; ++g) {
-    std::uint16_t half = 0;  // scales of other types are used as fp16
-    set_value(DType::kF16, &half, 0, value_of(scales_.dtype, scales_.data, g * n_ + column));
-    scale[static_cast<std::size_t>(g)] = half_value(half);
+    scale[static_cast<std::size_t>(g)] = value_of(scales_.dtype, scales_.data, g * n_ + column);
     const std::uint32_t stored = nibble(qzeros_[g * words + column / 8], position);
     zero[static_cast<std::size_t>(g)] = plus_one_ ? (stored + 1) & 15 : stored;
   }

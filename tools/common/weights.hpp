@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <q4/matrix.hpp>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace q4::tools {
@@ -22,6 +23,11 @@ class Weights {
 
   std::int64_t k() const { return k_; }
   std::int64_t n() const { return n_; }
+  /// What makes a comparison meaningless: a scale or bias that is not finite, or nothing but zeros as scales; else
+  /// empty.
+  std::string problem() const;
+  /// Whether fp16 holds every scale as it is; the library rounds the others.
+  bool scales_fit_fp16() const;
   double bias(std::int64_t column) const;                             ///< 0 without one
   void column(std::int64_t column, std::span<double> weights) const;  ///< W(0..k-1, column)
 
