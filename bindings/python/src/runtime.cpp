@@ -135,6 +135,8 @@ void bind_checkpoint(nb::module_& m) {
       .def_ro("group_size", &MatrixEntry::group_size)
       .def_ro("has_g_idx", &MatrixEntry::has_g_idx)
       .def_ro("has_bias", &MatrixEntry::has_bias)
+      .def_ro("bits", &MatrixEntry::bits, "Bits of a weight; 4 if it can be loaded.")
+      .def_ro("unsupported", &MatrixEntry::unsupported, "Why it cannot be loaded; empty if it can.")
       .def("__repr__", [](const MatrixEntry& e) {
         return fmt::format("q4.MatrixEntry('{}', k={}, n={}, group_size={})", e.name, e.k, e.n, e.group_size);
       });
@@ -142,7 +144,8 @@ void bind_checkpoint(nb::module_& m) {
       .def(
           "__init__", [](Checkpoint* self, nb::handle path) { new (self) Checkpoint(open_checkpoint(path)); }, "path"_a,
           "Opens and maps it; shapes are checked now, contents when a matrix is loaded.")
-      .def_prop_ro("matrices", &Checkpoint::matrices, "Every matrix, sorted by name.")
+      .def_prop_ro("matrices", &Checkpoint::matrices,
+                   "Every matrix, sorted by name; one with a text in .unsupported cannot be loaded.")
       .def("find", &Checkpoint::find, "name"_a, "The entry of a name; LookupError with the nearest names.")
       .def("load", &load_matrix, "name"_a, "device"_a = nb::none(), nb::kw_only(), "zeros"_a = nb::none(),
            "Loads a matrix to a device (None: the best one). zeros: overrides the checkpoint's claim.")

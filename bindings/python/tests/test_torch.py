@@ -171,6 +171,20 @@ def test_replace_linears(device: Any, tmp_path: Path) -> None:
     assert isinstance(wrong.block["second"], torch.nn.Linear)
 
 
+def test_replace_linears_leaves_what_is_not_supported(tmp_path: Path) -> None:
+    samples = {"first": gptq(64, 32, 32), "block.second": gptq(32, 16, 32)}
+    samples["block.second"].qzeros = samples["block.second"].qzeros[:, :0]  # and sym is not said
+    save_checkpoint(tmp_path, samples, 32)
+    entries = {entry.name: entry for entry in q4.Checkpoint(tmp_path).matrices}
+    assert entries["first"].unsupported == "" and entries["first"].bits == 4
+    assert "no configuration says sym" in entries["block.second"].unsupported
+    model = Model().half()
+    with pytest.raises(q4.Unsupported, match="no configuration says sym.*strict=False"):
+        q4_torch.replace_linears(model, tmp_path)
+    assert q4_torch.replace_linears(model, tmp_path, strict=False) == ["first"]
+    assert isinstance(model.block["second"], torch.nn.Linear)
+
+
 @needs_cuda
 @pytest.mark.parametrize("module", ["drop-in", "modern"])
 def test_streams_and_graphs(module: str) -> None:

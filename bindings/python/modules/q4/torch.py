@@ -95,14 +95,24 @@ def replace_linears(
     """Puts a Linear in the place of each module that the checkpoint has a matrix for; returns their names.
 
     device: where the matrices go; None: where the module is (on the meta device: where the model is, else the best
-    device). Shapes must match. strict: a matrix whose name the model lacks is an error, else it is left out. Everything
-    is checked before the first module is replaced.
+    device). Shapes must match. An Embedding is left as it is.
+    strict: a matrix whose name the model lacks, or that q4 does not support (entry.unsupported says why), is an error,
+    else it is left out. Everything is checked before the first module is replaced.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
     modules = dict(model.named_modules())
-    entries = [entry for entry in checkpoint.matrices if strict or entry.name in modules]
+    entries = [
+        entry
+        for entry in checkpoint.matrices
+        if (strict or (entry.name in modules and not entry.unsupported))
+        and not isinstance(modules.get(entry.name), torch.nn.Embedding)
+    ]
     for entry in entries:
+        if entry.unsupported:
+            raise q4.Unsupported(
+                f"replace_linears: {entry.unsupported}; pass strict=False to leave such modules as they are"
+            )
         module = modules.get(entry.name)
         if module is None:
             raise q4.NotFound(
