@@ -27,6 +27,8 @@ hip::Compiler& compiler() {
 
 Limits limits_of(const hip::Target& target) { return {0, target.units, target.lds_bytes, 65536}; }
 
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
 /// Another kind of problem each time.
 Problem problem(std::size_t i) {
   static const Problem problems[] = {
@@ -153,19 +155,46 @@ TEST_CASE("AMD instructions: the ones that the design counts on") {
   }
 }
 
-TEST_CASE("AMD compilers: a clang without its linker is passed over, and said to be") {
-  const Sandbox box;
-  std::ofstream(box.file("clang++")) << "#!/bin/sh\n"
-                                        "case $1 in --version) echo clang version 19.1.7 ;; *) echo lld ;; esac\n";
+/// A script that answers as clang++ does when it is asked for its version and for its linker.
+void write_clang(const Sandbox& box, const std::string& version, const std::string& lld) {
+  std::ofstream(box.file("clang++")) << "#!/bin/sh\ncase $1 in --version) echo \"" << version << "\" ;; *) echo " << lld
+                                     << " ;; esac\n";
   std::filesystem::permissions(box.file("clang++"), std::filesystem::perms::owner_all);
-  const char* before = std::getenv("Q4_HIP_CLANG");
-  const std::string kept = before ? before : "";
-  ::setenv("Q4_HIP_CLANG", box.file("clang++").c_str(), 1);
-  hip::Compiler compiler;
-  const std::string text = compiler.clang_text();
-  before ? ::setenv("Q4_HIP_CLANG", kept.c_str(), 1) : ::unsetenv("Q4_HIP_CLANG");
-  CHECK(text.find("no clang++ of 17 or later") == 0);
-  CHECK(text.find(box.file("clang++") + " has no lld") != std::string::npos);
+}
+
+/// The environment in which it is the only AMD compiler, and the GPU's libraries are not there.
+std::string only_clang(const Sandbox& box) {
+  return "env Q4_HIPRTC=/nonexistent Q4_HIP_CLANG=" + box.file("clang++") + " ";
+}
+
+TEST_CASE("AMD compilers: a clang without its linker or older than 17 is passed over, and said to be") {
+  const struct {
+    const char *version, *lld, *reason;
+  } useless[] = {
+      {"clang version 19.1.7", "lld", " has no lld"},
+      {"Debian clang version 14.0.6", "/usr/bin/lld", " is clang 14.0.6, which is too old"},
+      {"AMD clang version 16.0.0 (https://github.com x)", "/usr/bin/lld", " is clang 16.0.0, which is too old"}};
+  for (const auto& [version, lld, reason] : useless) {
+    CAPTURE(version);
+    const Sandbox box;
+    write_clang(box, version, lld);
+    const Ended info = box.run("q4-info", false, only_clang(box));
+    CHECK(contains(info.out, "no clang++ of 17 or later"));
+    CHECK_MESSAGE(contains(info.out, box.file("clang++") + reason), info.out);
+    const Ended build =
+        box.run("q4-cache build --target gfx90a,gfx1100 --shape 512x64 --max-m 1", true, only_clang(box));
+    CHECK(build.status == 1);  // a reason, and none of the compiler's own errors
+    CHECK_MESSAGE(contains(build.out, "gfx90a needs hipRTC of ROCm 5.2 or newer, or clang 17"), build.out);
+    CHECK(contains(build.out, box.file("clang++") + reason));
+    CHECK_FALSE(contains(build.out, "source:"));
+  }
+  const Sandbox box;
+  write_clang(box, "clang version 17.0.6", "/usr/bin/lld");
+  CHECK(contains(box.run("q4-info", false, only_clang(box)).out, "clang 17.0.6 (" + box.file("clang++") + ")"));
+}
+
+TEST_CASE("AMD targets: none is given to a clang older than the oldest that is looked for") {
+  for (const auto& target : hip::targets()) CHECK(target.clang_since >= hip::kOldestClang);
 }
 
 TEST_CASE("AMD compilers: errors are errors, and an abort takes only its own process") {

@@ -8,13 +8,15 @@
 #include <vector>
 
 #include "runtime/backends/hip/process.hpp"
+#include "runtime/backends/hip/target.hpp"
 
 namespace q4::amdgpu {
 namespace {
 
 std::string find_objdump() {
   std::vector<std::string> names = {"/opt/rocm/llvm/bin/llvm-objdump"};
-  for (int major = 21; major >= 17; --major) names.push_back("llvm-objdump-" + std::to_string(major));
+  for (int major = hip::kNewestClang; major >= hip::kOldestClang; --major)
+    names.push_back("llvm-objdump-" + std::to_string(major));
   if (const char* given = std::getenv("Q4_OBJDUMP")) names = {given};
   for (const auto& name : names)
     if (hip::run_program({name, "--version"}, "").status == 0) return name;
@@ -26,7 +28,7 @@ std::string find_objdump() {
 std::optional<std::string> disassemble(std::span<const char> code, const std::string& target, std::string& problem) {
   static const std::string objdump = find_objdump();
   if (objdump.empty()) {
-    problem = "no llvm-objdump-17 or later (apt-get install llvm-19)";
+    problem = fmt::format("no llvm-objdump-{} or later (apt-get install llvm-19)", hip::kOldestClang);
     return std::nullopt;
   }
   const auto outcome = hip::run_program({objdump, "-d", "--mcpu=" + target, "-"}, {code.data(), code.size()});

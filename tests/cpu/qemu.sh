@@ -8,6 +8,8 @@ source=$1 build=$2 launcher=${3:-}
 for tool in aarch64-linux-gnu-g++ qemu-aarch64 ninja; do
   command -v $tool >/dev/null || { echo "skipped: $tool is not installed (Debian: g++-aarch64-linux-gnu, qemu-user)"; exit 77; }
 done
+version=$(aarch64-linux-gnu-g++ -dumpversion)
+[ "${version%%.*}" -ge 12 ] || { echo "skipped: aarch64-linux-gnu-g++ is $version, and q4 needs 12 or later"; exit 77; }
 headers=$build/headers  # those of two header-only packages, without the host's C library
 mkdir -p "$headers"
 for package in fmt doctest; do

@@ -99,20 +99,25 @@ const Hiprtc& Compiler::hiprtc() {
 const Compiler::Clang& Compiler::clang() {
   std::call_once(clang_once_, [&] {
     std::vector<std::string> candidates = {"/opt/rocm/llvm/bin/clang++"};
-    for (int major = 21; major >= 17; --major) candidates.push_back("clang++-" + std::to_string(major));
+    for (int major = kNewestClang; major >= kOldestClang; --major)
+      candidates.push_back("clang++-" + std::to_string(major));
     candidates.emplace_back("clang++");
     if (const char* given = std::getenv("Q4_HIP_CLANG")) candidates = {given};
     for (const auto& path : candidates) {
       const auto said = run_program({path, "--version"}, "").out;
       const auto at = said.find("clang version ");
       if (at == said.npos) continue;
-      if (run_program({path, "-print-prog-name=lld"}, "").out.find('/') == std::string::npos) {
-        without_linker_ += fmt::format("; {} has no lld, which it needs to link", path);
-        continue;
-      }
       const auto from = at + 14;
-      clang_ = {path, said.substr(from, said.find_first_of(" \n(", from) - from), std::atoi(said.c_str() + from)};
-      return;
+      const Clang found{path, said.substr(from, said.find_first_of(" \n(", from) - from),
+                        std::atoi(said.c_str() + from)};
+      if (found.major < kOldestClang) {
+        passed_over_ += fmt::format("; {} is clang {}, which is too old", path, found.version);
+      } else if (run_program({path, "-print-prog-name=lld"}, "").out.find('/') == std::string::npos) {
+        passed_over_ += fmt::format("; {} has no lld, which it needs to link", path);
+      } else {
+        clang_ = found;
+        return;
+      }
     }
   });
   return clang_;
@@ -120,9 +125,9 @@ const Compiler::Clang& Compiler::clang() {
 
 std::string Compiler::clang_text() {
   const auto& found = clang();
-  return found.major ? fmt::format("clang {} ({})", found.version, found.path)
-                     : "no clang++ of 17 or later with its lld on $PATH (set Q4_HIP_CLANG to a path to use another)" +
-                           without_linker_;
+  if (found.major) return fmt::format("clang {} ({})", found.version, found.path);
+  return fmt::format("no clang++ of {} or later with its lld on $PATH (set Q4_HIP_CLANG to a path to use another){}",
+                     kOldestClang, passed_over_);
 }
 
 Compiler::With Compiler::choose(const std::string& arch, std::string& problem) {

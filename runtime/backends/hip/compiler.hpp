@@ -44,7 +44,7 @@ class Compiler {
   std::once_flag hiprtc_once_, clang_once_;
   std::unique_ptr<Hiprtc> hiprtc_;
   Clang clang_;
-  std::string without_linker_;  ///< of clangs that were passed over: what is missing
+  std::string passed_over_;  ///< clangs that are too old or lack their linker, each with the reason
 };
 
 /// The program that runs hipRTC for others: q4-hip-compile TARGET OPTION... <text >code object. Its path is

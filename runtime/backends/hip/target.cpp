@@ -9,13 +9,13 @@ namespace q4::hip {
 const std::vector<Target>& targets() {
   constexpr int kLds = 65536;
   static const std::vector<Target> table = {
-      {"gfx906", "MI50, Radeon VII", 64, kLds, MatrixCore::kNone, 502, 14, 60},
-      {"gfx908", "MI100", 64, kLds, MatrixCore::kMfma, 502, 14, 120},
-      {"gfx90a", "MI210, MI250", 64, kLds, MatrixCore::kMfma, 502, 14, 104},
-      {"gfx942", "MI300X, MI325X", 64, kLds, MatrixCore::kMfma, 600, 17, 304},
-      {"gfx1030", "RX 6900, RX 6800", 32, kLds, MatrixCore::kNone, 502, 14, 40},
-      {"gfx1100", "RX 7900", 32, kLds, MatrixCore::kWmma, 505, 16, 48},
-      {"gfx1151", "Strix Halo", 32, kLds, MatrixCore::kWmma, 601, 17, 20},
+      {"gfx906", "MI50, Radeon VII", 64, kLds, MatrixCore::kNone, 502, kOldestClang, 60},
+      {"gfx908", "MI100", 64, kLds, MatrixCore::kMfma, 502, kOldestClang, 120},
+      {"gfx90a", "MI210, MI250", 64, kLds, MatrixCore::kMfma, 502, kOldestClang, 104},
+      {"gfx942", "MI300X, MI325X", 64, kLds, MatrixCore::kMfma, 600, kOldestClang, 304},
+      {"gfx1030", "RX 6900, RX 6800", 32, kLds, MatrixCore::kNone, 502, kOldestClang, 40},
+      {"gfx1100", "RX 7900", 32, kLds, MatrixCore::kWmma, 505, kOldestClang, 48},
+      {"gfx1151", "Strix Halo", 32, kLds, MatrixCore::kWmma, 601, kOldestClang, 20},
       {"gfx1200", "RX 9060", 32, kLds, MatrixCore::kWmma, 602, 18, 16},
       {"gfx1201", "RX 9070", 32, kLds, MatrixCore::kWmma, 602, 18, 32},
   };

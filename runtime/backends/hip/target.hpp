@@ -6,6 +6,10 @@
 
 namespace q4::hip {
 
+/// The oldest clang that serves any target, and the newest that is looked for by its number. clang 14 accepts gfx908
+/// and then fails within the kernels: it guesses another wave size for builtins of the matrix cores.
+constexpr int kOldestClang = 17, kNewestClang = 25;
+
 /// The instructions that multiply tiles (kernels/mma_tile.h).
 enum class MatrixCore { kNone, kMfma, kWmma };
 
@@ -16,7 +20,7 @@ struct Target {
   int lds_bytes;         ///< shared memory of a block
   MatrixCore matrix;
   int hiprtc_since;  ///< first ROCm whose hipRTC knows it, 502 for 5.2: an older one aborts the process
-  int clang_since;   ///< first clang that knows it
+  int clang_since;   ///< first clang that compiles q4's kernels for it: kOldestClang or later
   int units;         ///< of the first of `products`, for cross compiling
 };
 
