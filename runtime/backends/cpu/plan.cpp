@@ -174,8 +174,10 @@ CpuConfig CpuPlan::parse(const std::string& name) const {
   }
   for (const CpuConfig& config : configs(1))
     if (name == config.name()) return config;
+  const bool no_blas = name == CpuConfig{Path::kBlas}.name() && !blas().available;
   fail(ErrorCode::kInvalidArgument,
-       "MatmulPlan: tactic \"{}\" is not available on this CPU for this matrix; use one of: {}", name, names);
+       "MatmulPlan: tactic \"{}\" is not available on this CPU for this matrix{}; use one of: {}", name,
+       no_blas ? ": there is " + blas().name : "", names);
 }
 
 Path CpuPlan::default_path(std::int64_t m) const {
