@@ -17,9 +17,12 @@ file(RELATIVE_PATH q4_pc_includedir ${CMAKE_INSTALL_PREFIX} ${CMAKE_INSTALL_FULL
 configure_file(${PROJECT_SOURCE_DIR}/cmake/q4.pc.in ${PROJECT_BINARY_DIR}/q4.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/q4.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
+set(q4_programs)
 if(Q4_BUILD_TOOLS)
-  install(TARGETS q4-info q4-verify q4-autotune q4-bench q4-cache q4-hip-compile RUNTIME)
+  set(q4_programs q4-info q4-verify q4-autotune q4-bench q4-cache q4-hip-compile)
+  install(TARGETS ${q4_programs} RUNTIME)
 endif()
+add_custom_target(q4-installed DEPENDS q4 ${q4_programs})  # all that installing needs, without the tests
 file(GLOB q4_data CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/share/q4/*.csv)
 install(FILES ${q4_data} DESTINATION ${CMAKE_INSTALL_DATADIR}/q4)
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})

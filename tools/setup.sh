@@ -104,7 +104,8 @@ find_missing() {
   has_header nlohmann/json.hpp || required+=(nlohmann-json3-dev)
   has_header CLI/CLI.hpp || required+=(libcli11-dev)
   has_header doctest/doctest.h || required+=(doctest-dev)
-  PATH=$PATH:/sbin ldconfig -p 2>/dev/null | grep -q 'lib\(open\)\{0,1\}blas\.so\.[03]' || optional+=(libopenblas0)
+  # Not any libblas.so.3: that may be the reference BLAS, which q4 refuses.
+  [ -n "${Q4_BLAS:-}" ] || PATH=$PATH:/sbin ldconfig -p 2>/dev/null | grep -q 'libopenblas\.so\.0' || optional+=(libopenblas0)
   PATH=$PATH:/sbin ldconfig -p 2>/dev/null | grep -q 'libsodium\.so\.' || optional+=(libsodium23)
 }
 
@@ -134,17 +135,18 @@ install_missing() {
   find_missing
   [ ${#optional[@]} = 0 ] || say "going on without ${optional[*]}, which large m on the CPU and signed packs need"
   [ ${#required[@]} = 0 ] ||
-    die "these packages are missing; as root, run: apt-get install -y ${required[*]}   (log: $q4_log)"
+    die "these packages are missing; as root, run: apt-get install -y --no-install-recommends ${required[*]} ${optional[*]}"
 }
 
 # ---- building -------------------------------------------------------------------------------------------------------
 
-# build TARGET...: installs what is missing, configures and builds.
+# build MINUTES TARGET...: installs what is missing, configures and builds, which takes one core so many minutes from nothing.
 build() {
-  local launcher=()
+  local launcher=() minutes=$((($1 + $(nproc) - 1) / $(nproc)))
+  shift
   install_missing
   command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_C_COMPILER_LAUNCHER=ccache)
   cd "$q4_root" || exit
   quiet "configuring with $("$CXX" --version | head -n 1)" "$cmake" --preset "$q4_preset" "${launcher[@]}"
-  quiet "building (several minutes the first time)" "$cmake" --build --preset "$q4_preset" --target "$@"
+  quiet "building (the first time about ${minutes} minutes on $(nproc) cores)" "$cmake" --build --preset "$q4_preset" --target "$@"
 }
