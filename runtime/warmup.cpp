@@ -104,6 +104,34 @@ void run(const Jobs& jobs, const WarmupOptions& options, Clock::time_point start
   if (report.skipped == 0) report.past_deadline = report.cancelled = false;  // it came too late to matter
 }
 
+/// Why plans would run on the CPU by default: what each GPU backend lacks, and each GPU that was passed over.
+std::string without_gpu(const Runtime& runtime) {
+  std::string reasons;
+  const auto add = [&](const std::string& what, const std::string& why) {
+    reasons += fmt::format("; {}: {}", what, why);
+  };
+  for (const BackendStatus& backend : runtime.backends())
+    if (backend.kind != BackendKind::kCpu && !backend.available) add(to_string(backend.kind), backend.reason);
+  for (const DeviceInfo& info : runtime.devices()) {
+    std::string problem;
+    if (info.device.kind != BackendKind::kCpu && !runtime.impl().open(info.device)->ready(problem))
+      add(info.device.str(), problem);
+  }
+  return reasons;
+}
+
+/// A service whose GPU is missing is not ready, although the CPU needs no kernels: the CPU must be named.
+Device device_to_warm(const Runtime& runtime, const WarmupOptions& options) {
+  if (options.device) return *options.device;
+  const Device best = runtime.best_device();
+  if (best.kind == BackendKind::kCpu)
+    fail(ErrorCode::kNotFound,
+         "Runtime::warmup: there is no GPU to warm up{}; the CPU compiles nothing: name it (device = cpu) if it is "
+         "meant",
+         without_gpu(runtime));
+  return best;
+}
+
 }  // namespace
 
 WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const WarmupOptions& options) const {
@@ -113,7 +141,7 @@ WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const Warmu
   check(options.deadline_s >= 0, "Runtime::warmup: deadline_s = {}; it must be 0 (none) or seconds from now",
         options.deadline_s);
   const auto start = Clock::now();
-  const auto device = impl_->open(options.device ? *options.device : best_device());
+  const auto device = impl_->open(device_to_warm(*this, options));
   check_options(options.plan, device->info().device);
   const auto opened = Clock::now();
   Jobs jobs;

@@ -189,6 +189,26 @@ TEST_CASE("q4-cache doctor: well, and each thing that is not") {
   CHECK(contains(run_tool("q4-cache doctor", "-u HOME -u XDG_CACHE_HOME -u Q4_CACHE_DIR").out, "none: set"));
 }
 
+TEST_CASE("q4-cache warmup: a machine whose GPU driver is missing is not ready, unless the CPU was named") {
+  Scratch s;
+  const std::string none = "Q4_CUDA_DRIVER=/nonexistent Q4_HIP_RUNTIME=/nonexistent Q4_CACHE_DIR=" + (s / "k");
+  const std::string warmup = "q4-cache warmup --shape 64x64 --max-m 1";
+  for (const std::string mode : {"", " Q4_CACHE_MODE=require-prebuilt"}) {
+    const auto ran = run_tool(warmup, none + mode);
+    CHECK(ran.status != 0);
+    CHECK_MESSAGE(contains(ran.out, "there is no GPU to warm up; cuda: "), ran.out);
+    CHECK_MESSAGE(contains(ran.out, "; hip: "), ran.out);
+    CHECK(contains(ran.out, "device = cpu"));
+    CHECK(run_tool(warmup + " --json", none + mode).status != 0);
+    const auto named = run_tool(warmup + " --device cpu", none + mode);
+    CHECK_MESSAGE(named.status == 0, named.out);
+  }
+  // The tools that may run on the CPU say that they do, unless it was named.
+  const std::string bench = "q4-bench --shape 64x64 --m 1 --seconds 0.01";
+  CHECK(contains(run_tool(bench, none).out, "this runs on the CPU"));
+  CHECK_FALSE(contains(run_tool(bench + " --device cpu", none).out, "this runs on the CPU"));
+}
+
 TEST_CASE("packs carry tuning records; a file's records win over theirs") {
   Scratch s;
   TuningDb packed;

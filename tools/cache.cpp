@@ -12,7 +12,7 @@ using namespace q4::tools;
 
 constexpr const char* kExamples =
     "  q4-cache build --target sm_90a,sm_80 --model llama-3-8b --max-m 512   needs NVRTC and no GPU\n"
-    "  q4-cache build --target gfx90a,gfx1100 --max-m 512                    needs hipRTC or clang and no GPU\n"
+    "  q4-cache build --target gfx90a,gfx1100 --max-m 512                    needs hipRTC or clang 17, no GPU\n"
     "  q4-cache pack --out llama.q4pack --tuning h200.jsonl                  what a deployment ships\n"
     "  q4-cache verify llama.q4pack                                          0 sound, 1 not, 2 cannot be read\n"
     "  q4-cache warmup --model llama-3-8b --max-m 512                        on the GPU: finds and loads all of it\n"
@@ -45,7 +45,9 @@ class Commands {
     add_shapes(app);
     add_tuning(app, "also what these tuning files chose");
     app = add("warmup", "finds or compiles them on a GPU of this machine, and loads them", warm_up);
-    app->add_option("--device", tool.device_name, "cuda:0 (default: the best)")->type_name("D");
+    app->add_option("--device", tool.device_name,
+                    "cuda:0 (default: the best GPU; cpu must be named, and has nothing to warm up)")
+        ->type_name("D");
     add_shapes(app);
     app->add_option("--threads", options.warmup.threads, "kernels at a time (default: cores)")->type_name("N");
     app->add_option("--deadline", options.warmup.deadline_s, "begin none after these seconds")->type_name("S");

@@ -22,7 +22,8 @@ struct WarmupShape {
 };
 
 struct WarmupOptions {
-  /// Empty: Runtime::best_device(). The CPU has nothing to compile: the report is empty and complete.
+  /// Empty: Runtime::best_device(), which must be a GPU: kNotFound says why there is none. The CPU, when it is named,
+  /// has nothing to compile: the report is empty and complete.
   std::optional<Device> device = std::nullopt;
   /// As the plans will be made: max_m, activation and whatever else chooses kernels.
   PlanOptions plan = {};

@@ -126,7 +126,9 @@ int warm_up(const Tool& tool, const CacheToolOptions& given) {
   options.plan.max_m = given.cross.max_m, options.plan.activation = given.cross.activation;
   const Runtime runtime(RuntimeOptions{.cache_dir = given.folder});
   const auto start = Clock::now();
-  options.device = tool.device(runtime);
+  if (!tool.device_name.empty()) options.device = tool.device(runtime);  // else warmup() insists on a GPU
+  const Device device = options.device ? *options.device : runtime.best_device();
+  runtime.info(device);  // opens it
   const double open_ms = seconds_since(start) * 1e3;
   WarmupReport report;
   {
@@ -145,8 +147,10 @@ int warm_up(const Tool& tool, const CacheToolOptions& given) {
       report = runtime.warmup(shapes, options);
     }
   }
-  print_warmup(tool, *options.device, open_ms, report);
-  return report.complete() ? 0 : 1;
+  print_warmup(tool, device, open_ms, report);
+  const bool nothing = report.kernels.empty() && report.skipped == 0 && device.kind != BackendKind::kCpu;
+  if (nothing) fmt::print(stderr, "q4-cache: error: there is nothing to warm up: no quantized matrix was found\n");
+  return report.complete() && !nothing ? 0 : 1;
 }
 
 }  // namespace q4::tools

@@ -23,7 +23,8 @@ class Tool {
   void add_json(const std::string& what);
   /// Parses, then runs `body`, whose result is the exit status.
   int run(int argc, char** argv, const std::function<int()>& body);
-  /// --device, else the best device of this runtime. Throws kNotFound with the list of devices that exist.
+  /// --device, else the best device of this runtime; says on stderr if that is the CPU unasked. Throws kNotFound with
+  /// the list of devices that exist.
   Device device(const Runtime& runtime) const;
 
  private:
