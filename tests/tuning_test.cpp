@@ -250,7 +250,8 @@ TEST_CASE("tuning: a record is stale when a kernel of its own tactics changed, a
     TuningKey key = record.key;
     key.kernels = kernels;
     TuningMatch match = TuningMatch::kNone;
-    CHECK((db.find(key, &match) != nullptr) == (match == TuningMatch::kExact));
+    const bool found = db.find(key, &match) != nullptr;
+    CHECK(found == (match == TuningMatch::kExact));
     return match;
   };
   CHECK(match_of(r, mine) == TuningMatch::kExact);
