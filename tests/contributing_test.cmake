@@ -17,7 +17,7 @@ function(run)
 endfunction()
 
 # Text of the fenced block of this language after the step that names `file`.
-function(block file language out)
+function(fenced_block file language out)
   file(READ ${SOURCE}/CONTRIBUTING.md text)
   string(FIND "${text}" ": `${file}`.**" at)
   if(at EQUAL -1)
@@ -34,12 +34,12 @@ function(block file language out)
 endfunction()
 
 foreach(file kernels/plain.h runtime/choose/defaults/plain.hpp tests/kernels_plain_test.cpp)
-  block(${file} cpp text)
+  fenced_block(${file} cpp text)
   file(WRITE ${copy}/${file} "${text}")
 endforeach()
 
 # A line with a plus goes before the line after it, or replaces the line with a minus before it.
-block(runtime/choose/kernels.cpp diff text)
+fenced_block(runtime/choose/kernels.cpp diff text)
 if(NOT text MATCHES "^\\+([^\n]*)\n ([^\n]*)\n-([^\n]*)\n\\+([^\n]*)\n$")
   message(FATAL_ERROR "the step for runtime/choose/kernels.cpp is not the diff that this script knows:\n${text}")
 endif()
@@ -60,7 +60,8 @@ file(WRITE ${copy}/runtime/choose/kernels.cpp "${table}")
 
 file(GLOB headers ${copy}/kernels/*.h)
 file(GLOB cpu ${copy}/runtime/backends/cpu/*.cpp ${copy}/runtime/backends/cpu/*.hpp ${copy}/runtime/backends/cpu/*.cmake)
-run(${CMAKE_COMMAND} "-DHEADERS=${headers}" "-DCPU_SOURCES=${cpu}" -DOUT=${WORK}/embedded.cpp -P ${copy}/cmake/embed.cmake)
+execute_process(COMMAND ${CMAKE_COMMAND} "-DHEADERS=${headers}" "-DCPU_SOURCES=${cpu}" -DOUT=${WORK}/embedded.cpp
+                        -P ${copy}/cmake/embed.cmake COMMAND_ERROR_IS_FATAL ANY)
 
 separate_arguments(flags UNIX_COMMAND "${FLAGS}")
 foreach(include ${INCLUDES})
