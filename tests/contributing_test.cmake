@@ -1,5 +1,6 @@
 # Script mode: follows "Add a kernel" of CONTRIBUTING.md in a copy of SOURCE below WORK, then compiles what changed, links it
-# with OBJECTS (a file with the paths of the suite's and the library's other objects) and runs the example's own tests.
+# with the suite's and the library's other objects and runs the example's own tests. OBJECTS and INCLUDES are files that list
+# those objects and the folders of their headers.
 cmake_minimum_required(VERSION 3.24)
 set(copy ${WORK}/q4)
 file(REMOVE_RECURSE ${WORK})
@@ -64,7 +65,9 @@ execute_process(COMMAND ${CMAKE_COMMAND} "-DHEADERS=${headers}" "-DCPU_SOURCES=$
                         -P ${copy}/cmake/embed.cmake COMMAND_ERROR_IS_FATAL ANY)
 
 separate_arguments(flags UNIX_COMMAND "${FLAGS}")
-foreach(include ${INCLUDES})
+file(READ ${INCLUDES} includes)
+list(REMOVE_ITEM includes /usr/include ${SOURCE} ${SOURCE}/include ${SOURCE}/kernels)  # the copy has its own
+foreach(include ${includes})
   list(APPEND flags -isystem ${include})
 endforeach()
 set(objects)
