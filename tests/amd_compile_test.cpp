@@ -175,7 +175,7 @@ TEST_CASE("AMD compilers: a clang without its linker or older than 17 is passed 
       {"Debian clang version 14.0.6", "/usr/bin/lld", " is clang 14.0.6, which is too old"},
       {"AMD clang version 16.0.0 (https://github.com x)", "/usr/bin/lld", " is clang 16.0.0, which is too old"}};
   for (const auto& [version, lld, reason] : useless) {
-    CAPTURE(version);
+    CAPTURE(std::string(version));
     const Sandbox box;
     write_clang(box, version, lld);
     const Ended info = box.run("q4-info", false, only_clang(box));

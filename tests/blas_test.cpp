@@ -30,7 +30,7 @@ TEST_CASE("blas: what is slow, wrong or of 64-bit integers is passed over, with 
                  {"wrong", "gives wrong products"},
                  {"ilp64", "has integers of 64 bits"}};
   for (const auto& [kind, reason] : refused) {
-    CAPTURE(kind);
+    CAPTURE(std::string(kind));
     const cpu::Blas blas = cpu::open_blas({"libq4-none.so", stand_in(kind)});
     CHECK_FALSE(blas.available);
     CHECK_MESSAGE(contains(blas.name, stand_in(kind) + " " + reason), blas.name);
