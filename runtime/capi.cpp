@@ -83,7 +83,7 @@ void destroy(HandleTable<T>& table, std::uint64_t id, const char* what) {
 using namespace q4::capi;
 
 // ---- library --------------------------------------------------------------------------------------------------------
-const char* q4_version(void) { return Q4_VERSION; }
+const char* q4_version(void) { return q4::version(); }
 
 const char* q4_status_name(q4_status status) {
   if (status == Q4_OK) return "ok";
@@ -185,12 +185,44 @@ q4_status q4_checkpoint_count(q4_runtime* runtime, q4_checkpoint checkpoint, siz
   });
 }
 
+namespace {
+
+const q4::MatrixEntry& entry_at(const q4::Checkpoint& checkpoint, std::size_t index) {
+  const auto& matrices = checkpoint.matrices();
+  q4::check(index < matrices.size(), "index is {}: the checkpoint has {} quantized matrices", index, matrices.size());
+  return matrices[index];
+}
+
+}  // namespace
+
 q4_status q4_checkpoint_name(q4_runtime* runtime, q4_checkpoint checkpoint, size_t index, char* text, size_t size,
                              size_t* length) {
   return guard(__func__, [&] {
-    const auto& matrices = find(required(runtime, "runtime").checkpoints, checkpoint, "checkpoint").matrices();
-    q4::check(index < matrices.size(), "index is {}: the checkpoint has {} quantized matrices", index, matrices.size());
-    give_text(matrices[index].name, text, size, length);
+    const auto& opened = find(required(runtime, "runtime").checkpoints, checkpoint, "checkpoint");
+    give_text(entry_at(opened, index).name, text, size, length);
+  });
+}
+
+q4_status q4_checkpoint_get(q4_runtime* runtime, q4_checkpoint checkpoint, q4_checkpoint_info* info) {
+  return guard(__func__, [&] {
+    const auto& opened = find(required(runtime, "runtime").checkpoints, checkpoint, "checkpoint");
+    give(required(info, "info"), info_of(opened), "info");
+  });
+}
+
+q4_status q4_checkpoint_entry(q4_runtime* runtime, q4_checkpoint checkpoint, size_t index,
+                              q4_checkpoint_matrix* entry) {
+  return guard(__func__, [&] {
+    const auto& opened = find(required(runtime, "runtime").checkpoints, checkpoint, "checkpoint");
+    give(required(entry, "entry"), entry_of(opened, entry_at(opened, index)), "entry");
+  });
+}
+
+q4_status q4_checkpoint_reason(q4_runtime* runtime, q4_checkpoint checkpoint, size_t index, char* text, size_t size,
+                               size_t* length) {
+  return guard(__func__, [&] {
+    const auto& opened = find(required(runtime, "runtime").checkpoints, checkpoint, "checkpoint");
+    give_text(unsupported_reason(entry_at(opened, index)), text, size, length);
   });
 }
 

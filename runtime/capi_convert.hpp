@@ -174,13 +174,11 @@ inline PlanOptions plan_options(const q4_plan_options& given) {
   options.activation = enumerated(given.activation, DType::kU8, "options.activation");
   options.math = enumerated(given.math, Math::kInt8, "options.math");
   options.gather = enumerated(given.gather, Gather::kSeparate, "options.gather");
-  // C: 0 means the default, -1 never; C++: -1 means the default, 0 never.
-  check(given.reconstruct_from >= -1, "options.reconstruct_from is {}: it must be -1 (never), 0 (default) or an m",
-        given.reconstruct_from);
-  options.reconstruct_from = given.reconstruct_from <= 0 ? -1 - given.reconstruct_from : given.reconstruct_from;
+  options.reconstruct_from = given.reconstruct_from;
   options.batch_invariant = given.batch_invariant != 0;
   options.overlap_previous = given.overlap_previous != 0;
   if (given.tactic) options.tactic = given.tactic;
+  options.own_workspace = given.caller_workspace == 0;
   return options;
 }
 
@@ -205,6 +203,36 @@ inline q4_matrix_info info_of(const QuantizedMatrix& matrix) {
   result.zeros = static_cast<q4_zeros>(matrix.zeros());
   result.device = device_of(matrix.device());
   result.bytes = matrix.bytes();
+  return result;
+}
+
+inline q4_checkpoint_info info_of(const Checkpoint& checkpoint) {
+  const QuantConfig& config = checkpoint.config();
+  q4_checkpoint_info result{};
+  result.awq = config.format == QuantFormat::kAwq;
+  result.group_size = config.group_size;
+  result.desc_act = config.desc_act, result.symmetric = config.sym;
+  result.zeros = static_cast<q4_zeros>(config.zeros);
+  result.matrices = checkpoint.matrices().size();
+  return result;
+}
+
+/// Why a matrix cannot be loaded, where the checkpoint lists such matrices.
+template <class Entry>
+std::string unsupported_reason(const Entry& entry) {
+  if constexpr (requires { entry.unsupported; })
+    return entry.unsupported;
+  else
+    return {};
+}
+
+inline q4_checkpoint_matrix entry_of(const Checkpoint& checkpoint, const MatrixEntry& entry) {
+  q4_checkpoint_matrix result{};
+  result.awq = checkpoint.config().format == QuantFormat::kAwq;
+  result.supported = unsupported_reason(entry).empty();
+  result.k = entry.k, result.n = entry.n, result.groups = entry.groups, result.group_size = entry.group_size;
+  result.has_g_idx = entry.has_g_idx, result.has_bias = entry.has_bias;
+  give_text(entry.name, result.name);
   return result;
 }
 

@@ -30,7 +30,7 @@ Span span_of(const void* data, std::int64_t stride, std::int64_t cols, std::int6
 /// Checks one of x and out, `m` rows of `cols` elements; returns the row stride.
 std::int64_t check_rows(const char* call, const char* name, const void* data, std::int64_t stride, std::int64_t cols,
                         std::int64_t m, std::size_t alignment, std::int64_t stride_multiple) {
-  check(data, "{}: {} is null; pass device memory", call, name);
+  check(data, "{}: {} is null; pass memory of the plan's device (on the CPU, host memory)", call, name);
   check(reinterpret_cast<std::uintptr_t>(data) % alignment == 0,
         "{}: {} = {} is not {}-byte aligned: copy it to aligned memory", call, name, data, alignment);
   if (stride == 0) stride = cols;
@@ -64,7 +64,7 @@ void check_options(const PlanOptions& options, Device device) {
         "leave math as it is there",
         kCall, device.str(), options.reconstruct_from);
   check(options.reconstruct_from >= -1,
-        "{}: reconstruct_from = {}; it must be -1 (chosen), 0 (never) or the first m that is reconstructed", kCall,
+        "{}: reconstruct_from = {}; it must be 0 (chosen), -1 (never) or the first m that is reconstructed", kCall,
         options.reconstruct_from);
   check(!options.batch_invariant || (options.reconstruct_from <= 0 && options.tactic.empty()),
         "{}: batch_invariant excludes reconstruct_from = {} and tactic = '{}': one direct kernel serves every m", kCall,

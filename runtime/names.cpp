@@ -1,11 +1,14 @@
-// Names and sizes of the public enumerations, and the textual form of a device.
+// The version, names and sizes of the public enumerations, and the textual form of a device.
 #include <q4/cache.hpp>
 #include <q4/device.hpp>
 #include <q4/error.hpp>
+#include <q4/version.hpp>
 
 #include "runtime/base/check.hpp"
 
 namespace q4 {
+
+const char* version() noexcept { return Q4_VERSION; }
 
 const char* to_string(ErrorCode code) noexcept {
   switch (code) {

@@ -85,11 +85,12 @@ const TuningDb& Runtime::Impl::tuning() {
   return tuning_;
 }
 
-void Runtime::Impl::load_tuning(std::vector<std::string>& problems) {
+/// Where records may be, in the order of reading, each later one over those before it. What is unnamed exists.
+std::vector<TuningSource> Runtime::Impl::places_of_tuning() {
+  std::vector<TuningSource> places;
   const auto packs = cache_->packs();
-  for (auto pack = packs.rbegin(); pack != packs.rend(); ++pack) try {  // the first pack wins, as with kernels
-      tuning_.parse((*pack)->tuning(), (*pack)->path());
-    } catch (const Error& error) { problems.push_back(error.what()); }
+  for (auto pack = packs.rbegin(); pack != packs.rend(); ++pack)  // the first pack wins, as with kernels
+    if (!(*pack)->tuning().empty()) places.push_back({(*pack)->path(), true, false, nullptr, {}});
   auto files = context_.options.tuning_files;
   if (const char* list = std::getenv("Q4_TUNING"); files.empty() && list)
     for (const char* at = list; *at;) {
@@ -97,21 +98,51 @@ void Runtime::Impl::load_tuning(std::vector<std::string>& problems) {
       if (end != at) files.emplace_back(at, end);
       at = *end ? end + 1 : end;
     }
-  for (const auto& file : files) tuning_.load(file);
-  tuning_named_ = !files.empty();
-  if (tuning_named_) return;
-  auto folders = cache::cache_options(context_.options).folders;  // first wins: loaded last
-  folders.insert(folders.begin(), cache_->folder());
-  for (auto folder = folders.rbegin(); folder != folders.rend(); ++folder) load_shipped(*folder, problems);
+  for (const auto& file : files) places.push_back({file, false, true, nullptr, {}});
+  if (!files.empty()) return places;
+  const auto options = cache::cache_options(context_.options);  // the first folder wins: it is read last
+  std::vector<std::string> folders = {cache_->folder()};
+  folders.insert(folders.end(), options.folders.begin(), options.folders.end());
+  folders.insert(folders.end(), options.beside.begin(), options.beside.end());
+  for (auto folder = folders.rbegin(); folder != folders.rend(); ++folder) {
+    const auto file = *folder + "/tuning.jsonl";
+    std::error_code ignored;
+    if (!folder->empty() && std::filesystem::exists(file, ignored)) places.push_back({file, false, false, nullptr, {}});
+  }
+  return places;
 }
 
-void Runtime::Impl::load_shipped(const std::string& folder, std::vector<std::string>& problems) {
-  const auto file = folder + "/tuning.jsonl";
-  std::error_code ignored;
-  if (folder.empty() || !std::filesystem::exists(file, ignored)) return;
-  try {
-    tuning_.load(file);
-  } catch (const Error& error) { problems.push_back(error.what()); }
+namespace {
+
+void read(TuningDb& db, const TuningSource& place, cache::KernelCache& cache) {
+  if (!place.pack) return db.load(place.path);
+  for (const auto& pack : cache.packs())
+    if (pack->path() == place.path) return db.parse(pack->tuning(), place.path);
+}
+
+}  // namespace
+
+void Runtime::Impl::load_tuning(std::vector<std::string>& problems) {
+  for (const auto& place : places_of_tuning()) {
+    tuning_named_ |= place.named;
+    try {
+      read(tuning_, place, *cache_);
+    } catch (const Error& error) {
+      if (place.named) throw;
+      problems.push_back(error.what());
+    }
+  }
+}
+
+std::vector<TuningSource> Runtime::Impl::tuning_sources() {
+  auto sources = places_of_tuning();
+  for (auto& source : sources) try {
+      auto db = std::make_shared<TuningDb>();
+      read(*db, source, *cache_);
+      db->records();  // each line is read whole
+      source.records = std::move(db);
+    } catch (const Error& error) { source.problem = error.what(); }
+  return sources;
 }
 
 void Runtime::Impl::say_once(LogLevel level, const std::string& text) {
@@ -182,6 +213,8 @@ DeviceInfo Runtime::info(Device device) const { return impl_->open(device)->info
 std::string Runtime::cache_dir() const { return impl_->cache().folder(); }
 
 const TuningDb& Runtime::tuning() const { return impl_->tuning(); }
+
+std::vector<TuningSource> Runtime::tuning_sources() const { return impl_->tuning_sources(); }
 
 CacheCounters Runtime::cache_counters() const { return impl_->cache().counters(); }
 

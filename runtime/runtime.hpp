@@ -25,6 +25,7 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   std::shared_ptr<DeviceBackend> open(Device device);
   std::vector<DeviceInfo> devices();
   const TuningDb& tuning();
+  std::vector<TuningSource> tuning_sources();
   /// The record that a plan of this problem uses; null: defaults. Says once what is stale, only nearest, or not known
   /// to this version, and notes what is untuned.
   const TuningRecord* tuned(Device device, const TuningKey& key);
@@ -35,8 +36,8 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   void say_once(LogLevel level, const std::string& text);  ///< only the first time that this runtime says it
 
  private:
+  std::vector<TuningSource> places_of_tuning();
   void load_tuning(std::vector<std::string> & problems);
-  void load_shipped(const std::string& folder, std::vector<std::string>& problems);
 
   BackendContext context_;
   std::unique_ptr<cache::KernelCache> cache_;

@@ -55,7 +55,8 @@ std::string read_file(const std::string& path) {
     text.assign(std::istreambuf_iterator<char>(in), {});
   }
   if (!in.is_open() || in.bad() || folder)
-    fail(ErrorCode::kIo, "TuningDb::load: path = {}: {}; q4-autotune writes such files", path,
+    fail(errno == ENOENT && !folder ? ErrorCode::kNotFound : ErrorCode::kIo,
+         "TuningDb::load: path = {}: {}; q4-autotune writes such files", path,
          folder  ? "is a folder"
          : errno ? std::strerror(errno)
                  : "cannot be read");

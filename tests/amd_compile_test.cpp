@@ -13,8 +13,8 @@
 #include "runtime/backends/hip/compiler.hpp"
 #include "runtime/choose/defaults/remap.hpp"
 #include "runtime/choose/sources.hpp"
-#include "runtime/jit/code_object_info.hpp"
 #include "sandbox.hpp"
+#include "tests/amdgpu/code_object_info.hpp"
 #include "tests/amdgpu/disassemble.hpp"
 
 namespace q4::test {
@@ -92,7 +92,7 @@ void check_target(const char* name, std::size_t turn) {
     std::string log;
     const auto code = compiler().compile(source, name, &log);
     CHECK(log == "");
-    const auto info = jit::code_object_info(code, jit::entry(source.name));
+    const auto info = amdgpu::code_object_info(code, jit::entry(source.name));
     CHECK(info.target == std::string("amdgcn-amd-amdhsa--") + name);
     CHECK(info.wave == target->wave);
     CHECK(info.threads == threads);
@@ -232,18 +232,18 @@ TEST_CASE("code_object_info: what is no code object is an error, at any length")
   std::string problem;
   if (!compiler().knows("gfx90a", problem)) return skip(problem);
   const auto code = compiler().compile(choose::remap_source(true), "gfx90a");
-  CHECK_THROWS_AS(jit::code_object_info(code, "another"), Error);
-  CHECK_THROWS_AS(jit::code_object_info(std::string("text"), jit::entry("remap")), Error);
+  CHECK_THROWS_AS(amdgpu::code_object_info(code, "another"), Error);
+  CHECK_THROWS_AS(amdgpu::code_object_info(std::string("text"), jit::entry("remap")), Error);
   for (std::size_t size = 0; size < code.size(); size += 61) {
     try {
-      jit::code_object_info({code.data(), size}, jit::entry("remap"));
+      amdgpu::code_object_info({code.data(), size}, jit::entry("remap"));
     } catch (const Error& error) { CHECK(error.code() == ErrorCode::kCorrupt); }
   }
   auto broken = code;
   for (std::size_t i = 16; i < broken.size(); i += 3) {
     broken[i] = static_cast<char>(broken[i] ^ 0x5a);
     try {
-      jit::code_object_info(broken, jit::entry("remap"));
+      amdgpu::code_object_info(broken, jit::entry("remap"));
     } catch (const Error& error) { CHECK(error.code() == ErrorCode::kCorrupt); }
     broken[i] = code[i];
   }

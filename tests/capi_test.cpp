@@ -6,75 +6,14 @@
 #include <cstddef>
 #include <cstring>
 #include <memory>
+#include <q4/checkpoint.hpp>
 #include <thread>
 
-#include "bad_input.hpp"
+#include "capi_support.hpp"
 #include "checkpoint_maker.hpp"
 
 namespace q4::test {
 namespace {
-
-const q4_device kHere = {Q4_CPU, 0};
-
-/// The C tensors of C++ ones; the optional ones are in `store`.
-struct CTensors {
-  q4_tensor g_idx{}, bias{};
-  q4_tensors all{};
-};
-q4_tensor c_tensor(const TensorView& t) {
-  q4_tensor result = {t.data, static_cast<q4_dtype>(t.dtype),        t.rows,
-                      t.cols, t.row_stride == -1 ? 0 : t.row_stride, {}};
-  if (t.device) result.device = {static_cast<q4_backend>(t.device->kind), t.device->ordinal};
-  return result;
-}
-template <class Tensors>
-void to_c(const Tensors& from, CTensors& to) {
-  to.all = {};
-  to.all.size = sizeof to.all;
-  to.all.qweight = c_tensor(from.qweight);
-  to.all.qzeros = c_tensor(from.qzeros);
-  to.all.scales = c_tensor(from.scales);
-  if (from.bias) to.bias = c_tensor(*from.bias), to.all.bias = &to.bias;
-  if constexpr (requires { from.g_idx; }) {
-    if (from.g_idx) to.g_idx = c_tensor(*from.g_idx), to.all.g_idx = &to.g_idx;
-    to.all.zeros = static_cast<q4_zeros>(from.zeros);
-  }
-  to.all.group_size = from.group_size;
-}
-
-void rejects(const std::string& what, q4_status expected, const Words& words, q4_status status) {
-  CAPTURE(what);
-  CHECK(status == expected);
-  if (status == Q4_OK) return;
-  CHECK_MESSAGE(lacking(q4_last_error(), words).empty(), std::string(q4_last_error()), " lacks",
-                lacking(q4_last_error(), words));
-}
-void rejects(const Words& words, q4_status status) { rejects(words.front(), Q4_INVALID_ARGUMENT, words, status); }
-
-#define Q4_REQUIRE_OK(call) REQUIRE_MESSAGE((call) == Q4_OK, q4_last_error())
-
-struct Fixture {
-  GptqMatrix source = make_gptq(bad_input_spec());
-  CTensors tensors;
-  q4_runtime* runtime = nullptr;
-  q4_matrix matrix = 0;
-  q4_plan plan = 0;
-  HostRows x = random_rows(DType::kF16, 4, 256), out{DType::kF16, 4, 64};
-
-  Fixture() {
-    to_c(source.tensors(), tensors);
-    Q4_REQUIRE_OK(q4_runtime_create(nullptr, &runtime));
-    Q4_REQUIRE_OK(q4_matrix_from_gptq(runtime, kHere, &tensors.all, &matrix));
-    q4_plan_options options = {};
-    options.size = sizeof options;
-    options.max_m = 4;
-    Q4_REQUIRE_OK(q4_plan_create(runtime, matrix, &options, &plan));
-  }
-  ~Fixture() { q4_runtime_destroy(runtime); }
-  q4_status run(q4_plan with, std::int64_t m = 4) {
-    return q4_plan_run(runtime, with, nullptr, x.data(), 0, out.data(), 0, m);
-  }
-};
 
 TEST_CASE_FIXTURE(Fixture, "the C ABI multiplies") {
   const auto reference = product(x, unpack(source.tensors()));
@@ -263,7 +202,7 @@ TEST_CASE_FIXTURE(Fixture, "the C ABI rejects bad plans and runs") {
   rejects({"options.activation", "17"}, with([](q4_plan_options& o) { o.activation = 17; }));
   rejects({"options.math", "9"}, with([](q4_plan_options& o) { o.math = 9; }));
   rejects({"options.gather", "-1"}, with([](q4_plan_options& o) { o.gather = -1; }));
-  rejects({"options.reconstruct_from", "-2"}, with([](q4_plan_options& o) { o.reconstruct_from = -2; }));
+  rejects({"reconstruct_from", "-2"}, with([](q4_plan_options& o) { o.reconstruct_from = -2; }));
   rejects({"tactic", "nonsense"}, with([](q4_plan_options& o) { o.tactic = "nonsense"; }));
 
   for (auto& bad : bad_runs(false)) {
@@ -306,7 +245,7 @@ TEST_CASE("runtime options of the C ABI") {
   q4_plan plan = 0;
   Q4_REQUIRE_OK(q4_matrix_from_gptq(runtime, kHere, &tensors.all, &matrix));
   // Tuning files are read at the first plan; one that is named must be there.
-  rejects("tuning file", Q4_IO_ERROR, {"q4_plan_create", missing[0]}, q4_plan_create(runtime, matrix, nullptr, &plan));
+  rejects("tuning file", Q4_NOT_FOUND, {"q4_plan_create", missing[0]}, q4_plan_create(runtime, matrix, nullptr, &plan));
   q4_runtime_destroy(runtime);
 }
 
@@ -362,6 +301,19 @@ TEST_CASE_FIXTURE(Fixture, "the C ABI loads checkpoints") {
     char name[64];
     Q4_REQUIRE_OK(q4_checkpoint_name(runtime, checkpoint, i, name, sizeof name, nullptr));
     CHECK(name == made[i].name);
+    q4_checkpoint_matrix entry = {};
+    entry.size = sizeof entry;
+    Q4_REQUIRE_OK(q4_checkpoint_entry(runtime, checkpoint, i, &entry));
+    const MatrixSpec& spec = made[i].gptq.spec;
+    CHECK(entry.name == made[i].name);
+    const Checkpoint same = Checkpoint::open(folder.path());
+    const MatrixEntry& listed = same.find(entry.name);
+    CHECK((entry.k == spec.k && entry.n == spec.n));
+    CHECK((entry.group_size == listed.group_size && entry.groups == listed.groups && entry.groups > 0));
+    CHECK((entry.has_g_idx == 0 && entry.has_bias == 0 && entry.awq == 1 && entry.supported == 1));
+    std::size_t length = 9;
+    Q4_REQUIRE_OK(q4_checkpoint_reason(runtime, checkpoint, i, nullptr, 0, &length));
+    CHECK(length == 0);
     if (made[i].gptq.spec.k != 256 || made[i].gptq.spec.n != 64) continue;
     Q4_REQUIRE_OK(q4_matrix_from_checkpoint(runtime, kHere, checkpoint, name, Q4_ZEROS_AUTO, &matrix));
     Q4_REQUIRE_OK(q4_plan_create(runtime, matrix, nullptr, &plan));
@@ -369,6 +321,16 @@ TEST_CASE_FIXTURE(Fixture, "the C ABI loads checkpoints") {
     const auto reference = product(x, unpack(made[i].gptq.tensors()));
     CHECK(out.at(0, 63) == doctest::Approx(reference[63]).epsilon(0.01));
   }
+  q4_checkpoint_info said = {};
+  said.size = sizeof said;
+  Q4_REQUIRE_OK(q4_checkpoint_get(runtime, checkpoint, &said));
+  CHECK((said.awq == 1 && said.group_size == 128 && said.zeros == Q4_ZEROS_V2 && said.matrices == count));
+  q4_checkpoint_matrix entry = {};
+  rejects({"q4_checkpoint_entry", "entry.size", "0"}, q4_checkpoint_entry(runtime, checkpoint, 0, &entry));
+  rejects({"q4_checkpoint_entry", "entry is null"}, q4_checkpoint_entry(runtime, checkpoint, 0, nullptr));
+  rejects({"q4_checkpoint_entry", "index", std::to_string(count)},
+          q4_checkpoint_entry(runtime, checkpoint, count, &entry));
+  rejects({"q4_checkpoint_get", "no handle"}, q4_checkpoint_get(runtime, 0, &said));
   rejects({"q4_checkpoint_name", "index", std::to_string(count)},
           q4_checkpoint_name(runtime, checkpoint, count, nullptr, 0, nullptr));
   rejects("name", Q4_NOT_FOUND, {"q4_matrix_from_checkpoint", "model.layers.0.mlp.gate"},

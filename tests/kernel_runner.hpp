@@ -2,6 +2,7 @@
 #pragma once
 
 #include <doctest/doctest.h>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -27,6 +28,9 @@ struct EmulatedCase {
   int spare_rows = 0;       ///< packed rows beyond what a permuted g_idx needs: room for uneven groups
   int scale_divisor = 100;  ///< scales are up to 1 over it
   int x_size = 1;           ///< deviation of x
+  /// Row 0 of x has an infinity, row 1 both, row 2 a NaN; then each element of out is looked at by itself. Where fp64
+  /// gives an infinity, `kInfinityOrNan` lets a kernel give a NaN too.
+  enum class Extremes { kNone, kAsFp64, kInfinityOrNan } extremes = Extremes::kNone;
 
   constexpr int group_rows() const { return group < 0 ? k : group; }
   constexpr bool gather() const {
@@ -65,6 +69,25 @@ class DeviceBytes {
   u8* data_;
 };
 
+/// 0 where every element of `out` is what `reference` rounds to, infinities and NaNs included; else infinity.
+inline double extreme_error(const EmulatedCase& test, const HostRows& out, const std::vector<double>& reference) {
+  const double largest = test.bf16 ? bf16_value(0x7f7f) : 65504;
+  const bool or_nan = test.extremes == EmulatedCase::Extremes::kInfinityOrNan;
+  int wrong = 0, infinite = 0;
+  for (int r = 0; r < out.rows(); ++r)
+    for (int c = 0; c < test.n; ++c) {
+      const double got = out.at(r, c), want = reference[static_cast<std::size_t>(r) * test.n + c];
+      if (std::isnan(want))
+        wrong += !std::isnan(got);
+      else if (std::fabs(want) > largest * 1.01)
+        ++infinite, wrong += !(std::isinf(got) && (got < 0) == (want < 0)) && !(or_nan && r < 3 && std::isnan(got));
+      else if (std::fabs(want) < largest * 0.99)  // fp32 sums of a row of this size
+        wrong += !(std::fabs(got - want) <= 0.02 * std::fabs(want) + 1e-3 * test.x_size * std::sqrt(test.k));
+    }
+  CHECK((infinite > 0 || out.rows() == 0));
+  return wrong == 0 ? 0 : INFINITY;
+}
+
 /// The largest relative error over `rows`; out starts as NaN and the padding between its rows must stay so.
 /// `launch(args)` runs the kernel with the given arguments. `workspace` bytes are zeroed once, then reused.
 template <class LaunchKernel>
@@ -98,6 +121,11 @@ double largest_error(const EmulatedCase& test, const std::vector<int>& rows, std
     Random random(static_cast<std::uint64_t>(m) + 5);
     for (int r = 0; r < m; ++r)
       for (int c = 0; c < test.k; ++c) x.set(r, c, test.x_size * random.normal());
+    if (test.extremes != EmulatedCase::Extremes::kNone) {
+      if (m > 0) x.set(0, test.k / 2, INFINITY);
+      if (m > 1) x.set(1, 3, INFINITY), x.set(1, test.k - 1, -INFINITY);
+      if (m > 2) x.set(2, 7, NAN);
+    }
     MatmulArgs args{};
     args.codes = codes.data(), args.meta = meta.data(), args.bias = bias.data(), args.m = m;
     args.x = static_cast<const u16*>(x.data()), args.x_stride = x_stride;
@@ -115,7 +143,9 @@ double largest_error(const EmulatedCase& test, const std::vector<int>& rows, std
     launch(args);
     CAPTURE(m);
     CHECK(out.padding_intact());
-    const double error = relative_error(out, product(x, exact));
+    const auto expected = product(x, exact);
+    const bool plain_numbers = test.extremes == EmulatedCase::Extremes::kNone;
+    const double error = plain_numbers ? relative_error(out, expected) : extreme_error(test, out, expected);
     if (!(error <= worst)) worst = error;  // a NaN stays
   }
   return worst;

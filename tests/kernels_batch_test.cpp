@@ -35,6 +35,13 @@ void check_batch(const std::string& name, std::vector<int> m) {
 #define CHECK_BATCH(m, ...) check_batch<BatchTest{__VA_ARGS__}>(#__VA_ARGS__, m)
 using M = std::vector<int>;
 
+TEST_CASE("batch: infinities and NaNs give what fp64 gives, and sums beyond the type's largest value infinity") {
+  constexpr auto kAsFp64 = EmulatedCase::Extremes::kAsFp64;
+  CHECK_BATCH(M({17}), .matrix = {.k = 256, .n = 64, .scale_divisor = 1, .x_size = 15000, .extremes = kAsFp64});
+  if (kThreads) return;
+  CHECK_BATCH(M({5}), .matrix = {.k = 248, .n = 72, .bf16 = true, .bias = true, .extremes = kAsFp64});
+}
+
 TEST_CASE("batch: rows and strips") {
   CHECK_BATCH(M({1, 16, 17}), .matrix = {.k = 256, .n = 64});
   if (kThreads) return;

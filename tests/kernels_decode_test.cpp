@@ -96,6 +96,13 @@ TEST_CASE("decode: clusters split k") {
   CHECK_DECODE(.matrix = {.k = 1152, .n = 72, .bias = true}, .batch = 2, .tiles = 4, .teams = 2, .cluster = 4);
 }
 
+TEST_CASE("decode: an infinity in x gives infinity or NaN in its row, and nothing elsewhere") {
+  constexpr auto kOrNan = EmulatedCase::Extremes::kInfinityOrNan;
+  CHECK_DECODE(.matrix = {.k = 256, .n = 64, .scale_divisor = 1, .x_size = 15000, .extremes = kOrNan});
+  if (kThreads) return;
+  CHECK_DECODE(.matrix = {.k = 256, .n = 64, .bf16 = true, .extremes = kOrNan}, .batch = 2);
+}
+
 TEST_CASE("decode: large values do not overflow inside") {
   CHECK_DECODE(.matrix = {.k = 256, .n = 64, .scale_divisor = 1000, .x_size = 15000});
 }

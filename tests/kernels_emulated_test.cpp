@@ -104,6 +104,14 @@ TEST_CASE("gemv: large values do not overflow inside") {
   CHECK_GEMV(.matrix = {.k = 256, .n = 64, .scale_divisor = 1000, .x_size = 15000}, .half2 = 0, .rows = 1);
 }
 
+TEST_CASE("gemv: infinities and NaNs give what fp64 gives, and sums beyond the type's largest value infinity") {
+  constexpr auto kAsFp64 = EmulatedCase::Extremes::kAsFp64;
+  CHECK_GEMV(.matrix = {.k = 256, .n = 64, .scale_divisor = 1, .x_size = 15000, .extremes = kAsFp64}, .rows = 2);
+  if (kThreads) return;
+  CHECK_GEMV(.matrix = {.k = 248, .n = 40, .bias = true, .extremes = kAsFp64}, .half2 = 0, .rows = 4);
+  CHECK_GEMV(.matrix = {.k = 256, .n = 64, .bf16 = true, .extremes = kAsFp64}, .half2 = 0, .rows = 2);
+}
+
 TEST_CASE("gemv: a row's bits do not depend on m or on its place") {
   constexpr GemvTest kOne{{.k = 384, .n = 64}, 1, 1}, kFour{{.k = 384, .n = 64}, 1, 4};
   std::array<std::vector<u16>, 2> bits;

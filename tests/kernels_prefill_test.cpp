@@ -72,6 +72,15 @@ TEST_CASE("prefill: by default clusters of three and more fit on the device at o
   CHECK(choose::prefill_default({.k = 13824, .n = 5120, .x_k = 13824}, 16, kH200).split == 4);
 }
 
+TEST_CASE("prefill: infinities and NaNs give what fp64 gives, and sums beyond the type's largest value infinity") {
+  constexpr auto kAsFp64 = EmulatedCase::Extremes::kAsFp64;
+  CHECK_PREFILL(M({17}), .matrix = {.k = 256, .n = 64, .scale_divisor = 1, .x_size = 15000, .extremes = kAsFp64},
+                .rows = 16);
+  if (kThreads) return;
+  CHECK_PREFILL(M({9}), .matrix = {.k = 512, .n = 64, .extremes = kAsFp64}, .rows = 16, .split = 2, .fold = 1);
+  CHECK_PREFILL(M({9}), .matrix = {.k = 248, .n = 72, .bf16 = true, .bias = true, .extremes = kAsFp64}, .rows = 16);
+}
+
 TEST_CASE("prefill: rows and strips") {
   CHECK_PREFILL(M({1, 16, 17}), .matrix = {.k = 256, .n = 64}, .rows = 16);
   if (kThreads) return;

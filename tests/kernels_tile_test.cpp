@@ -38,6 +38,15 @@ TEST_CASE("tile: rows, tails of k and n, half2 and fp32") {
   CHECK_TILE((std::vector<int>{100, 129}), .matrix = {.k = 248, .n = 104, .group = -1, .unit = 256}, .rows = 128);
 }
 
+TEST_CASE("tile: infinities and NaNs give what fp64 gives, and sums beyond the type's largest value infinity") {
+  constexpr auto kAsFp64 = EmulatedCase::Extremes::kAsFp64;
+  CHECK_TILE(std::vector<int>{17},
+             .matrix = {.k = 256, .n = 64, .scale_divisor = 1, .x_size = 15000, .extremes = kAsFp64});
+  if (kThreads) return;
+  CHECK_TILE(std::vector<int>{5}, .matrix = {.k = 136, .n = 72, .bf16 = true, .bias = true, .extremes = kAsFp64},
+             .half2 = 0);
+}
+
 TEST_CASE("tile: every unit, act-order inside and before, bf16") {
   if (kThreads) return;
   CHECK_TILE(kRows, .matrix = {.k = 256, .n = 64, .group = 16, .unit = 16});

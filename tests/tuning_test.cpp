@@ -187,7 +187,7 @@ TEST_CASE("the bucket that serves m") {
 
 TEST_CASE("files that are missing, empty or damaged") {
   const Folder folder;
-  CHECK(contains(error_of(folder.file("none"), ErrorCode::kIo), folder.file("none")));
+  CHECK(contains(error_of(folder.file("none"), ErrorCode::kNotFound), folder.file("none")));
   error_of(folder.path.string(), ErrorCode::kIo);  // a folder
 
   TuningDb empty;

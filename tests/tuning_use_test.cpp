@@ -93,9 +93,24 @@ TEST_CASE("tuning layers: shipped beside the kernels, the user's over it, named 
   CHECK(s.tactic(named) == other);
   CHECK(s.said.empty());
 
+  const auto paths = [](const RuntimeOptions& o) {
+    std::vector<std::string> all;
+    for (const TuningSource& source : Runtime(o).tuning_sources()) {
+      all.push_back(source.path + (source.named ? " named" : "") + (source.records ? "" : " not used"));
+      CHECK((source.records != nullptr) == source.problem.empty());
+      if (source.records) CHECK(source.records->size() == 1);
+    }
+    return all;
+  };
+  const std::string shipped = s.folder / "shipped" / "tuning.jsonl", own = s.folder / "cache" / "tuning.jsonl";
+  CHECK(paths(s.options()) == std::vector<std::string>{shipped, own});
+  CHECK(paths(named) == std::vector<std::string>{shipped + " named"});
+  CHECK(s.said.empty());
+
   std::ofstream(s.folder / "cache" / "tuning.jsonl") << "{\n";  // the user's is damaged: the shipped one serves
   CHECK(s.tactic(s.options()) == other);
   CHECK(s.heard("tuning.jsonl line 1"));
+  CHECK(paths(s.options()) == std::vector<std::string>{shipped, own + " not used"});
 }
 
 TEST_CASE("a stale record is told once and not used; a shipped fresh one beneath it is") {

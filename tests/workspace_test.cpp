@@ -35,8 +35,8 @@ TEST_CASE("matmul: plans of one device take turns with one workspace") {
   for (const auto& info : shared_runtime().devices()) {
     const auto backend = shared_runtime().impl().open(info.device);
     std::vector<Shared> all;
-    all.push_back(make(info.device, 1024, 64, ActOrder::kPermuted, -1));
-    all.push_back(make(info.device, 4096, 128, ActOrder::kNone, -1));  // few columns: a GPU cuts k, and counts
+    all.push_back(make(info.device, 1024, 64, ActOrder::kPermuted, 0));
+    all.push_back(make(info.device, 4096, 128, ActOrder::kNone, 0));  // few columns: a GPU cuts k, and counts
     all.push_back(make(info.device, 512, 256, ActOrder::kUneven, 1));
     std::size_t bytes = 1;
     for (const auto& s : all) bytes = std::max(bytes, s.plan.workspace_bytes());

@@ -99,7 +99,7 @@ class Bench {
     const bool gpu = device_.kind != BackendKind::kCpu;
     if (options_.m.empty()) options_.m = powers_of_two(gpu ? 8192 : 512);
     problems_ = options_.shapes.resolve(gpu ? "sweep" : "llama-3-8b");
-    if (!options_.baseline.empty()) baseline_ = Baseline::read(options_.baseline);
+    if (!options_.baseline.empty()) baseline_ = read_input([&] { return Baseline::read(options_.baseline); });
   }
 
   /// The shapes in order, as many times as there are layers, for each m.
@@ -138,7 +138,7 @@ class Bench {
     if (wrong > 0)
       fmt::print(stderr, "q4-bench: error: {} points are over the tolerance {:.0e} or raised an error\n", wrong,
                  tolerance());
-    return interrupted() ? 130 : wrong > 0 ? 1 : 0;
+    return interrupted() ? 130 : refused_ == points_.size() ? kUsage : wrong > 0 ? kFailed : kDone;
   }
 
  private:
@@ -171,6 +171,7 @@ class Bench {
         points_.push_back(measure_point(rig, problem, options_.m[i]));
       } catch (const Error& error) {  // the other points are worth having
         points_.push_back({problem, options_.m[i], std::string("error: ") + error.what(), {}, 0, 0, 0, false});
+        refused_ += error.code() == ErrorCode::kInvalidArgument;
       }
       points_.back().floor_us = floor_us;
     }
@@ -192,11 +193,8 @@ class Bench {
   Point measure_point(const Rig& rig, const Problem& problem, std::int64_t m) {
     Point point{problem, m, "", {}, 0, 0, 0, false};
     PlanOptions options;
-    options.max_m = m;
-    options.activation = options_.activation;
-    options.tactic = options_.tactic;
-    options.math = options_.math;
-    options.batch_invariant = options_.batch_invariant;
+    options.max_m = m, options.activation = options_.activation, options.math = options_.math;
+    options.tactic = options_.tactic, options.batch_invariant = options_.batch_invariant;
     const auto variant = rig.prepare(options);
     point.kernel = variant->plans.front().tactic(m);
     point.error = rig.error(*variant, m);
@@ -350,6 +348,7 @@ class Bench {
   std::vector<Problem> problems_;
   std::optional<Baseline> baseline_;
   std::vector<Point> points_;
+  std::size_t refused_ = 0;  ///< of them: a tactic that does not exist, say
   CpuCeilings ceilings_;
 };
 

@@ -149,13 +149,6 @@ int main(int argc, char** argv) {
   tool.app.require_subcommand(1);
   return tool.run(argc, argv, [&] {
     options.folder = cache::default_folder(options.folder);
-    try {
-      return commands.chosen(tool, options);
-    } catch (const Error& error) {
-      const bool reading = error.code() == ErrorCode::kNotFound || error.code() == ErrorCode::kInvalidArgument;
-      if (!reading) throw;
-      fmt::print(stderr, "q4-cache: error: {}\n", error.what());
-      return kCannotRead;
-    }
+    return commands.chosen(tool, options);
   });
 }

@@ -20,24 +20,18 @@ constexpr const char* kExamples =
     "  q4-info --json | jq .devices[0].arch\n"
     "  Q4_LOG=debug q4-info        with the library's own messages\n";
 
-/// What one tuning file holds for the devices here.
-struct TuningFile {
-  std::string path, problem;
+/// What one source of tuning records holds for the devices here.
+struct Examined {
+  TuningSource source;
   std::size_t records = 0, exact = 0, nearest = 0, stale = 0;
   std::vector<std::string> unknown = {};  ///< tactics of records in use that this version does not know, and why
 };
 
-TuningFile examine(const std::string& path, const Runtime& runtime, const std::vector<DeviceInfo>& devices) {
-  TuningFile file{path, ""};
-  TuningDb db;
-  try {
-    db.load(path);
-  } catch (const Error& e) {
-    file.problem = e.what();
-    return file;
-  }
-  for (const TuningRecord& record : db.records()) {
-    ++file.records;
+Examined examine(TuningSource source, const Runtime& runtime, const std::vector<DeviceInfo>& devices) {
+  Examined found{std::move(source)};
+  if (!found.source.records) return found;
+  for (const TuningRecord& record : found.source.records->records()) {
+    ++found.records;
     for (const DeviceInfo& info : devices) {
       const bool exact = record.key.fingerprint == info.fingerprint;
       if (!exact && record.key.arch != info.arch) continue;
@@ -45,13 +39,13 @@ TuningFile examine(const std::string& path, const Runtime& runtime, const std::v
       const bool stale = !measured_with(record, tuning_digest(device->kernels_digest()));
       if (!stale)
         for (const auto& reason : device->unknown_tactics(record))
-          file.unknown.push_back(
+          found.unknown.push_back(
               fmt::format("k = {} n = {} group {}: {}", record.key.k, record.key.n, record.key.group, reason));
-      ++(stale ? file.stale : exact ? file.exact : file.nearest);
+      ++(stale ? found.stale : exact ? found.exact : found.nearest);
       break;
     }
   }
-  return file;
+  return found;
 }
 
 /// Bytes of the compiled kernels in a folder; unreadable ones count as nothing.
@@ -81,7 +75,7 @@ Json as_json(const DeviceInfo& d) {
           {"fingerprint", d.fingerprint}};
 }
 
-void print_json(const Runtime& runtime, const std::vector<DeviceInfo>& devices, const std::vector<TuningFile>& files) {
+void print_json(const Runtime& runtime, const std::vector<DeviceInfo>& devices, const std::vector<Examined>& files) {
   Json out{{"version", Q4_VERSION}, {"backends", Json::array()}, {"devices", Json::array()}};
   for (const BackendStatus& b : runtime.backends()) {
     Json components = Json::object();
@@ -93,9 +87,10 @@ void print_json(const Runtime& runtime, const std::vector<DeviceInfo>& devices, 
   out["best_device"] = devices.empty() ? "" : devices.front().device.str();
   out["cache_dir"] = runtime.cache_dir();
   out["tuning_files"] = Json::array();
-  for (const TuningFile& f : files)
-    out["tuning_files"].push_back({{"path", f.path},
-                                   {"problem", f.problem},
+  for (const Examined& f : files)
+    out["tuning_files"].push_back({{"path", f.source.path},
+                                   {"pack", f.source.pack},
+                                   {"problem", f.source.problem},
                                    {"records", f.records},
                                    {"exact", f.exact},
                                    {"nearest", f.nearest},
@@ -113,7 +108,7 @@ void print_backends(const Runtime& runtime) {
   }
 }
 
-void print_files(const Runtime& runtime, const std::vector<TuningFile>& files) {
+void print_files(const Runtime& runtime, const std::vector<Examined>& files) {
   const std::string folder = runtime.cache_dir();
   if (folder.empty()) {
     fmt::print("\nKernel cache   in memory only: set Q4_CACHE_DIR or HOME\n");
@@ -125,27 +120,38 @@ void print_files(const Runtime& runtime, const std::vector<TuningFile>& files) {
   if (files.empty())
     fmt::print("Tuning files   none: defaults are used; q4-autotune {}\n",
                folder.empty() ? "--out FILE writes one" : "writes " + default_tuning_file(runtime));
-  for (const TuningFile& f : files) {
-    if (!f.problem.empty()) {
-      fmt::print("Tuning file    {}: {}\n", f.path, f.problem);
-      continue;
-    }
-    fmt::print(
-        "Tuning file    {}: records: {}, {} for a device here, {} for a similar one (same arch), {} stale (other "
-        "kernels)\n",
-        f.path, f.records, f.exact, f.nearest, f.stale);
+  for (const Examined& f : files) {
+    const char* const what = f.source.pack ? "Tuning pack " : "Tuning file ";
+    if (!f.source.problem.empty())
+      fmt::print("{}   {}: {}: {}\n", what, f.source.path, f.source.named ? "every plan fails" : "not used",
+                 f.source.problem);
+    else
+      fmt::print(
+          "{}   {}: records: {}, {} for a device here, {} for a similar one (same arch), {} stale (other kernels)\n",
+          what, f.source.path, f.records, f.exact, f.nearest, f.stale);
     for (const auto& reason : f.unknown) fmt::print("               not used, the default is: {}\n", reason);
   }
+}
+
+/// A damaged tuning file is an input that cannot be read.
+int status_of(const std::vector<Examined>& files) {
+  int status = kDone;
+  for (const Examined& f : files) {
+    if (f.source.problem.empty()) continue;
+    fmt::print(stderr, "q4-info: error: {}\n", f.source.problem);
+    status = kUsage;
+  }
+  return status;
 }
 
 int info(const Tool& tool) {
   const Runtime runtime;
   const auto devices = runtime.devices();
-  std::vector<TuningFile> files;
-  for (const std::string& path : tuning_files(runtime)) files.push_back(examine(path, runtime, devices));
+  std::vector<Examined> files;
+  for (TuningSource& source : runtime.tuning_sources()) files.push_back(examine(std::move(source), runtime, devices));
   if (tool.json) {
     print_json(runtime, devices, files);
-    return 0;
+    return status_of(files);
   }
   fmt::print("q4 {}\n\n", Q4_VERSION);
   print_backends(runtime);
@@ -155,7 +161,7 @@ int info(const Tool& tool) {
                megabytes(d.l2_bytes), d.driver.empty() ? "-" : d.driver});
   fmt::print("\nDevices (best first)\n{}", table.str());
   print_files(runtime, files);
-  return 0;
+  return status_of(files);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include "autotune/tuner.hpp"
 #include "tools/common/common.hpp"
+#include "tools/common/exit.hpp"
 
 namespace q4::tools {
 namespace {
@@ -71,8 +72,8 @@ TuningDb merged(const std::vector<std::string>& files, std::vector<Conflict>& co
   std::map<TuningKey, TuningRecord> all;
   for (const std::string& file : files) {
     TuningDb db;
-    db.load(file);
-    for (TuningRecord& record : db.records()) {
+    read_input([&] { db.load(file); });
+    for (TuningRecord& record : read_input([&] { return db.records(); })) {
       const auto [place, is_new] = all.try_emplace(record.key, record);
       if (is_new) continue;
       Conflict conflict;
@@ -136,7 +137,7 @@ int merge_tuning(const std::string& out, const std::vector<std::string>& files, 
 
 int diff_tuning(const std::string& first, const std::string& second, bool json) {
   TuningDb a, b;
-  a.load(first), b.load(second);
+  read_input([&] { a.load(first), b.load(second), a.records(), b.records(); });
   const auto lines = differences(a, b);
   if (json) {
     fmt::print("{}\n", Json{{"differences", lines}}.dump(2));
@@ -144,7 +145,7 @@ int diff_tuning(const std::string& first, const std::string& second, bool json) 
     for (const std::string& line : lines) fmt::print("{}\n", line);
     if (lines.empty()) fmt::print("the same tactics: {} records\n", a.size());
   }
-  return lines.empty() ? 0 : 1;
+  return lines.empty() ? kDone : kFailed;
 }
 
 }  // namespace q4::tools

@@ -90,7 +90,7 @@ void TuningSession::check_report() const {
 
 TuningDb TuningSession::stored() const {
   TuningDb db;
-  if (std::filesystem::exists(request_.out)) db.load(request_.out);
+  if (std::filesystem::exists(request_.out)) read_input([&] { db.load(request_.out); });
   return db;
 }
 

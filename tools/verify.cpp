@@ -237,13 +237,14 @@ int verify(const Job& job, const Options& options, bool json) {
       fmt::print("not supported, passed over: {}: {}\n", matrix.name, matrix.unsupported);
     if (sampled) fmt::print("The reference computed a sample of the columns; --columns 0 computes all.\n");
   }
-  return failed == 0 ? 0 : 1;
+  return failed == 0 ? kDone : kFailed;
 }
 
 /// --x and --out: one matrix, the rows of a file.
 int multiply_file(const Job& job, const Options& options, bool json) {
   const std::string& name = job.matrices[0].name;
-  const QuantizedMatrix matrix = job.checkpoint.load(job.runtime, job.device, name, job.zeros);
+  const QuantizedMatrix matrix =
+      read_input([&] { return job.checkpoint.load(job.runtime, job.device, name, job.zeros); });
   const std::int64_t m = job.x.rows();
   std::vector<std::byte> x(static_cast<std::size_t>(m * matrix.k()) * size_of(job.activation));
   for (std::int64_t i = 0; i < m * matrix.k(); ++i) {
@@ -313,14 +314,8 @@ Job prepare(const Tool& tool, const Options& options) {
 }
 
 int run(const Tool& tool, const Options& options) {
-  std::optional<Job> job;
-  try {
-    job.emplace(prepare(tool, options));
-  } catch (const Error& error) {
-    fmt::print(stderr, "q4-verify: error: {}\nRun with --help for more information.\n", error.what());
-    return 2;
-  }
-  return options.x.empty() ? verify(*job, options, tool.json) : multiply_file(*job, options, tool.json);
+  const Job job = read_input([&] { return prepare(tool, options); });
+  return options.x.empty() ? verify(job, options, tool.json) : multiply_file(job, options, tool.json);
 }
 
 }  // namespace

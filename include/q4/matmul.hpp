@@ -30,8 +30,9 @@ struct PlanOptions {
   DType activation = DType::kF16;  ///< dtype of x and out: fp16, bf16, and on the CPU fp32
   Math math = Math::kAuto;
   Gather gather = Gather::kAuto;
-  /// First m at which W is reconstructed and a BLAS multiplies; -1: tuned or default, 0: never, 1: always.
-  std::int64_t reconstruct_from = -1;
+  /// First m at which W is reconstructed and a BLAS multiplies; 0: chosen (tuned or default), -1: never, 1: always. The
+  /// same in C and Python.
+  std::int64_t reconstruct_from = 0;
   /// A row's result has the same bits whatever m is and wherever the row stands.
   bool batch_invariant = false;
   /// Programmatic dependent launch on GPUs that have it: the kernel may begin reading weights before the previous
@@ -70,6 +71,13 @@ class Q4_API MatmulPlan {
 
   /// out[m, n] = x[m, k] @ W (+ bias). m = 0 does nothing. `out` may hold anything before, is fully overwritten, and
   /// must not overlap x. Asynchronous on a GPU: errors of earlier work on the device may surface here.
+  ///
+  /// Numbers: the sum, rounded once to the type of out; a sum beyond its largest value becomes infinity with the sum's
+  /// sign. On the CPU (kInt8 excepted) infinite, NaN and very large x give what the same sum in fp64 gives: a finite
+  /// value where that is finite, infinity where it is infinite, NaN where infinities cancel, meet a weight of 0, or x
+  /// is NaN. On a GPU sums are fp32: a finite x gives the same as long as 15 |x| summed over k stays below 3e38 (every
+  /// fp16 x does) and 15 times a scale is finite in fp16; a row with an infinite or NaN x has infinity or NaN wherever
+  /// fp64 has, though some kernels give NaN for an infinity. No row changes another one.
   void run(Stream stream, ConstRows x, Rows out, std::int64_t m) const;
   /// The same with a workspace of the caller: workspace_bytes() of 256-byte aligned device memory, zeroed once before
   /// its first use, not shared by launches that may overlap in time. Plans of one device may use the same in turn.

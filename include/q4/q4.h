@@ -13,6 +13,7 @@
 #ifndef Q4_Q4_H
 #define Q4_Q4_H
 
+#include <q4/version.h> /* Q4_VERSION, Q4_VERSION_MAJOR, Q4_VERSION_MINOR, Q4_VERSION_PATCH */
 #include <stddef.h>
 #include <stdint.h>
 #include <q4/export.hpp> /* Q4_API, nothing else */
@@ -72,7 +73,8 @@ typedef struct q4_device {
 
 /* ---- library ------------------------------------------------------------------------- */
 
-Q4_API const char* q4_version(void); /* "0.1.0" */
+/* "0.1.0": of the library that runs; Q4_VERSION is that of this header. */
+Q4_API const char* q4_version(void);
 /* Stable lower-case name: "ok", "invalid_argument", ...; "unknown" for any other number. */
 Q4_API const char* q4_status_name(q4_status status);
 /* Text of the last failure of this thread, "" before the first. Valid until the thread's next failing call. */
@@ -181,6 +183,34 @@ Q4_API q4_status q4_checkpoint_open(q4_runtime* runtime, const char* path, q4_ch
 Q4_API q4_status q4_checkpoint_count(q4_runtime* runtime, q4_checkpoint checkpoint, size_t* count);
 Q4_API q4_status q4_checkpoint_name(q4_runtime* runtime, q4_checkpoint checkpoint, size_t index, char* text,
                                     size_t size, size_t* length);
+
+typedef struct q4_checkpoint_info {
+  size_t size;                 /* sizeof(q4_checkpoint_info), set by the caller */
+  int32_t awq;                 /* 1: AWQ "gemm", 0: GPTQ */
+  int64_t group_size;          /* claimed, -1: one group; matrices may differ */
+  int32_t desc_act, symmetric; /* claimed: whether a matrix has act-order, its g_idx says; its zeros count */
+  q4_zeros zeros;              /* Q4_ZEROS_V2 for gptq_v2 and AWQ, else detected when a matrix is loaded */
+  uint64_t matrices;           /* as q4_checkpoint_count() */
+} q4_checkpoint_info;
+
+/* What the checkpoint says of its quantization; see q4::QuantConfig. */
+Q4_API q4_status q4_checkpoint_get(q4_runtime* runtime, q4_checkpoint checkpoint, q4_checkpoint_info* info);
+
+typedef struct q4_checkpoint_matrix {
+  size_t size; /* sizeof(q4_checkpoint_matrix), set by the caller */
+  int64_t k, n, groups, group_size;
+  int32_t has_g_idx, has_bias; /* a g_idx may be trivial: then there is no act-order */
+  int32_t awq;                 /* as in q4_checkpoint_info */
+  int32_t supported;           /* 0: it cannot be loaded, and the numbers are what is known of it */
+  char name[256];              /* cut to fit, always terminated; q4_checkpoint_name() gives all of it */
+} q4_checkpoint_matrix;
+
+/* What one matrix is, before anything is loaded; `index` as for q4_checkpoint_name(). See q4::MatrixEntry. */
+Q4_API q4_status q4_checkpoint_entry(q4_runtime* runtime, q4_checkpoint checkpoint, size_t index,
+                                     q4_checkpoint_matrix* entry);
+/* Why it cannot be loaded, as text; "" if it can. */
+Q4_API q4_status q4_checkpoint_reason(q4_runtime* runtime, q4_checkpoint checkpoint, size_t index, char* text,
+                                      size_t size, size_t* length);
 Q4_API q4_status q4_checkpoint_destroy(q4_runtime* runtime, q4_checkpoint checkpoint);
 /* Q4_ZEROS_AUTO: what the checkpoint says, checked against its content. */
 Q4_API q4_status q4_matrix_from_checkpoint(q4_runtime* runtime, q4_device device, q4_checkpoint checkpoint,
@@ -207,10 +237,11 @@ typedef struct q4_plan_options {
   q4_dtype activation; /* of x and out: Q4_F16, Q4_BF16, and on the CPU Q4_F32 */
   q4_math math;
   q4_gather gather;
-  int64_t reconstruct_from; /* first m that goes through reconstruct + BLAS; 0: tuned or default, -1: never */
+  int64_t reconstruct_from; /* first m that goes through reconstruct + BLAS; 0: chosen, -1: never, as in C++ */
   int32_t batch_invariant;  /* not 0: a row's bits do not depend on m or on its place */
   int32_t overlap_previous; /* not 0: programmatic dependent launch, where the GPU has it */
   const char* tactic;       /* null: chosen; else used for every m */
+  int32_t caller_workspace; /* not 0: the plan allocates none, and runs with q4_plan_run_workspace() alone */
 } q4_plan_options;
 
 /* `options` may be null. Compiles, loads and allocates: what q4_plan_run() must not do. */

@@ -9,4 +9,5 @@
 #include <q4/matrix.hpp>
 #include <q4/runtime.hpp>
 #include <q4/tuning.hpp>
+#include <q4/version.hpp>
 #include <q4/warmup.hpp>

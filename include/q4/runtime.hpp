@@ -14,6 +14,7 @@ namespace q4 {
 
 class Checkpoint;
 class TuningDb;
+struct TuningSource;
 struct WarmupOptions;
 struct WarmupReport;
 struct WarmupShape;
@@ -47,9 +48,9 @@ struct RuntimeOptions {
   /// Bound of cache_dir: beyond it, the kernels that were used least recently go. 0: unbounded.
   std::uint64_t cache_max_bytes = std::uint64_t{1} << 30;
   /// Tuning files to read, later ones win. Empty: $Q4_TUNING (colon-separated), else tuning.jsonl where it exists: in
-  /// the folders searched for kernels, in the same order, the user's cache folder over all. A file that is named but
-  /// missing or corrupt is an error; the others only warn. What packs hold is read before
-  /// them: a record of a file wins.
+  /// the folders searched for kernels (those beside the library included), in the same order, the user's cache folder
+  /// over all. A file that is named but missing or corrupt is an error; the others only warn. What packs hold is read
+  /// before them: a record of a file wins.
   std::vector<std::string> tuning_files = {};
   /// File to which each problem that a plan is made for without a tuning record of this very device is appended, once a
   /// process, as a line of JSON: what `q4-autotune --shapes` reads. Empty: $Q4_RECORD_UNTUNED, else none. Never fatal.
@@ -97,6 +98,9 @@ class Q4_API Runtime {
   std::string cache_dir() const;
   /// The tuning results in use (read once, at the first plan).
   const TuningDb& tuning() const;
+  /// Where they come from, in the order of reading: of two records of one key the later one is used. Read anew at each
+  /// call, each line of it.
+  std::vector<TuningSource> tuning_sources() const;
   CacheCounters cache_counters() const;
   /// Finds or compiles every kernel that plans of these shapes will load on a device, and keeps them loaded for the
   /// life of the Runtime (q4/warmup.hpp). A kernel that fails is in the report; throws kInvalidArgument for shapes and

@@ -69,6 +69,17 @@ enum class TuningMatch : std::uint8_t {
   kStale,    ///< there is a record, of other kernels: find() gives none
 };
 
+class TuningDb;
+
+/// A file or a pack that a Runtime takes tuning records from.
+struct TuningSource {
+  std::string path;    ///< "/home/me/.cache/q4/tuning.jsonl", "/opt/llama.q4pack"
+  bool pack = false;   ///< what q4-cache pack put in
+  bool named = false;  ///< by RuntimeOptions::tuning_files or $Q4_TUNING: a problem with it fails every plan
+  std::shared_ptr<const TuningDb> records;  ///< null where there is a problem
+  std::string problem;                      ///< why it is not used; empty: it is
+};
+
 /// A set of records. Reading and looking up are thread-safe while nobody modifies it; adding invalidates what find()
 /// gave.
 class Q4_API TuningDb {
@@ -78,9 +89,10 @@ class Q4_API TuningDb {
   TuningDb(TuningDb&&) noexcept;
   TuningDb& operator=(TuningDb&&) noexcept;
 
-  /// JSON Lines, one record a line, blank lines skipped; a record replaces one of the same key. Throws kIo or kCorrupt
-  /// with file, line and field; nothing is added then. Of lines in the canonical form only the key is read here (10,000
-  /// take milliseconds): what is wrong with the rest of such a line, find() and records() throw as kCorrupt.
+  /// JSON Lines, one record a line, blank lines skipped; a record replaces one of the same key. Throws kNotFound, kIo
+  /// or kCorrupt with file, line and field; nothing is added then. Of lines in the canonical form only the key is read
+  /// here (10,000 take milliseconds): what is wrong with the rest of such a line, find() and records() throw as
+  /// kCorrupt.
   void load(const std::string& path);
   /// The same from memory; `name` says in errors where the text is from.
   void parse(std::string_view text, const std::string& name);

@@ -208,7 +208,7 @@ std::string prepare_folder(const std::string& folder) {
   std::error_code error;
   std::filesystem::create_directories(std::filesystem::path(folder).parent_path(), error);
   if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST)
-    return fmt::format("cannot create {}: {}", folder, error_text());
+    return fmt::format("cannot create {}: {}", folder, error ? error.message() : error_text());  // of a parent, perhaps
   struct stat status;
   if (::lstat(folder.c_str(), &status) != 0) return fmt::format("cannot look at {}: {}", folder, error_text());
   if (!S_ISDIR(status.st_mode)) return fmt::format("{} is not a folder (symbolic links are refused)", folder);

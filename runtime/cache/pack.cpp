@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <q4/version.hpp>
 #include <system_error>
 
 #include "runtime/base/sha256.hpp"

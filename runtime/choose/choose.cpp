@@ -43,15 +43,15 @@ Tactic tactic_at(const MatrixShape& matrix, const PlanOptions& options, std::int
   if (from > 0 && m >= from) return {};
   const bool free_choice = !options.batch_invariant && options.math == Math::kAuto && options.gather == Gather::kAuto;
   if (tuned && free_choice) {
-    if (from < 0 && tuned->reconstruct_from > 0 && m >= tuned->reconstruct_from) return {};
+    if (from == 0 && tuned->reconstruct_from > 0 && m >= tuned->reconstruct_from) return {};
     if (const auto* bucket = tuned->bucket(m)) {
       const auto tactic = Tactic::parse(bucket->tactic);  // if not: unknown_tactics() says why, and the default serves
-      if (tactic && (tactic->kernel || from < 0) &&
+      if (tactic && (tactic->kernel || from == 0) &&
           usable(*tactic, matrix, options.activation == DType::kBF16, m, gpu.limits))
         return *tactic;
     }
   }
-  return default_tactic(matrix, options, m, gpu.limits, from >= 0);
+  return default_tactic(matrix, options, m, gpu.limits, from != 0);
 }
 
 Choice make_choice(const MatrixShape& matrix, const PlanOptions& options, std::int64_t m, const Gpu& gpu,

@@ -115,7 +115,7 @@ std::vector<Tactic> all_tactics(const MatrixShape& matrix, const PlanOptions& op
           all.push_back(tactic);
       }
     }
-  if (options.reconstruct_from != 0 && all.front().kernel) all.emplace_back();
+  if (options.reconstruct_from >= 0 && all.front().kernel) all.emplace_back();
   return all;
 }
 

@@ -114,7 +114,7 @@ void run_block(const Kernel& kernel, const Launch& launch, u32 number, const voi
 
 std::unique_ptr<Kernel> load_kernel(std::span<const char> code, const std::string& target, const std::string& entry) {
   auto kernel = std::make_unique<Kernel>();
-  kernel->info = jit::code_object_info(code, entry);
+  kernel->info = code_object_info(code, entry);
   if (kernel->info.target != "amdgcn-amd-amdhsa--" + target)
     throw std::runtime_error(fmt::format("amdgpu: code for {} on {}", kernel->info.target, target));
   if (kernel->info.scratch_bytes) throw std::runtime_error("amdgpu: scratch memory is not modelled");

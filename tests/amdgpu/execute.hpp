@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/jit/code_object_info.hpp"
+#include "tests/amdgpu/code_object_info.hpp"
 #include "tests/amdgpu/wave.hpp"
 
 namespace q4::amdgpu {
@@ -15,7 +15,7 @@ namespace q4::amdgpu {
 struct Kernel {
   std::vector<Instruction> code;
   std::vector<const Instruction*> at;  ///< by (address - first address) / 4; null between instructions
-  jit::CodeObjectInfo info;
+  CodeObjectInfo info;
   u64 entry = 0;
   u32 resources = 0;   ///< COMPUTE_PGM_RSRC2
   u16 properties = 0;  ///< KERNEL_CODE_PROPERTIES: which scalar registers are filled

@@ -4,6 +4,8 @@
 
 #include <chrono>
 #include <filesystem>
+#include <mutex>
+#include <optional>
 #include <q4/q4.hpp>
 
 #include "runtime/base/check.hpp"
@@ -18,7 +20,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 /// With and without bias, as the checkpoint's matrices are; else what --bias says.
 std::vector<bool> biases(const CacheToolOptions& options) {
   if (options.shapes.checkpoint.empty()) return {options.cross.bias};
-  const Checkpoint checkpoint = Checkpoint::open(options.shapes.checkpoint);
+  const Checkpoint checkpoint = read_input([&] { return Checkpoint::open(options.shapes.checkpoint); });
   bool with = false, without = false;
   for (const MatrixEntry& entry : checkpoint.matrices())
     if (entry.unsupported.empty()) (entry.has_bias ? with : without) = true;
@@ -27,6 +29,32 @@ std::vector<bool> biases(const CacheToolOptions& options) {
   if (with) all.push_back(true);
   return all;
 }
+
+/// How far a build is: by shapes, and by kernels within one. Kernels are told by the threads that compile them.
+class BuildProgress {
+ public:
+  explicit BuildProgress(std::size_t shapes) : shapes_(shapes), bar_(std::in_place) {}
+  void begin(const std::string& shape) {
+    const std::lock_guard lock(mutex_);
+    ++begun_, shape_ = shape, kernels_ = 0;
+    show("");
+  }
+  void kernel(const CacheEvent& event) {
+    const std::lock_guard lock(mutex_);
+    ++kernels_;
+    show(fmt::format("  kernel {}: {}", kernels_, event.kernel));
+  }
+  void end() { bar_.reset(); }
+
+ private:
+  void show(const std::string& more) {
+    if (bar_) bar_->update(static_cast<double>(begun_ - 1) / static_cast<double>(shapes_), shape_ + more);
+  }
+  std::mutex mutex_;
+  std::size_t shapes_, begun_ = 0, kernels_ = 0;
+  std::string shape_;
+  std::optional<Progress> bar_;
+};
 
 Json to_json(const CacheEvent& event) {
   return {{"kernel", event.kernel},          {"key", event.key},
@@ -75,7 +103,7 @@ void print_warmup(const Tool& tool, const Device device, double open_ms, const W
 int build_kernels(const Tool& tool, const CacheToolOptions& given) {
   CacheToolOptions options = given;
   TuningDb tuning;
-  for (const auto& file : options.tuning) tuning.load(file), options.cross.tuning = &tuning;
+  for (const auto& file : options.tuning) read_input([&] { tuning.load(file); }), options.cross.tuning = &tuning;
   const auto targets = parse_targets(options.target);
   const auto shapes = options.shapes.resolve("llama-3-8b");
   const auto bias_variants = biases(options);
@@ -85,7 +113,10 @@ int build_kernels(const Tool& tool, const CacheToolOptions& given) {
     fail(ErrorCode::kIo, "--cache-dir: {}", problem);
   std::string trouble;
   const auto environment = cache::cache_options({});
-  cache::KernelCache kernels({.folder = options.folder, .dump_dir = environment.dump_dir},
+  BuildProgress progress(targets.size() * shapes.size());
+  cache::KernelCache kernels({.folder = options.folder,
+                              .dump_dir = environment.dump_dir,
+                              .event = [&](const CacheEvent& event) { progress.kernel(event); }},
                              [&](LogLevel level, const std::string& text) {
                                if (level > LogLevel::kWarning) return;
                                fmt::print(stderr, "q4-cache: warning: {}\n", text), trouble = text;
@@ -93,26 +124,22 @@ int build_kernels(const Tool& tool, const CacheToolOptions& given) {
   const auto start = Clock::now();
   Table table({"target", "GPU", "SMs", "kernels", "compiled", "tuned shapes"});
   Json rows = Json::array();
-  {
-    Progress progress(tool.json);
-    double done = 0;
-    for (const Target& target : targets) {
-      CrossCompiler compiler(target, kernels);
-      for (const auto& shape : shapes) {
-        progress.update(done++ / static_cast<double>(targets.size() * shapes.size()),
-                        fmt::format("{} {}: {}x{}", target.arch, target.name, shape.k, shape.n));
-        for (const bool bias : bias_variants) options.cross.bias = bias, compiler.add(shape, options.cross);
-      }
-      table.add({target.arch, target.name, std::to_string(target.limits.units), std::to_string(compiler.kernels()),
-                 std::to_string(compiler.compiled()), std::to_string(compiler.tuned())});
-      rows.push_back({{"target", target.arch},
-                      {"gpu", target.name},
-                      {"units", target.limits.units},
-                      {"kernels", compiler.kernels()},
-                      {"compiled", compiler.compiled()},
-                      {"tuned_shapes", compiler.tuned()}});
+  for (const Target& target : targets) {
+    CrossCompiler compiler(target, kernels);
+    for (const auto& shape : shapes) {
+      progress.begin(fmt::format("{} {}: {}x{}", target.arch, target.name, shape.k, shape.n));
+      for (const bool bias : bias_variants) options.cross.bias = bias, compiler.add(shape, options.cross);
     }
+    table.add({target.arch, target.name, std::to_string(target.limits.units), std::to_string(compiler.kernels()),
+               std::to_string(compiler.compiled()), std::to_string(compiler.tuned())});
+    rows.push_back({{"target", target.arch},
+                    {"gpu", target.name},
+                    {"units", target.limits.units},
+                    {"kernels", compiler.kernels()},
+                    {"compiled", compiler.compiled()},
+                    {"tuned_shapes", compiler.tuned()}});
   }
+  progress.end();
   const double seconds = seconds_since(start);
   if (tool.json)
     fmt::print("{}\n", Json{{"cache_dir", options.folder}, {"seconds", seconds}, {"targets", rows}}.dump(2));
@@ -132,14 +159,14 @@ int warm_up(const Tool& tool, const CacheToolOptions& given) {
   const double open_ms = seconds_since(start) * 1e3;
   WarmupReport report;
   {
-    Progress progress(tool.json);
+    Progress progress;
     catch_interrupt();
     options.cancel = interrupted;
     options.progress = [&](std::size_t done, std::size_t total, const CacheEvent& event) {
       progress.update(static_cast<double>(done) / static_cast<double>(total), event.kernel);
     };
     if (!given.shapes.checkpoint.empty()) {
-      report = runtime.warmup(Checkpoint::open(given.shapes.checkpoint), options);
+      report = runtime.warmup(read_input([&] { return Checkpoint::open(given.shapes.checkpoint); }), options);
     } else {
       std::vector<WarmupShape> shapes;
       for (const auto& p : given.shapes.resolve("llama-3-8b"))

@@ -14,8 +14,6 @@
 
 namespace q4::tools {
 
-constexpr int kCannotRead = 2;  ///< exit status, as for wrong usage
-
 struct CacheToolOptions {
   std::string folder, target, out, file, key, public_key;
   std::vector<std::string> sources, tuning;
@@ -26,7 +24,7 @@ struct CacheToolOptions {
   std::uint64_t max_bytes = 0;
 };
 
-// One a command; the result is the exit status. Errors are thrown: kNotFound and kInvalidArgument mean kCannotRead.
+// One a command; the result is the exit status.
 int build_kernels(const Tool& tool, const CacheToolOptions& options);
 int warm_up(const Tool& tool, const CacheToolOptions& options);
 int pack_folder(const Tool& tool, const CacheToolOptions& options);

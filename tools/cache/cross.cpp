@@ -15,7 +15,6 @@
 #include "runtime/choose/sources.hpp"
 #include "runtime/gpu/kernels.hpp"
 #include "tools/common/common.hpp"
-#include "tools/common/csv.hpp"
 
 namespace q4::tools {
 namespace {
@@ -43,6 +42,15 @@ std::vector<Target> known_targets() {
   return targets;
 }
 
+int parse_units(const std::string& target, const std::string& digits) {
+  constexpr int kMost = 1024;
+  const bool number = !digits.empty() && digits.size() <= 4 && digits.find_first_not_of("0123456789") == digits.npos;
+  const int units = number ? std::stoi(digits) : 0;
+  check(units >= 1 && units <= kMost,
+        "--target = {}: '{}' is not a number of SMs or CUs in [1, {}]; sm_90a/114 means 114", target, digits, kMost);
+  return units;
+}
+
 }  // namespace
 
 const std::vector<Target>& all_targets() {
@@ -56,7 +64,7 @@ std::vector<Target> parse_targets(const std::string& text) {
     const auto slash = std::min(item.find('/'), item.size());
     std::string arch = item.substr(0, slash);
     if (arch == "sm_90" || arch == "sm_100") arch += 'a';  // what a device of that capability asks for
-    const int units = slash < item.size() ? static_cast<int>(parse_whole(item.substr(slash + 1), "--target")) : 0;
+    const int units = slash < item.size() ? parse_units(text, item.substr(slash + 1)) : 0;
     std::vector<std::string> names;
     const std::size_t before = chosen.size();
     for (const Target& target : all_targets()) {

@@ -7,6 +7,7 @@
 #include <unistd.h>
 #include <nlohmann/json.hpp>
 
+#include <cerrno>
 #include <cstring>
 #include <ctime>
 #include <filesystem>
@@ -57,14 +58,46 @@ std::string file_system(long magic) {
   return at == names.end() ? fmt::format("type {:#x}", magic) : at->second;
 }
 
+/// Whether a folder that is not there could be made: it is, and what was made for that is removed again.
+std::string try_to_make(const std::string& folder) {
+  std::vector<fs::path> missing;
+  std::error_code error;
+  for (fs::path path = folder; !path.empty() && !fs::exists(path, error); path = path.parent_path()) {
+    if (error) break;
+    if (path.has_filename()) missing.push_back(path);
+  }
+  const std::string problem = cache::prepare_folder(folder);
+  for (const fs::path& path : missing) ::rmdir(path.c_str());  // not where another process has put something meanwhile
+  return problem;
+}
+
+/// A folder of the environment that depends on where a program is started is another one for each program.
+void check_path(Findings& findings, const std::string& folder) {
+  const bool moves = fs::path(folder).is_relative() && folder == cache::default_folder("");
+  if (moves)
+    findings.add(State::kBad, "path",
+                 fmt::format("{} is relative: each working directory has a cache of its own; set Q4_CACHE_DIR, "
+                             "XDG_CACHE_HOME or HOME to an absolute path",
+                             folder));
+}
+
 void check_folder(Findings& findings, const std::string& folder) {
+  check_path(findings, folder);
+  const bool writes = cache::cache_options({}).mode == CacheMode::kReadWrite;
+  const State unwritable = writes ? State::kBad : State::kNote;  // in other modes nothing is written
   struct stat status;
   if (::lstat(folder.c_str(), &status) != 0) {
-    findings.add(State::kNote, "folder", std::string(std::strerror(errno)) + ": made at the first write");
-    return;
+    const int error = errno;
+    const std::string problem = error == ENOENT ? try_to_make(folder) : std::strerror(error);
+    return problem.empty() ? findings.add(State::kNote, "folder", "not there yet: made at the first write")
+                           : findings.add(unwritable, "folder",
+                                          fmt::format("not there, and cannot be made: {}: kernels are kept in memory "
+                                                      "only; set Q4_CACHE_DIR to a folder that you may write",
+                                                      problem));
   }
   if (S_ISLNK(status.st_mode) || !S_ISDIR(status.st_mode))
-    return findings.add(State::kBad, "folder", "not a folder (symbolic links are refused)");
+    return findings.add(State::kBad, "folder",
+                        "not a folder (symbolic links are refused): set Q4_CACHE_DIR to a folder of its own");
   findings.add(State::kOk, "folder", "there");
   findings.add(
       status.st_uid == ::geteuid() ? State::kOk : State::kBad, "owner",
@@ -74,7 +107,7 @@ void check_folder(Findings& findings, const std::string& folder) {
                fmt::format("{:o}{}", status.st_mode & 07777, open ? ": others may write it: chmod go-w it" : ""));
   const auto written = cache::write_file(folder, ".doctor", "x");
   ::unlink((folder + "/.doctor").c_str());
-  findings.add(written.empty() ? State::kOk : State::kBad, "writing", written.empty() ? "works" : written);
+  findings.add(written.empty() ? State::kOk : unwritable, "writing", written.empty() ? "works" : written);
   const cache::KeyLock lock(folder, std::string(64, 'f'), 0);
   findings.add(lock.held() ? State::kOk : State::kNote, "locks",
                lock.held() ? "work" : "do not work here: processes may compile the same kernel twice");

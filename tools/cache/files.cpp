@@ -98,13 +98,13 @@ void take(Load& load, std::vector<Listed> listed, const std::string& target, boo
 }
 
 void take_source(Load& load, const std::string& source, const CacheToolOptions& options, bool stale_too) {
-  if (source.ends_with(".jsonl")) return load.tuning.load(source);
+  if (source.ends_with(".jsonl")) return read_input([&] { load.tuning.load(source); });
   if (!source.ends_with(cache::kPackExtension)) return take(load, read_folder(source), options.target, stale_too);
   std::string problem;
   const auto pack = cache::Pack::open(source, problem, public_key(options));
   if (!pack) fail(ErrorCode::kNotFound, "{}: {}", source, problem);
   take(load, read_pack(*pack), options.target, stale_too);
-  load.tuning.parse(pack->tuning(), source);
+  read_input([&] { load.tuning.parse(pack->tuning(), source); });
 }
 
 /// Writes the pack, opens it again and says what is in it.
@@ -157,7 +157,7 @@ int pack_folder(const Tool& tool, const CacheToolOptions& options) {
   if (load.entries.empty())
     fail(ErrorCode::kNotFound, "{} holds no kernel of this version{}: run q4-cache build first", options.folder,
          options.target.empty() ? "" : " for " + options.target);
-  for (const auto& file : options.tuning) load.tuning.load(file);
+  for (const auto& file : options.tuning) read_input([&] { load.tuning.load(file); });
   return write_out(tool, options, load);
 }
 

@@ -91,6 +91,10 @@ std::string progress_bar(double fraction, double elapsed_s, double limit_s, cons
   return line + "  " + text.substr(0, static_cast<std::size_t>(std::max(room, 0))) + eta;
 }
 
+namespace {
+constexpr std::chrono::milliseconds kBetweenDrawings{100}, kBetweenLines{3000};
+}
+
 Progress::Progress(bool quiet)
     : terminal_(::isatty(STDERR_FILENO)), quiet_(quiet), start_(std::chrono::steady_clock::now()) {}
 
@@ -102,10 +106,15 @@ void Progress::clear() {
 }
 
 void Progress::update(double fraction, const std::string& text, double limit_s) {
-  if (!terminal_ || quiet_) return;
+  if (quiet_) return;
   const auto now = std::chrono::steady_clock::now();
-  if (drawn_ && now - last_ < std::chrono::milliseconds(100)) return;
+  if (terminal_ ? drawn_ && now - last_ < kBetweenDrawings : now - last_ < kBetweenLines) return;
   last_ = now;
+  if (!terminal_) {
+    fmt::print(stderr, "{:3.0f}%  {:.0f} s  {}\n", std::clamp(fraction, 0.0, 1.0) * 100,
+               std::chrono::duration<double>(now - start_).count(), text);
+    return;
+  }
   winsize size{};
   const int columns = ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 100;
   const double elapsed = std::chrono::duration<double>(now - start_).count();
@@ -161,16 +170,6 @@ DType parse_activation(const std::string& text, const std::string& where) {
 
 std::string default_tuning_file(const Runtime& runtime) {
   return runtime.cache_dir().empty() ? "" : runtime.cache_dir() + "/tuning.jsonl";
-}
-
-std::vector<std::string> tuning_files(const Runtime& runtime) {
-  std::vector<std::string> files;
-  if (const char* list = std::getenv("Q4_TUNING")) {
-    files = split(list, ":");
-  } else if (const std::string file = default_tuning_file(runtime); !file.empty() && std::filesystem::exists(file)) {
-    files.push_back(file);
-  }
-  return files;
 }
 
 namespace {

@@ -30,7 +30,7 @@ std::string number(double value);
 std::string percent(double share);  ///< 0.034 is "+3.4%"
 std::string megabytes(std::size_t bytes);
 
-/// A bar with the time left on a terminal; elsewhere one line an event. Writes to stderr alone.
+/// A bar with the time left on a terminal; elsewhere a line every three seconds. Writes to stderr alone.
 class Progress {
  public:
   explicit Progress(bool quiet = false);
@@ -44,7 +44,7 @@ class Progress {
  private:
   void clear();
   bool terminal_, quiet_, drawn_ = false;
-  std::chrono::steady_clock::time_point start_, last_;
+  std::chrono::steady_clock::time_point start_, last_ = {};
 };
 
 /// The text of a bar, apart from the terminal: "[####......]  40%  text  12 s left".
@@ -64,9 +64,6 @@ std::vector<std::int64_t> powers_of_two(std::int64_t largest);
 /// fp16, bf16, fp32; throws kInvalidArgument, which says `where`.
 DType parse_activation(const std::string& text, const std::string& where = "--activation");
 
-/// The tuning files that a Runtime with default options reads: $Q4_TUNING, else <cache folder>/tuning.jsonl if it
-/// exists.
-std::vector<std::string> tuning_files(const Runtime& runtime);
 /// Where q4-autotune writes unless told: <cache folder>/tuning.jsonl; empty when there is no cache folder.
 std::string default_tuning_file(const Runtime& runtime);
 

@@ -13,6 +13,7 @@
 #include "runtime/base/check.hpp"
 #include "tools/common/common.hpp"
 #include "tools/common/csv.hpp"
+#include "tools/common/exit.hpp"
 
 namespace q4::tools {
 
@@ -118,7 +119,7 @@ std::vector<RecordedShape> recorded_shapes(const std::string& text, const std::s
 std::optional<std::vector<RecordedShape>> ShapeOptions::recording() const {
   std::ifstream in(csv_file);
   if (csv_file.empty() || in.peek() != '{') return {};
-  return recorded_shapes({std::istreambuf_iterator<char>(in), {}}, csv_file);
+  return read_input([&] { return recorded_shapes({std::istreambuf_iterator<char>(in), {}}, csv_file); });
 }
 
 Problem parse_shape(const std::string& text) {
@@ -154,11 +155,11 @@ void ShapeOptions::add_to(CLI::App& app, const std::string& default_note) {
 std::vector<Problem> ShapeOptions::resolve(const std::string& default_model) const {
   std::vector<Problem> shapes;
   if (!checkpoint.empty()) {
-    shapes = checkpoint_shapes(checkpoint);
+    shapes = read_input([&] { return checkpoint_shapes(checkpoint); });
   } else if (const auto recorded = recording()) {
     for (const RecordedShape& shape : *recorded) shapes.push_back(shape.problem);
   } else if (!csv_file.empty()) {
-    shapes = of_csv(Csv::read(csv_file, {"k", "n"}), group, act_order);
+    shapes = read_input([&] { return of_csv(Csv::read(csv_file, {"k", "n"}), group, act_order); });
   } else {
     shapes = shape.empty() ? model_shapes(model.empty() ? default_model : model) : std::vector{parse_shape(shape)};
     for (Problem& p : shapes) p.group = group, p.act_order = act_order, p = checked(p, "--group");

@@ -3,9 +3,14 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <iostream>
 #include <new>
+#include <q4/version.hpp>
+#include <system_error>
 
 #include "runtime/base/check.hpp"
 
@@ -13,7 +18,7 @@ namespace q4::tools {
 
 Tool::Tool(const std::string& name, const std::string& purpose, const std::string& examples)
     : app(purpose, name), name_(name) {
-  app.set_version_flag("--version", name + " " + Q4_VERSION);
+  app.set_version_flag("--version", name + " " + version());
   app.footer("\nExamples:\n" + examples);
   app.get_formatter()->column_width(34);
 }
@@ -25,24 +30,42 @@ void Tool::add_device() {
 
 void Tool::add_json(const std::string& what) { app.add_flag("--json", json, what); }
 
+bool flush_output(const std::string& tool, int error) {
+  errno = 0;
+  std::cout.flush();  // CLI11's --help and --version
+  if (std::fflush(stdout) != 0 && error == 0) error = errno;
+  if (error == 0 && std::cout && !std::ferror(stdout)) return true;
+  if (error == 0) error = errno;
+  if (error != EPIPE)
+    fmt::print(stderr, "{}: error: the output could not be written{}\n", tool,
+               error ? std::string(": ") + std::strerror(error) : "");
+  return false;
+}
+
 int Tool::run(int argc, char** argv, const std::function<int()>& body) {
+  int status = kFailed, output_error = 0;
+  const auto failed = [&](int ends, const char* text, const char* more = "") {
+    fmt::print(stderr, "{}: error: {}\n{}", name_, text, more);
+    status = ends;
+  };
+  constexpr const char* kHelp = "Run with --help for more information.\n";
   try {
     app.parse(argc, argv);
+    status = body();
   } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : 2;  // 0: --help and --version
-  } catch (const Error& e) {          // of an option's own parser
-    fmt::print(stderr, "{}: error: {}\nRun with --help for more information.\n", name_, e.what());
-    return 2;
-  }
-  try {
-    return body();
+    errno = 0;
+    status = app.exit(e) == 0 ? kDone : kUsage;  // kDone: --help and --version
+    output_error = std::cout ? 0 : errno;
+  } catch (const InputError& e) { failed(kUsage, e.what()); } catch (const Error& e) {
+    const bool usage = e.code() == ErrorCode::kInvalidArgument || e.code() == ErrorCode::kNotFound;
+    usage ? failed(kUsage, e.what(), kHelp) : failed(kFailed, e.what());
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "{}: error: host memory is exhausted; use smaller shapes or fewer rows\n", name_);
-    return 1;
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "{}: error: {}\n", name_, e.what());
-    return 1;
-  }
+    failed(kFailed, "host memory is exhausted; use smaller shapes or fewer rows");
+  } catch (const std::system_error& e) {  // what fmt::print throws
+    output_error = std::ferror(stdout) ? e.code().value() : 0;
+    if (output_error == 0) failed(kFailed, e.what());
+  } catch (const std::exception& e) { failed(kFailed, e.what()); }
+  return flush_output(name_, output_error) || status != kDone ? status : kFailed;
 }
 
 Device Tool::device(const Runtime& runtime) const {

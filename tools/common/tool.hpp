@@ -6,10 +6,15 @@
 #include <q4/runtime.hpp>
 #include <string>
 
+#include "tools/common/exit.hpp"
+
 namespace q4::tools {
 
-/// One tool: its options, --help with examples, --version, and how it ends. Exit 0: done, 1: q4-x: error: ... on
-/// stderr, 2: wrong usage.
+/// Flushes what was written to stdout. False, and one line on stderr, if some of it could not be written; a pipe whose
+/// reader has gone (`q4-info | head -1`) is nothing to report, but false too. `error`: errno of an earlier failure.
+bool flush_output(const std::string& tool, int error = 0);
+
+/// One tool: its options, --help with examples, --version, and how it ends (Exit).
 class Tool {
  public:
   Tool(const std::string& name, const std::string& purpose, const std::string& examples);
@@ -21,7 +26,8 @@ class Tool {
 
   void add_device();
   void add_json(const std::string& what);
-  /// Parses, then runs `body`, whose result is the exit status.
+  /// Parses, then runs `body`, whose result is the exit status; kInvalidArgument, kNotFound and InputErrors are kUsage,
+  /// other errors and output that cannot be written kFailed.
   int run(int argc, char** argv, const std::function<int()>& body);
   /// --device, else the best device of this runtime; says on stderr if that is the CPU unasked. Throws kNotFound with
   /// the list of devices that exist.

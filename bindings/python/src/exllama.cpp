@@ -42,7 +42,7 @@ void set_tuning_params(std::int64_t thd, bool fused_remap, bool no_half2) {
   s.threshold = thd, s.fused_remap = fused_remap;
   s.options = {};
   if (const char* ignore = std::getenv("Q4_IGNORE_TUNING_PARAMS"); ignore && *ignore == '1') return;
-  s.options.reconstruct_from = thd;
+  s.options.reconstruct_from = thd == 0 ? -1 : thd;  // its 0 means never
   if (fused_remap) s.options.gather = Gather::kFused;
   if (no_half2) s.options.math = Math::kFp32;
 }

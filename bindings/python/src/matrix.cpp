@@ -282,10 +282,10 @@ void bind_matrix(nb::module_& m) {
       .def_static("__torch_function__", &torch_function, "function"_a, "types"_a, "args"_a = nb::tuple(),
                   "kwargs"_a = none)
       .def("plan", &make_plan, "max_m"_a, nb::kw_only(), "dtype"_a = "float16", "math"_a = "auto", "gather"_a = "auto",
-           "reconstruct_from"_a = -1, "batch_invariant"_a = false, "overlap_previous"_a = false, "tactic"_a = "",
+           "reconstruct_from"_a = 0, "batch_invariant"_a = false, "overlap_previous"_a = false, "tactic"_a = "",
            "Prepares x @ W for up to max_m rows. math: 'auto', 'half2', 'fp32', 'int8'; gather (act-order): 'auto', "
            "'fused', "
-           "'separate'; reconstruct_from: first m that is reconstructed (-1: chosen, 0: never).")
+           "'separate'; reconstruct_from: first m that is reconstructed (0: chosen, -1: never).")
       .def("warmup", &warmup, "max_m"_a, "dtype"_a = "float16", "stream"_a = none,
            "Compiles and allocates what x @ W needs for up to max_m rows on a stream (None: torch's current one).")
       .def("__repr__", [](const Matrix& self) { return describe(self); })

@@ -91,7 +91,7 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
     const std::string_view isa = kernels_.isa;
     // The BLAS brings threads of its own, which an embedder's pool need not have room for.
     const bool slow_kernels = (isa == "portable" || isa == "sse4") && !pool_.embedded();
-    blas_from_ = options.reconstruct_from >= 0 ? options.reconstruct_from
+    blas_from_ = options.reconstruct_from != 0 ? std::max<std::int64_t>(options.reconstruct_from, 0)
                  : tuned                       ? tuned->reconstruct_from
                  : slow_kernels                ? 32
                                                : 0;

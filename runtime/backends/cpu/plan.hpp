@@ -73,6 +73,9 @@ class CpuPlan final : public PlanBackend {
   PackX pack_job(const Rows& rows, std::byte* workspace) const;
   void run_tiles(const CpuConfig& config, const Rows& rows, std::byte* workspace) const;
   void run_blas(const Rows& rows, std::byte* workspace) const;
+  /// Sums [count][y_stride] of one tile to rows from `row` on. `scratch`: kScratch bytes.
+  void store(const Rows& rows, std::int64_t row, int count, std::int64_t tile, float* y, std::int64_t y_stride,
+             std::byte* scratch) const;
 
   std::shared_ptr<const CpuMatrix> matrix_;
   Kernels kernels_;

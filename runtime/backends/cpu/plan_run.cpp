@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "runtime/backends/cpu/blas.hpp"
+#include "runtime/backends/cpu/exact.hpp"
 #include "runtime/backends/cpu/plan.hpp"
 
 namespace q4::cpu {
@@ -71,7 +72,6 @@ void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* wo
   };
   pool_.run(tasks(rows.count, pack_rows), pack_task, config.threads);
 
-  const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
   const std::int64_t most = task_rows(config), parts = (rows.count + most - 1) / most;
   const auto part = std::int64_t(round_up(std::size_t((rows.count + parts - 1) / parts), step));
   const std::int64_t blocks = matrix_->blocks, some = task_blocks(config, part),
@@ -87,13 +87,35 @@ void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* wo
     multiply({matrix_->tile(tile), end, matrix_->segment, packing.out, packing.sums, rows.count, row, count,
               bf16_terms(element_), y, scratch, begin});
     if (end < blocks) return;
-    kernels_.store({y, kTile, count, int(std::min<std::int64_t>(kTile, matrix_->n - tile * kTile)),
-                    matrix_->bias.empty() ? nullptr : matrix_->bias.data() + tile * kTile,
-                    rows.out + (row * rows.out_stride + tile * kTile) * size, rows.out_stride, element_});
+    store(rows, row, count, tile, y, kTile, scratch);
   };
   for (; first < rows.count; first += step_rows)
     for (begin = 0; begin < blocks; begin += some)
       pool_.run(tasks(step_rows, part) * matrix_->tiles, multiply_task, config.threads);
+}
+
+void CpuPlan::store(const Rows& rows, std::int64_t row, int count, std::int64_t tile, float* y, std::int64_t y_stride,
+                    std::byte* scratch) const {
+  const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
+  const int columns = int(std::min<std::int64_t>(kTile, matrix_->n - tile * kTile));
+  StoreJob job{y,
+               y_stride,
+               count,
+               columns,
+               matrix_->bias.empty() ? nullptr : matrix_->bias.data() + tile * kTile,
+               rows.out + (row * rows.out_stride + tile * kTile) * size,
+               rows.out_stride,
+               element_};
+  kernels_.store(job);
+  if (int8_) return;  // there infinity and NaN make their row NaN
+  job.rows = 1, job.bias = nullptr;
+  for (int r = 0; r < count;
+       ++r, job.y += y_stride, job.out = static_cast<std::byte*>(job.out) + rows.out_stride * size) {
+    if (!has_nonfinite(job.y)) continue;
+    make_exact({matrix_.get(), &kernels_, tile, rows.x + (row + r) * rows.x_stride * size, element_, y + r * y_stride,
+                columns, reinterpret_cast<float*>(scratch)});
+    kernels_.store(job);
+  }
 }
 
 void CpuPlan::run_blas(const Rows& rows, std::byte* workspace) const {
@@ -115,12 +137,9 @@ void CpuPlan::run_blas(const Rows& rows, std::byte* workspace) const {
                           kDenseColumns);
     });
     blas().multiply(rows.count, tiles * kTile, packed_k, x, packed_k, dense, kDenseColumns, product, kDenseColumns);
-    pool_.run(tiles, [&](std::int64_t index, int) {
-      const std::int64_t tile = first + index;
-      kernels_.store({product + index * kTile, kDenseColumns, int(rows.count),
-                      int(std::min<std::int64_t>(kTile, matrix_->n - tile * kTile)),
-                      matrix_->bias.empty() ? nullptr : matrix_->bias.data() + tile * kTile,
-                      rows.out + tile * kTile * size, rows.out_stride, element_});
+    pool_.run(tiles, [&](std::int64_t index, int worker) {
+      store(rows, 0, int(rows.count), first + index, product + index * kTile, kDenseColumns,
+            workspace + scratch_at_ + std::size_t(worker) * kThreadScratch);
     });
   }
 }

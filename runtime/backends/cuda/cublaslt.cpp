@@ -126,7 +126,7 @@ class LtGemm : public gpu::Gemm {
 
 std::unique_ptr<gpu::Gemm> CublasLt::gemm(std::shared_ptr<const CublasLt> self, const gpu::GemmShape& shape) {
   if (!self->problem_.empty())
-    fail(ErrorCode::kUnsupported, "reconstruct + BLAS needs cuBLASLt: {}; install it, or set reconstruct_from = 0",
+    fail(ErrorCode::kUnsupported, "reconstruct + BLAS needs cuBLASLt: {}; install it, or set reconstruct_from = -1",
          self->problem_);
   return std::make_unique<LtGemm>(std::move(self), shape);
 }

@@ -84,7 +84,9 @@ int helper_main(int argc, char** argv) {
     std::string log;
     const auto code = hiprtc.compile(text, argv[1], {argv + 2, argv + argc}, &log);
     std::fputs(log.c_str(), stderr);
-    return std::fwrite(code.data(), 1, code.size(), stdout) == code.size() ? 0 : 1;
+    errno = 0;
+    if (std::fwrite(code.data(), 1, code.size(), stdout) == code.size() && std::fflush(stdout) == 0) return 0;
+    fail(ErrorCode::kIo, "q4-hip-compile: error: the code could not be written: {}", std::strerror(errno));
   } catch (const Error& error) {
     std::fputs(error.what(), stderr);
     return 1;

@@ -87,7 +87,7 @@ class RocblasGemm : public gpu::Gemm {
 std::unique_ptr<gpu::Gemm> Rocblas::gemm(std::shared_ptr<const Rocblas> self, std::shared_ptr<const Api> api,
                                          int ordinal, const gpu::GemmShape& shape) {
   if (!self->problem_.empty())
-    fail(ErrorCode::kUnsupported, "reconstruct + BLAS needs rocBLAS: {}; install it, or set reconstruct_from = 0",
+    fail(ErrorCode::kUnsupported, "reconstruct + BLAS needs rocBLAS: {}; install it, or set reconstruct_from = -1",
          self->problem_);
   return std::make_unique<RocblasGemm>(std::move(self), std::move(api), ordinal, shape);
 }

@@ -55,7 +55,7 @@ class Matrix:
         dtype: _Dtype = "float16",
         math: Literal["auto", "half2", "fp32", "int8"] = "auto",
         gather: Literal["auto", "fused", "separate"] = "auto",
-        reconstruct_from: int = -1,
+        reconstruct_from: int = 0,
         batch_invariant: bool = False,
         overlap_previous: bool = False,
         tactic: str = "",

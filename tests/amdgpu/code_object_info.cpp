@@ -1,11 +1,11 @@
 // The note is MessagePack: "Code Object V3 to V5 Metadata" of LLVM's AMDGPUUsage.
-#include "runtime/jit/code_object_info.hpp"
+#include "tests/amdgpu/code_object_info.hpp"
 
 #include <nlohmann/json.hpp>
 
 #include "runtime/jit/elf.hpp"
 
-namespace q4::jit {
+namespace q4::amdgpu {
 namespace {
 
 using Json = nlohmann::json;
@@ -15,7 +15,7 @@ constexpr const char* kCaller = "code_object_info";
 
 std::uint64_t align4(std::uint64_t bytes) { return (bytes + 3) / 4 * 4; }
 
-Json metadata(const Elf& elf) {
+Json metadata(const jit::Elf& elf) {
   for (const auto& section : elf.sections()) {
     if (section.sh_type != SHT_NOTE) continue;
     for (std::uint64_t at = section.sh_offset; at + sizeof(Elf64_Nhdr) <= section.sh_offset + section.sh_size;) {
@@ -34,7 +34,7 @@ Json metadata(const Elf& elf) {
 }  // namespace
 
 CodeObjectInfo code_object_info(std::span<const char> code, const std::string& entry) {
-  const Elf elf(code, kCaller);
+  const jit::Elf elf(code, kCaller);
   try {
     const Json all = metadata(elf);
     for (const Json& kernel : all.at("amdhsa.kernels")) {
@@ -59,4 +59,4 @@ CodeObjectInfo code_object_info(std::span<const char> code, const std::string& e
   fail(ErrorCode::kCorrupt, "{}: no kernel '{}'", kCaller, entry);
 }
 
-}  // namespace q4::jit
+}  // namespace q4::amdgpu

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-namespace q4::jit {
+namespace q4::amdgpu {
 
 struct CodeObjectInfo {
   std::string target;  ///< "amdgcn-amd-amdhsa--gfx90a"
@@ -28,4 +28,4 @@ struct CodeObjectInfo {
 /// Facts about kernel `entry`, from the metadata note. Throws kCorrupt if `code` has none. Any bytes are safe.
 CodeObjectInfo code_object_info(std::span<const char> code, const std::string& entry);
 
-}  // namespace q4::jit
+}  // namespace q4::amdgpu
