@@ -214,7 +214,7 @@ q4_status q4_checkpoint_entry(q4_runtime* runtime, q4_checkpoint checkpoint, siz
                               q4_checkpoint_matrix* entry) {
   return guard(__func__, [&] {
     const auto& opened = find(required(runtime, "runtime").checkpoints, checkpoint, "checkpoint");
-    give(required(entry, "entry"), entry_of(opened, entry_at(opened, index)), "entry");
+    give(required(entry, "entry"), entry_of(entry_at(opened, index)), "entry");
   });
 }
 
@@ -222,7 +222,7 @@ q4_status q4_checkpoint_reason(q4_runtime* runtime, q4_checkpoint checkpoint, si
                                size_t* length) {
   return guard(__func__, [&] {
     const auto& opened = find(required(runtime, "runtime").checkpoints, checkpoint, "checkpoint");
-    give_text(unsupported_reason(entry_at(opened, index)), text, size, length);
+    give_text(entry_at(opened, index).unsupported, text, size, length);
   });
 }
 

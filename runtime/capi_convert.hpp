@@ -217,19 +217,10 @@ inline q4_checkpoint_info info_of(const Checkpoint& checkpoint) {
   return result;
 }
 
-/// Why a matrix cannot be loaded, where the checkpoint lists such matrices.
-template <class Entry>
-std::string unsupported_reason(const Entry& entry) {
-  if constexpr (requires { entry.unsupported; })
-    return entry.unsupported;
-  else
-    return {};
-}
-
-inline q4_checkpoint_matrix entry_of(const Checkpoint& checkpoint, const MatrixEntry& entry) {
+inline q4_checkpoint_matrix entry_of(const MatrixEntry& entry) {
   q4_checkpoint_matrix result{};
-  result.awq = checkpoint.config().format == QuantFormat::kAwq;
-  result.supported = unsupported_reason(entry).empty();
+  result.awq = entry.format == QuantFormat::kAwq;
+  result.supported = entry.unsupported.empty();
   result.k = entry.k, result.n = entry.n, result.groups = entry.groups, result.group_size = entry.group_size;
   result.has_g_idx = entry.has_g_idx, result.has_bias = entry.has_bias;
   give_text(entry.name, result.name);

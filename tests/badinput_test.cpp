@@ -178,7 +178,7 @@ TEST_CASE_FIXTURE(Fixture, "NaN and infinite scales are allowed and propagate") 
   GptqMatrix spoiled = make_gptq({.k = 256, .n = 64, .group_size = 128});
   spoiled.scales[5] = half_bits(std::numeric_limits<double>::quiet_NaN());
   spoiled.scales[64 + 9] = half_bits(std::numeric_limits<double>::infinity());
-  for (const std::int64_t threshold : {0, 1}) {
+  for (const std::int64_t threshold : {-1, 1}) {
     const MatmulPlan p(runtime, QuantizedMatrix::from_gptq(runtime, kHere, spoiled.tensors()),
                        {.max_m = 4, .reconstruct_from = threshold});
     out.poison();
