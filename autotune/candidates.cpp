@@ -85,7 +85,7 @@ TacticSpace::TacticSpace(const Rig& rig, const std::vector<std::int64_t>& ms, DT
     : activation_(activation), forbidden_(std::move(forbidden)) {
   PlanOptions options = options_of("", ms.back(), activation);
   plan_ = rig.plan(options);
-  options.max_m = ms.front();    // where a math is told: at more, kernels would be compiled that nobody asks for
+  options.max_m = ms.front();     // where a math is told: at more, kernels would be compiled that nobody asks for
   options.reconstruct_from = -1;  // only the direct kernels have a math
   options.math = Math::kHalf2;
   half2_ = rig.plan(options);
