@@ -1,0 +1,150 @@
+// Checks and times the points, one shape after the other.
+#include "tools/bench/points.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "runtime/base/check.hpp"
+#include "tools/common/common.hpp"
+
+namespace q4::tools {
+namespace {
+
+using autotune::Interval;
+using autotune::Problem;
+using autotune::Rig;
+using autotune::Variant;
+
+constexpr int kMostSamples = 25, kFewestSamples = 3;
+constexpr const char* kBlasTactic = "reconstruct+blas";
+
+/// Samples until there are enough or `seconds` are over.
+template <class F>
+Interval timed(const F& sample, double seconds) {
+  const auto start = std::chrono::steady_clock::now();
+  sample();  // the first one also learns how long a run takes
+  std::vector<double> us;
+  while (us.size() < kFewestSamples ||
+         (us.size() < kMostSamples &&
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds))
+    us.push_back(sample());
+  return autotune::median_interval(us);
+}
+
+/// One after the other in turn, as the tuner's final does: drift of clocks and neighbours cancels.
+void measure_pairs(const Rig& rig, Variant& tuned, Variant& standard, double seconds, Point& point) {
+  std::vector<double> tuned_us, default_us;
+  bool tuned_first = true;
+  timed(
+      [&] {
+        const double first = rig.sample(tuned_first ? tuned : standard, point.m);
+        const double second = rig.sample(tuned_first ? standard : tuned, point.m);
+        tuned_us.push_back(tuned_first ? first : second), default_us.push_back(tuned_first ? second : first);
+        tuned_first = !tuned_first;
+        return first;
+      },
+      seconds);
+  tuned_us.erase(tuned_us.begin()), default_us.erase(default_us.begin());  // timed() drops the first one too
+  point.us = autotune::median_interval(tuned_us);
+  point.versus_us = autotune::median(default_us);
+  point.gain = autotune::paired_gain(default_us, tuned_us);
+}
+
+/// What a CPU can do instead at every m; 0: there is no BLAS.
+double blas_us(const Rig& rig, const BenchOptions& options, std::int64_t m) {
+  PlanOptions plan;
+  plan.max_m = m, plan.activation = options.activation;
+  const auto tactics = rig.plan(plan).tactics(m);
+  if (std::find(tactics.begin(), tactics.end(), kBlasTactic) == tactics.end()) return 0;
+  plan.tactic = kBlasTactic;
+  const auto blas = rig.prepare(plan);
+  return timed([&] { return rig.sample(*blas, m); }, options.seconds / 2).value;
+}
+
+Point measure_point(const Rig& rig, const Runtime& untuned, const Problem& problem, const BenchOptions& options,
+                    std::int64_t m) {
+  Point point{problem, m, ""};
+  PlanOptions plan;
+  plan.max_m = m;
+  plan.activation = options.activation;
+  plan.tactic = options.tactic;
+  plan.math = options.math;
+  plan.batch_invariant = options.batch_invariant;
+  const auto variant = rig.prepare(plan);
+  point.kernel = variant->plans.front().tactic(m);
+  point.error = rig.error(*variant, m);
+  point.exact = point.error <= options.tolerance();
+  PlanOptions other = plan;
+  other.tactic.clear();
+  const std::string standard = options.versus == "default" ? rig.plan(other, untuned).tactic(m) : options.versus;
+  if (!standard.empty() && standard != point.kernel) {
+    other.tactic = standard, other.batch_invariant = false;
+    measure_pairs(rig, *variant, *rig.prepare(other), options.seconds, point);
+  } else {
+    point.us = timed([&] { return rig.sample(*variant, m); }, options.seconds);
+    point.versus_us = point.us.value;
+  }
+  if (!rig.gpu()) point.blas_us = blas_us(rig, options, m);
+  if (options.dense)
+    if (const auto dense = rig.prepare_dense(m))
+      point.dense_us = timed([&] { return rig.sample(*dense, m); }, options.seconds).value;
+  return point;
+}
+
+void compare_with_ceilings(const CpuCeilings& ceilings, const BenchOptions& options, Point& p) {
+  const double flops = p.problem.flops(p.m);
+  p.floor_us = ceilings.floor_us(p.problem.bytes(0), flops, options.activation, options.math);
+  const double peak = ceilings.vector_peak(options.activation, options.math);
+  if (p.us.value > 0 && peak > 0) p.vector_share = flops / p.us.value / 1e3 / peak;
+}
+
+}  // namespace
+
+Runtime bench_runtime(bool untuned) {
+  RuntimeOptions options;
+  if (untuned) options.tuning_files = {"/dev/null"};
+  return Runtime(options);
+}
+
+void measure_points(const Runtime& runtime, Device device, const std::vector<Problem>& problems,
+                    const BenchOptions& options, BenchRun& run) {
+  const Runtime untuned = bench_runtime(true);
+  Progress progress;
+  for (std::size_t index = 0; index < problems.size() && !interrupted(); ++index) {
+    const Problem& problem = problems[index];
+    const auto show = [&](std::size_t done, const std::string& what) {
+      const double share = static_cast<double>(done) / static_cast<double>(options.m.size());
+      progress.update((static_cast<double>(index) + share) / static_cast<double>(problems.size()),
+                      fmt::format("{} {}x{}  {}", problem.label, problem.k, problem.n, what));
+    };
+    show(0, "packing");
+    autotune::Workload workload(problem, options.activation);
+    const Rig rig(runtime, device, workload, options.m.back(), 5);
+    const bool cpu = !rig.gpu();
+    if (cpu) run.ceilings.merge(measure_cpu_ceilings(rig.backend()));
+    const double floor_us = cpu ? 0 : rig.backend().read_floor_us(static_cast<std::size_t>(problem.bytes(0)));
+    const std::size_t first = run.points.size();
+    for (std::size_t i = 0; i < options.m.size() && !interrupted(); ++i) {
+      const std::int64_t m = options.m[i];
+      show(i, fmt::format("m = {}", m));
+      try {
+        run.points.push_back(measure_point(rig, untuned, problem, options, m));
+      } catch (const Error& error) {  // the other points are worth having
+        run.points.push_back({problem, m, std::string("error: ") + error.what()});
+        run.refused += error.code() == ErrorCode::kInvalidArgument;
+      }
+      run.points.back().floor_us = floor_us;
+    }
+    if (cpu) {
+      run.ceilings.merge(measure_cpu_ceilings(rig.backend()));
+      for (std::size_t i = first; i < run.points.size(); ++i)
+        compare_with_ceilings(run.ceilings, options, run.points[i]);
+    }
+    progress.line(fmt::format("[{}/{}] {} {}x{}: {} copies of the weights, {}", index + 1, problems.size(),
+                              problem.label, problem.k, problem.n, rig.copies(), megabytes(rig.cold_bytes())));
+  }
+}
+
+}  // namespace q4::tools
