@@ -9,15 +9,17 @@
 #include <q4/q4.hpp>
 #include <thread>
 
+#include "autotune/merge.hpp"
 #include "on_device.hpp"
 #include "report.hpp"
 #include "runtime/untuned.hpp"
 #include "tools/common/shapes.hpp"
 #include "tools/common/slices.hpp"
-#include "tools/merge.hpp"
 
 namespace q4::tools {
 namespace {
+
+using autotune::Conflict, autotune::differences, autotune::merged, autotune::united;
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 

@@ -3,7 +3,7 @@
 
 #include "runtime/base/check.hpp"
 #include "tools/cache/cache_tool.hpp"
-#include "tools/merge.hpp"
+#include "tools/cache/tuning_files.hpp"
 
 namespace {
 

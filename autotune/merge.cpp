@@ -1,5 +1,5 @@
-// The rule for conflicting records, and the two commands.
-#include "tools/merge.hpp"
+// The rule for conflicting records, and a comparison of files bucket by bucket.
+#include "autotune/merge.hpp"
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -7,12 +7,10 @@
 #include <algorithm>
 #include <map>
 
+#include "autotune/plot.hpp"
 #include "autotune/tuner.hpp"
-#include "tools/common/common.hpp"
-#include "tools/common/exit.hpp"
 
-namespace q4::tools {
-namespace {
+namespace q4::autotune {
 
 std::string name_of(const TuningKey& key) {
   return fmt::format("{}x{} g{}{} {} {} on {}, kernels {:.12}", key.k, key.n, key.group,
@@ -20,7 +18,9 @@ std::string name_of(const TuningKey& key) {
                      key.kernels);
 }
 
-bool complete(const TuningRecord& record) { return record.provenance.count(autotune::kNotMeasured) == 0; }
+namespace {
+
+bool complete(const TuningRecord& record) { return record.provenance.count(kNotMeasured) == 0; }
 
 const TunedBucket* at(const TuningRecord& record, std::int64_t m) {
   const auto found = std::ranges::find(record.buckets, m, &TunedBucket::m);
@@ -28,8 +28,9 @@ const TunedBucket* at(const TuningRecord& record, std::int64_t m) {
 }
 
 std::string point(const TunedBucket& a, const TunedBucket& b) {
-  return fmt::format("m = {}: '{}' {} us ({}-{}) and '{}' {} us ({}-{})", a.m, a.tactic, number(a.us), number(a.us_low),
-                     number(a.us_high), b.tactic, number(b.us), number(b.us_low), number(b.us_high));
+  return fmt::format("m = {}: '{}' {} us ({}-{}) and '{}' {} us ({}-{})", a.m, a.tactic, short_number(a.us),
+                     short_number(a.us_low), short_number(a.us_high), b.tactic, short_number(b.us),
+                     short_number(b.us_low), short_number(b.us_high));
 }
 
 bool differ(const TuningRecord& a, const TuningRecord& b) {
@@ -72,8 +73,8 @@ TuningDb merged(const std::vector<std::string>& files, std::vector<Conflict>& co
   std::map<TuningKey, TuningRecord> all;
   for (const std::string& file : files) {
     TuningDb db;
-    read_input([&] { db.load(file); });
-    for (TuningRecord& record : read_input([&] { return db.records(); })) {
+    db.load(file);
+    for (TuningRecord& record : db.records()) {
       const auto [place, is_new] = all.try_emplace(record.key, record);
       if (is_new) continue;
       Conflict conflict;
@@ -115,37 +116,4 @@ std::vector<std::string> differences(const TuningDb& first, const TuningDb& seco
   return lines;
 }
 
-int merge_tuning(const std::string& out, const std::vector<std::string>& files, bool json) {
-  std::vector<Conflict> conflicts;
-  const TuningDb db = merged(files, conflicts);
-  db.save(out);
-  Json rows = Json::array();
-  for (const Conflict& c : conflicts) {
-    rows.push_back(
-        {{"key", name_of(c.key)}, {"used", c.second ? "later" : "earlier"}, {"why", c.why}, {"points", c.points}});
-    if (json) continue;
-    fmt::print("conflict: {}: the {} file's record is used: {}\n", name_of(c.key), c.second ? "later" : "earlier",
-               c.why);
-    for (const std::string& p : c.points) fmt::print("  {}\n", p);
-  }
-  if (json)
-    fmt::print("{}\n", Json{{"file", out}, {"records", db.size()}, {"conflicts", rows}}.dump(2));
-  else
-    fmt::print("{}: records: {}, conflicts: {}\n", out, db.size(), conflicts.size());
-  return 0;
-}
-
-int diff_tuning(const std::string& first, const std::string& second, bool json) {
-  TuningDb a, b;
-  read_input([&] { a.load(first), b.load(second), a.records(), b.records(); });
-  const auto lines = differences(a, b);
-  if (json) {
-    fmt::print("{}\n", Json{{"differences", lines}}.dump(2));
-  } else {
-    for (const std::string& line : lines) fmt::print("{}\n", line);
-    if (lines.empty()) fmt::print("the same tactics: {} records\n", a.size());
-  }
-  return lines.empty() ? kDone : kFailed;
-}
-
-}  // namespace q4::tools
+}  // namespace q4::autotune

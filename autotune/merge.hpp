@@ -1,11 +1,14 @@
-// Uniting and comparing tuning files.
+// Uniting and comparing tuning files: the rule for two records of one key.
 #pragma once
 
 #include <q4/tuning.hpp>
 #include <string>
 #include <vector>
 
-namespace q4::tools {
+namespace q4::autotune {
+
+/// What a record is of, for people: "4096x6144 g128 fp16 cold on H200, kernels 0123456789ab".
+std::string name_of(const TuningKey& key);
 
 /// Two records of one key that differ.
 struct Conflict {
@@ -29,10 +32,4 @@ TuningDb merged(const std::vector<std::string>& files, std::vector<Conflict>& co
 /// What differs between two files, a line each; empty: nothing.
 std::vector<std::string> differences(const TuningDb& first, const TuningDb& second);
 
-/// Unites `files` into `out` and prints the conflicts; the exit status.
-int merge_tuning(const std::string& out, const std::vector<std::string>& files, bool json);
-
-/// Prints what differs between two files; 1 when anything does.
-int diff_tuning(const std::string& first, const std::string& second, bool json);
-
-}  // namespace q4::tools
+}  // namespace q4::autotune
