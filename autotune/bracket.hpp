@@ -12,8 +12,9 @@ struct Bracket {
 };
 
 /// Narrows (low, high] until high - low <= max(1, low / 8): kernels work in tiles of rows, so a finer answer is noise.
-/// `second_wins(m)` is asked for about log2 of the range in m; the ends are taken as known. `stop` ends it early.
+/// `second_wins(m)` is called for about log2 of the range in m; the ends are taken as known. It ends early where
+/// `stop(m)` says so of the next m.
 Bracket bracket_crossover(Bracket known, const std::function<bool(std::int64_t)>& second_wins,
-                          const std::function<bool()>& stop);
+                          const std::function<bool(std::int64_t)>& stop);
 
 }  // namespace q4::autotune

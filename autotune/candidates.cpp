@@ -110,7 +110,7 @@ std::size_t TacticSpace::compile_ahead(const Rig& rig, const std::vector<std::in
     } catch (const std::exception&) {                                    // prepare() meets it again, and reports it
     }
   };
-  const std::vector<char> reached = run_ahead(jobs.size(), ms.size(), compile, seconds_left, longest_s);
+  const std::vector<char> reached = run_ahead(jobs.size(), 1, compile, seconds_left, longest_s);
   compiled_.emplace();
   for (std::size_t i = 0; i < jobs.size(); ++i)
     if (reached[i]) compiled_->insert(jobs[i].first);
@@ -142,18 +142,27 @@ Math TacticSpace::math(const std::string& tactic, std::int64_t m) const {
   return half2 == fp32 ? Math::kAuto : half2 ? Math::kHalf2 : Math::kFp32;
 }
 
+std::size_t TacticSpace::uncompiled(std::int64_t m) const {
+  if (!compiled_) return 0;
+  const std::vector<std::string> ids = plan_.tactics(m);
+  return static_cast<std::size_t>(std::ranges::count_if(ids, [&](const std::string& id) {
+    return !forbids(id) && !compiled_->count(id) && (m >= kReconstructFloor || !is_reconstruct(id));
+  }));
+}
+
 TacticCandidates::TacticCandidates(const Rig& rig, std::vector<std::string> ids, std::int64_t m, DType activation,
-                                   StepWatch about_to)
+                                   StepWatch about_to, Forecast& forecast)
     : rig_(rig),
       ids_(std::move(ids)),
       m_(m),
       activation_(activation),
       about_to_(std::move(about_to)),
+      forecast_(forecast),
       variants_(ids_.size()) {}
 
 template <class F>
-auto TacticCandidates::watched(std::size_t index, std::int64_t m, const F& work) const {
-  about_to_({ids_[index], m});
+auto TacticCandidates::watched(std::size_t index, std::int64_t m, std::size_t runs, const F& work) const {
+  about_to_({ids_[index], m, runs});
   try {
     return work();
   } catch (const Error& error) {
@@ -165,22 +174,31 @@ auto TacticCandidates::watched(std::size_t index, std::int64_t m, const F& work)
   }
 }
 
-void TacticCandidates::prepare(std::size_t index) {
-  watched(index, m_, [&] {
-    variants_[index] = rig_.prepare(options_of(ids_[index], m_, activation_));
-    check_results(index, m_);
+Outlook TacticCandidates::prepare(std::size_t index, double best_us, const std::function<double()>& seconds_left) {
+  watched(index, m_, 0, [&] { variants_[index] = rig_.prepare(options_of(ids_[index], m_, activation_)); });
+  const auto left = [&] { return seconds_left() - rig_.reference_s(m_); };
+  const auto runs = static_cast<double>(1 + rig_.first_runs());  // checked once, then timed
+  const Outlook outlook = approach(forecast_, ids_[index], m_, runs, best_us, left, [&](std::int64_t rows) {
+    variants_[index]->estimate_us = 0;  // as few runs as possible
+    return sample(index, rows);
   });
+  variants_[index]->estimate_us = 0;
+  if (outlook == Outlook::kFits) check_results(index, m_);
+  return outlook;
 }
 
 void TacticCandidates::check_results(std::size_t index, std::int64_t m) const {
-  const double error = watched(index, m, [&] { return rig_.error(*variants_[index], m); });
+  constexpr std::size_t kRuns = 2;  // one, and the reference
+  const double error = watched(index, m, kRuns, [&] { return rig_.error(*variants_[index], m); });
   if (!(error <= tolerance(activation_)))
     fail(ErrorCode::kInternal, "wrong result at m = {}: relative error {:.2e}, allowed {:.0e}", m, error,
          tolerance(activation_));
 }
 
 double TacticCandidates::sample(std::size_t index, std::int64_t m) {
-  return watched(index, m, [&] { return rig_.sample(*variants_[index], m); });
+  const double us = watched(index, m, rig_.most_runs(), [&] { return rig_.sample(*variants_[index], m); });
+  forecast_.note(ids_[index], m, us);
+  return us;
 }
 
 void TacticCandidates::release(std::size_t index) { variants_[index].reset(); }

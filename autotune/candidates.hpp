@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "autotune/forecast.hpp"
 #include "autotune/rig.hpp"
 #include "autotune/search.hpp"
 
@@ -27,6 +28,7 @@ struct DeviceLost : std::runtime_error {
 struct Step {
   std::string tactic;
   std::int64_t m = 0;
+  std::size_t runs = 0;  ///< how often the step multiplies at most; 0: it also compiles and allocates
 };
 using StepWatch = std::function<void(const Step&)>;
 
@@ -43,7 +45,8 @@ class TacticSpace {
               std::set<std::string> forbidden = {});
 
   /// Compiles the tactics of all these m by run_ahead(); from then on at() lists only what was reached. Every m's
-  /// default is always reached, `likely` is next, and the m take turns. Returns how many tactics were not.
+  /// default comes first (the first m's is always reached), `likely` is next, and the m take turns. Returns how many
+  /// tactics were not.
   std::size_t compile_ahead(const Rig& rig, const std::vector<std::int64_t>& ms, const std::vector<std::string>& likely,
                             const std::function<double()>& seconds_left, double longest_s);
 
@@ -51,6 +54,8 @@ class TacticSpace {
   /// spread over the space. Reconstruct + BLAS is left out below kReconstructFloor unless it is the default: it moves
   /// several times the bytes.
   std::vector<std::string> at(std::int64_t m, const std::vector<std::string>& likely) const;
+  std::size_t uncompiled(std::int64_t m) const;  ///< how many of them compile_ahead() did not reach
+  bool compiled(const std::string& tactic) const { return !compiled_ || compiled_->count(tactic) > 0; }
   /// Whether this is what an untuned plan runs; at() begins with another one where that is forbidden.
   bool is_default(const std::string& tactic, std::int64_t m) const { return plan_.tactic(m) == tactic; }
   bool forbids(const std::string& tactic) const { return forbidden_.count(tactic) > 0; }
@@ -69,10 +74,11 @@ class TacticSpace {
 
 class TacticCandidates : public Candidates {
  public:
-  TacticCandidates(const Rig& rig, std::vector<std::string> ids, std::int64_t m, DType activation, StepWatch about_to);
+  TacticCandidates(const Rig& rig, std::vector<std::string> ids, std::int64_t m, DType activation, StepWatch about_to,
+                   Forecast& forecast);
 
   const std::vector<std::string>& ids() const { return ids_; }
-  void prepare(std::size_t index) override;
+  Outlook prepare(std::size_t index, double best_us, const std::function<double()>& seconds_left) override;
   double sample(std::size_t index) override { return sample(index, m_); }
   void release(std::size_t index) override;
   double sample(std::size_t index, std::int64_t m);             ///< another m, up to the one prepared for
@@ -81,13 +87,14 @@ class TacticCandidates : public Candidates {
  private:
   /// `work` on this candidate, announced. Throws DeviceLost when the device does not answer afterwards.
   template <class F>
-  auto watched(std::size_t index, std::int64_t m, const F& work) const;
+  auto watched(std::size_t index, std::int64_t m, std::size_t runs, const F& work) const;
 
   const Rig& rig_;
   std::vector<std::string> ids_;
   std::int64_t m_;
   DType activation_;
   StepWatch about_to_;
+  Forecast& forecast_;
   std::vector<std::unique_ptr<Variant>> variants_;
 };
 

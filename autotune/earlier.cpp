@@ -12,6 +12,28 @@ TuningKey key_of(const DeviceInfo& info, const std::string& kernels, const Probl
           problem.group,    problem.act_order, activation,         policy,    kernels};
 }
 
+Tuned partly_tuned(const TuningKey& key, const TuneOptions& options, std::vector<MeasuredBucket> buckets,
+                   const std::string& missing) {
+  Tuned tuned;
+  TuningRecord& record = tuned.record;
+  record.key = key;
+  record.quarantined = options.quarantined;
+  std::erase_if(buckets, [](const MeasuredBucket& b) { return b.found.contenders[0].id.empty(); });
+  if (const std::size_t first = first_reconstructed(buckets); first < buckets.size())
+    record.reconstruct_from = first == 0 ? 1 : buckets[first - 1].m + 1;
+  fill_buckets(record, buckets, {});
+  record.provenance = options.provenance;
+  tuned.slow = options.slow;
+  tuned.notes.push_back(std::string(kNotMeasured) + ": " + missing);
+  note_not_measured(record, missing);
+  record.provenance[kUnfinished] = unfinished_text(buckets, tuned.slow);
+  for (const MeasuredBucket& b : buckets)
+    tuned.measured += static_cast<std::size_t>(
+        std::ranges::count_if(b.found.contenders, [](const Contender& c) { return c.us() > 0; }));
+  tuned.buckets = std::move(buckets);
+  return tuned;
+}
+
 bool covers(const TuningRecord& record, const std::vector<std::int64_t>& m) {
   if (record.provenance.count(kNotMeasured)) return false;
   return std::all_of(m.begin(), m.end(), [&](std::int64_t wanted) {
@@ -21,7 +43,11 @@ bool covers(const TuningRecord& record, const std::vector<std::int64_t>& m) {
 }
 
 void complete_from(const TuningRecord& older, TuningRecord& record) {
-  if (record.buckets.empty() || older.buckets.empty()) return;
+  if (older.buckets.empty()) return;
+  if (record.buckets.empty()) {  // nothing was measured this time
+    record.buckets = older.buckets, record.reconstruct_from = older.reconstruct_from, record.math = older.math;
+    return;
+  }
   const std::int64_t end = record.buckets.back().m;
   if (record.reconstruct_from == 0 && older.reconstruct_from > 0 && older.buckets.back().m > end)
     record.reconstruct_from = std::max(older.reconstruct_from, end + 1);
@@ -32,9 +58,10 @@ void complete_from(const TuningRecord& older, TuningRecord& record) {
     if (!known && b.us > 0 && is_reconstruct(b.tactic) == reconstructs) record.buckets.push_back(b);
   }
   std::ranges::sort(record.buckets, {}, &TunedBucket::m);
-  if (const auto gaps = older.provenance.find(kNotMeasured);
-      record.buckets.size() > measured && gaps != older.provenance.end())
-    record.provenance.insert(*gaps);
+  if (record.buckets.size() > measured && older.provenance.count(kNotMeasured))
+    for (const char* gaps : {kNotMeasured, kUnfinished})
+      if (const auto found = older.provenance.find(gaps); found != older.provenance.end())
+        record.provenance.insert(*found);
 }
 
 double distance(const TuningKey& a, const TuningKey& b) {

@@ -158,10 +158,8 @@ void Plot::marks(const std::vector<Point>& points, const std::string& style, con
 }
 
 std::string Plot::svg(const std::string& description) const {
-  return fmt::format(
-      "<div class=\"scroll\"><svg class=\"plot\" id=\"{}\" style=\"min-width: {}px\" viewBox=\"0 0 {} {}\" "
-      "role=\"img\" aria-label=\"{}\">\n{}</svg></div>\n",
-      name_, size_.width * 4 / 5, size_.width, size_.height, escaped(description), body_);
+  return fmt::format("<svg class=\"plot\" id=\"{}\" viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">\n{}</svg>\n",
+                     name_, size_.width, size_.height, escaped(description), body_);
 }
 
 }  // namespace q4::autotune

@@ -29,6 +29,33 @@ std::string signed_percent(double share) {
   return std::abs(share) < 0.0005 ? "0%" : fmt::format("{:+.1f}%", 100 * share);
 }
 
+std::string size_of_shape(const Problem& p) {
+  return fmt::format("{}x{} g{}{}", p.k, p.n, p.group, p.act_order ? " act-order" : "");
+}
+
+std::string name_of(const TunedShape& shape) {
+  const std::string& label = shape.problem.label;
+  return label + (label.empty() ? "" : " ") + size_of_shape(shape.problem);
+}
+
+std::string why_not_measured(const TunedShape& shape) {
+  if (!shape.tuned.record.buckets.empty()) return {};
+  if (!shape.reached) return "no time was left for it";
+  const std::string prefix = std::string(kNotMeasured) + ": ";
+  for (const std::string& note : shape.tuned.notes)
+    if (note.starts_with(prefix)) return note.substr(prefix.size());
+  return shape.tuned.notes.empty() ? "unknown" : shape.tuned.notes.back();
+}
+
+ArithmeticUnit unit_of(const TuningRun& run) {
+  double most = 0;
+  for (const TunedShape& s : run.shapes)
+    for (const TunedBucket& b : s.tuned.record.buckets)
+      for (const double us : {b.us, b.us_low, b.default_us, b.dense_us})
+        most = std::max(most, ArithmeticUnit{}.rate(s.problem, b.m, us));
+  return most > 0 && most < 2 ? ArithmeticUnit{"GFLOP/s", 1e3} : ArithmeticUnit{};
+}
+
 std::string title_of(const TunedShape& shape) {
   const Problem& p = shape.problem;
   return fmt::format("{} {} × {}, group {}{}, {}", escaped(p.label), p.k, p.n, p.group,
@@ -36,9 +63,6 @@ std::string title_of(const TunedShape& shape) {
 }
 
 namespace {
-
-/// What a person tells kernels apart by: the tactic's first word.
-std::string family(const std::string& tactic) { return tactic.substr(0, tactic.find(' ')); }
 
 struct Totals {
   std::size_t complete = 0, tuned = 0, measured = 0, pruned = 0, rejected = 0, quarantined = 0, points = 0, better = 0;
@@ -80,18 +104,21 @@ std::string tiles(const TuningRun& run) {
 std::string left_out(const TuningRun& run) {
   std::string rows;
   const auto row = [&](const TunedShape& s, const char* what, const char* style, const std::string& text) {
-    rows += fmt::format("<tr><td>{}</td><td class=\"{}\">{}</td><td>{}</td></tr>\n", title_of(s), style, what,
-                        escaped(text));
+    rows += fmt::format(
+        "<tr><td class=\"wide\" data-of=\"shape\">{}</td><td data-of=\"what\" class=\"{}\">{}</td><td class=\"wide\" "
+        "data-of=\"why\">{}</td></tr>\n",
+        title_of(s), style, what, escaped(text));
   };
   for (const TunedShape& s : run.shapes) {
     for (const QuarantinedTactic& q : s.tuned.record.quarantined)
       row(s, "quarantined", "bad", fmt::format("{} at m = {}: {}", q.tactic, q.m, q.reason));
-    if (!s.reached) row(s, "not measured", "bad", run.interrupted ? "interrupted before" : "no time was left");
+    if (const std::string why = why_not_measured(s); !why.empty()) row(s, "not measured", "bad", why);
     for (const std::string& note : s.tuned.notes)
-      if (note.find("quarantined") == std::string::npos)
+      if (note.find("quarantined") == std::string::npos &&
+          (why_not_measured(s).empty() || !note.starts_with(kNotMeasured)))
         row(s, s.tuned.failed ? "failed" : note.find("rejected") != std::string::npos ? "rejected" : "note", "", note);
     if (s.tuned.pruned > 0)
-      row(s, "skipped", "", fmt::format("measurements that a bound made needless: {}", s.tuned.pruned));
+      row(s, "skipped", "", fmt::format("measurements that a bound made unnecessary: {}", s.tuned.pruned));
   }
   if (rows.empty()) rows = "<tr><td colspan=\"3\">Nothing: every tactic was measured at every m.</td></tr>";
   return "<h2 id=\"left-out\">What is not in the result</h2><p class=\"note\">Skipped: the tactic was already slower "
@@ -99,7 +126,7 @@ std::string left_out(const TuningRun& run) {
          "smaller m than the best at this one, or would move more bytes than time allows. Rejected: wrong results, or "
          "an "
          "error. Quarantined: it crashed or hung the process that measured it, and is not tried again.</p>"
-         "<div class=\"card\"><table><tr><th>shape</th><th>what</th><th>why</th></tr>" +
+         "<div class=\"card\"><table class=\"stack\"><tr><th>shape</th><th>what</th><th>why</th></tr>" +
          rows + "</table></div>";
 }
 
@@ -124,88 +151,24 @@ std::string about(const TuningRun& run) {
 
 }  // namespace
 
-std::string heat_map(const TuningRun& run) {
-  std::set<std::int64_t> ms;
-  std::vector<std::string> families;
-  for (const TunedShape& s : run.shapes)
-    for (const TunedBucket& b : s.tuned.record.buckets) {
-      ms.insert(b.m);
-      if (std::ranges::find(families, family(b.tactic)) == families.end()) families.push_back(family(b.tactic));
-    }
-  if (ms.empty()) return "";
-  const auto style = [&](const std::string& tactic) {
-    return std::min<std::ptrdiff_t>(std::ranges::find(families, family(tactic)) - families.begin(), 6);
-  };
-  constexpr int kLabels = 190, kRow = 46, kTop = 24;
-  const int cell = std::clamp(900 / static_cast<int>(ms.size()), 64, 110);
-  std::string body;
-  int column = 0;
-  for (const std::int64_t m : ms)
-    body += fmt::format("<text class=\"tick\" x=\"{}\" y=\"14\" text-anchor=\"middle\">m = {}</text>",
-                        kLabels + column++ * cell + cell / 2, m);
-  int y = kTop;
-  for (const TunedShape& s : run.shapes) {
-    if (s.tuned.record.buckets.empty()) continue;
-    body += fmt::format("<text x=\"0\" y=\"{}\">{}</text><text class=\"who\" x=\"0\" y=\"{}\">{} × {}, g{}{}</text>\n",
-                        y + 18, escaped(s.problem.label), y + 34, s.problem.k, s.problem.n, s.problem.group,
-                        s.problem.act_order ? ", act-order" : "");
-    column = 0;
-    for (const std::int64_t m : ms) {
-      const int x = kLabels + column++ * cell;
-      const auto b = std::ranges::find(s.tuned.record.buckets, m, &TunedBucket::m);
-      if (b == s.tuned.record.buckets.end()) continue;
-      const bool better = gain(*b) > 0.0005;
-      const std::string shown = family(b->tactic);
-      const auto room = static_cast<std::size_t>((cell - 8) / 6);
-      body += fmt::format(
-          "<g><rect class=\"cell f{}\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"4\"/><text class=\"{}\" "
-          "x=\"{}\" "
-          "y=\"{}\" text-anchor=\"middle\">{}</text><text class=\"who\" x=\"{}\" y=\"{}\" "
-          "text-anchor=\"middle\">{}</text>"
-          "<title>{}</title></g>\n",
-          style(b->tactic), x + 1, y + 1, cell - 2, kRow - 2, better ? "gain" : "kept", x + cell / 2, y + 19,
-          better              ? signed_percent(gain(*b))
-          : b->default_us > 0 ? "default"
-                              : "instead",
-          x + cell / 2, y + 35, escaped(shown.size() > room ? shown.substr(0, room - 1) + "…" : shown),
-          escaped(fmt::format("m = {}: {}: {} us, default {} us", m, b->tactic, short_number(b->us),
-                              short_number(b->default_us))));
-    }
-    y += kRow;
-  }
-  std::string legend;
-  for (std::size_t i = 0; i < families.size(); ++i)
-    legend += fmt::format(
-        "<span><svg viewBox=\"0 0 30 16\" aria-hidden=\"true\"><rect class=\"f{}\" fill-opacity=\"0.6\" x=\"8\" "
-        "y=\"1\" "
-        "width=\"14\" height=\"14\" rx=\"3\"/></svg>{}</span>",
-        std::min<std::size_t>(i, 6), escaped(families[i]));
-  return fmt::format(
-      "<figure><div class=\"legend\">{}</div><svg class=\"map\" id=\"heat-map\" style=\"width: {}px\" viewBox=\"0 "
-      "0 {} {}\" role=\"img\" "
-      "aria-label=\"The kernel of each shape at each m, and its gain over the default\">{}</svg></figure>",
-      legend, kLabels + cell * static_cast<int>(ms.size()), kLabels + cell * static_cast<int>(ms.size()), y, body);
-}
-
 std::string html_report(const TuningRun& run) {
+  const ArithmeticUnit unit = unit_of(run);
   std::string cards;
-  for (std::size_t i = 0; i < run.shapes.size(); ++i)
-    if (!run.shapes[i].tuned.record.buckets.empty()) cards += shape_card(run.shapes[i], i);
-  if (cards.empty()) cards = "<p>No shape was measured.</p>";
+  for (std::size_t i = 0; i < run.shapes.size(); ++i) cards += shape_card(run.shapes[i], i, unit);
+  if (cards.empty()) cards = "<p>There was no shape to measure.</p>";
   return fmt::format(
       "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
       "content=\"width=device-width, initial-scale=1\"><title>q4 tuning report: {0}</title><style>{1}</style></head>\n"
       "<body><main><p class=\"over\">q4 tuning report</p><h1>{0}</h1><p class=\"soft\">{2}, {3}{4}</p>\n{5}\n"
       "<h2 id=\"kernels\">Chosen kernels</h2><p class=\"note\">Colour: the kernel. Number: its gain over the default "
-      "tactic of that m; instead: the default is quarantined. Rest the mouse on a cell for the whole tactic.</p><div "
-      "class=\"card\">{6}</div>\n"
+      "tactic of that m, which is the default's time divided by its own, minus 1; instead: the default is quarantined. "
+      "Rest the mouse on a cell for the whole tactic.</p>{6}\n"
       "<h2 id=\"shapes\">Shapes</h2><p class=\"note\">Times are medians of one multiplication with {7} weights. A "
-      "tactic "
-      "replaces the default only if it is more than 2% faster and the 95% interval of the paired gain excludes "
-      "zero.</p>\n"
+      "tactic replaces the default only if it is more than 2% faster and the 95% interval of the paired gain excludes "
+      "zero. Where there was time for one sample, there is no interval.</p>\n"
       "{8}{9}{10}</main></body></html>\n",
       escaped(run.info.name), kReportStyle, escaped(run.info.arch), escaped(run.date),
-      run.interrupted ? ", interrupted" : "", tiles(run), heat_map(run), escaped(run.policy), cards, left_out(run),
+      run.interrupted ? ", interrupted" : "", tiles(run), kernel_map(run), escaped(run.policy), cards, left_out(run),
       about(run));
 }
 

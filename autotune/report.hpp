@@ -29,7 +29,24 @@ struct TuningRun {
   std::vector<TunedShape> shapes;
 };
 
-/// How much faster than the default, 0 where the default is quarantined.
+std::string name_of(const TunedShape& shape);       ///< "qkv 4096x6144 g128"
+std::string size_of_shape(const Problem& problem);  ///< "4096x6144 g128 act-order"
+std::string signed_percent(double share);           ///< "+3.4%", "0%"
+
+/// Why a shape has no times at all; empty: it has some.
+std::string why_not_measured(const TunedShape& shape);
+
+/// The unit of all arithmetic rates of one run, so that its numbers can be compared.
+struct ArithmeticUnit {
+  const char* name = "TFLOP/s";
+  double per_tflop = 1;
+  double rate(const Problem& problem, std::int64_t m, double us) const {
+    return us > 0 ? per_tflop * problem.flops(m) / us / 1e6 : 0;
+  }
+};
+ArithmeticUnit unit_of(const TuningRun& run);  ///< GFLOP/s where nothing reaches 2 TFLOP/s
+
+/// How much faster than the default: its time divided by the tuned one, minus 1. 0 where the default is quarantined.
 double gain(const TunedBucket& bucket);
 /// Geometric mean over the buckets, less 1; 0 for none.
 double geomean_gain(const TuningRecord& record);

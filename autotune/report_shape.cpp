@@ -23,6 +23,12 @@ std::vector<double> ticks_of(const TuningRecord& record) {
   return ticks;
 }
 
+constexpr Plot::Size kPlotSize{480, 340};
+
+std::string interval(const TunedBucket& b) {
+  return b.us_low < b.us_high ? short_number(b.us_low) + " – " + short_number(b.us_high) : "no interval";
+}
+
 std::string legend_entry(const std::string& style, const std::string& mark, const std::string& text) {
   std::string shape = fmt::format("<path class=\"line {}\" d=\"M0 8H30\"/>", style);
   if (mark == "circle") shape += "<circle class=\"mark\" cx=\"15\" cy=\"8\" r=\"4\"/>";
@@ -39,35 +45,31 @@ std::string dense_name(const TuningRecord& record) {
 }
 
 /// Arithmetic a second over m, both logarithmic, beneath the roof that memory makes.
-std::string roofline(const TunedShape& shape, std::size_t index) {
+std::string roofline(const TunedShape& shape, std::size_t index, const ArithmeticUnit& unit) {
   const Problem& p = shape.problem;
   const TuningRecord& r = shape.tuned.record;
+  const auto rate = [&](std::int64_t m, double us) { return unit.rate(p, m, us); };
   double most = 0, least = 1e300;
   for (const TunedBucket& b : r.buckets)
     for (const double us : {b.us, b.us_low, b.us_high, b.default_us, b.dense_us})
-      if (us > 0) most = std::max(most, p.flops(b.m) / us / 1e6), least = std::min(least, p.flops(b.m) / us / 1e6);
+      if (us > 0) most = std::max(most, rate(b.m, us)), least = std::min(least, rate(b.m, us));
   most = std::max(most, 4 * least);  // a single point needs an axis too
-  const bool giga = most < 2;
-  const double unit = giga ? 1e3 : 1;
-  const char* const name = giga ? "GFLOP/s" : "TFLOP/s";
-  const auto rate = [&](std::int64_t m, double us) { return us > 0 ? unit * p.flops(m) / us / 1e6 : 0; };
   Points floor, defaults, tuned, dense;
   for (const TunedBucket& b : r.buckets) {
     const auto m = static_cast<double>(b.m);
     const auto point = [&](Points& points, const char* what, double us, double low, double high) {
       if (us > 0)
-        points.push_back(
-            {m, rate(b.m, us), rate(b.m, high), rate(b.m, low),
-             fmt::format("m = {}, {}: {} us, {} {}", b.m, what, short_number(us), short_number(rate(b.m, us)), name)});
+        points.push_back({m, rate(b.m, us), rate(b.m, high), rate(b.m, low),
+                          fmt::format("m = {}, {}: {} us, {} {}", b.m, what, short_number(us),
+                                      short_number(rate(b.m, us)), unit.name)});
     };
     point(floor, "read floor", floor_us(p, r, b.m), 0, 0);
     point(defaults, "default", b.default_us, 0, 0);
     point(tuned, ("tuned (" + b.tactic + ")").c_str(), b.us, b.us_low, b.us_high);
     point(dense, "dense BLAS", b.dense_us, 0, 0);
   }
-  Plot plot(fmt::format("roofline-{}", index), {680, 360}, ticks_of(r), Plot::Scale::kLog, unit * least / 1.5,
-            unit * most * 1.6);
-  plot.axes("m, rows of x", name, "");
+  Plot plot(fmt::format("roofline-{}", index), kPlotSize, ticks_of(r), Plot::Scale::kLog, least / 1.5, most * 1.6);
+  plot.axes("m, rows of x", unit.name, "");
   std::string legend = legend_entry("s-tuned", "circle", "tuned, with its 95% interval");
   plot.line(floor, "s-floor", "none");
   plot.line(dense, "s-dense", "diamond");
@@ -80,11 +82,12 @@ std::string roofline(const TunedShape& shape, std::size_t index) {
       "<figure><figcaption>Speed over m; both axes logarithmic, higher is better</figcaption><div "
       "class=\"legend\">{}</div>"
       "{}</figure>",
-      legend, plot.svg("Roofline of " + p.label + ": " + name + " over m of the tuned and the default tactic"));
+      legend, plot.svg("Roofline of " + p.label + ": " + unit.name + " over m of the tuned and the default tactic"));
 }
 
-/// Time relative to the default: what the finalists took, and how sure the winner's time is.
+/// Gain over the default: of the finalists, and how sure the winner's is.
 std::string spread(const TunedShape& shape, std::size_t index) {
+  constexpr double kLeastShown = -0.35;  // what is slower still says nothing more
   Points tuned, others;
   double low = -0.1, high = 0.1;
   for (const MeasuredBucket& b : shape.tuned.buckets) {
@@ -92,27 +95,27 @@ std::string spread(const TunedShape& shape, std::size_t index) {
     if (!used || used->default_us <= 0) continue;
     for (const Contender& c : b.found.contenders) {
       if (c.final.empty() || c.id == used->tactic) continue;
-      const double against = c.us() / used->default_us - 1;
+      const double gained = used->default_us / c.us() - 1;
       others.push_back(
-          {static_cast<double>(b.m), 100 * against, 0, 0,
-           fmt::format("m = {}: {}: {} us, {}", b.m, c.id, short_number(c.us()), signed_percent(against))});
-      if (against < 0.35) high = std::max(high, against + 0.03);
-      low = std::min(low, against - 0.05);
+          {static_cast<double>(b.m), 100 * gained, 0, 0,
+           fmt::format("m = {}: {}: {} us, gain {}", b.m, c.id, short_number(c.us()), signed_percent(gained))});
+      if (gained > kLeastShown) low = std::min(low, gained - 0.03);
+      high = std::max(high, gained + 0.05);
     }
   }
   for (const TunedBucket& b : shape.tuned.record.buckets) {
     if (b.default_us <= 0) continue;
-    const auto against = [&](double us) { return us / b.default_us - 1; };
-    tuned.push_back({static_cast<double>(b.m), 100 * against(b.us), 100 * against(b.us_low), 100 * against(b.us_high),
-                     fmt::format("m = {}: {}: {} us ({} to {}), {}", b.m, b.tactic, short_number(b.us),
-                                 short_number(b.us_low), short_number(b.us_high), signed_percent(against(b.us)))});
-    low = std::min(low, against(b.us_low) - 0.05);
-    high = std::max(high, std::min(against(b.us_high) + 0.03, 0.35));
+    const auto gained = [&](double us) { return b.default_us / us - 1; };
+    tuned.push_back({static_cast<double>(b.m), 100 * gain(b), 100 * gained(b.us_high), 100 * gained(b.us_low),
+                     fmt::format("m = {}: {}: {} us ({}), gain {}", b.m, b.tactic, short_number(b.us), interval(b),
+                                 signed_percent(gain(b)))});
+    high = std::max(high, gained(b.us_low) + 0.05);
+    low = std::min(low, std::max(gained(b.us_high) - 0.03, kLeastShown));
   }
-  Plot plot(fmt::format("spread-{}", index), {460, 360}, ticks_of(shape.tuned.record), Plot::Scale::kLinear, 100 * low,
+  Plot plot(fmt::format("spread-{}", index), kPlotSize, ticks_of(shape.tuned.record), Plot::Scale::kLinear, 100 * low,
             100 * high);
-  plot.band(-2, 0, "within");
-  plot.axes("m, rows of x", "time against the default", "%");
+  plot.band(0, 2, "within");
+  plot.axes("m, rows of x", "gain over the default", "%");
   plot.rule(0, "zero");
   plot.marks(others, "s-other", "dot");
   plot.marks(tuned, "s-tuned", "circle");
@@ -120,39 +123,51 @@ std::string spread(const TunedShape& shape, std::size_t index) {
                              legend_entry("s-default", "", "default") +
                              (others.empty() ? "" : legend_entry("s-other", "dot", "other finalists"));
   return fmt::format(
-      "<figure><figcaption>Time against the default, lower is faster; within the grey band the default "
+      "<figure><figcaption>Gain over the default, higher is faster; within the grey band the default "
       "stays</figcaption><div class=\"legend\">{}</div>{}</figure>",
-      legend, plot.svg("Times of the finalists of " + shape.problem.label + " relative to the default, over m"));
+      legend, plot.svg("Gains of the finalists of " + shape.problem.label + " over the default, over m"));
 }
 
-std::string numbers(const TunedShape& shape) {
+std::string numbers(const TunedShape& shape, const ArithmeticUnit& unit) {
   const Problem& p = shape.problem;
   const TuningRecord& r = shape.tuned.record;
   std::string rows;
   for (const TunedBucket& b : r.buckets) {
     const double floor = floor_us(p, r, b.m);
     const auto or_dash = [](double value) { return value > 0 ? short_number(value) : "–"; };
-    rows += fmt::format(
-        "<tr><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\"><b>{}</b></td><td class=\"n\">{} – {}</td>"
-        "<td class=\"n{}\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>"
-        "<td class=\"n\">{}</td><td class=\"t\">{}</td></tr>\n",
-        b.m, or_dash(b.default_us), short_number(b.us), short_number(b.us_low), short_number(b.us_high),
-        gain(b) > 0 ? " good" : "", b.default_us > 0 ? signed_percent(gain(b)) : "default quarantined",
-        short_number(p.bytes(b.m) / b.us / 1e3), short_number(p.flops(b.m) / b.us / 1e6),
-        floor > 0 ? fmt::format("{:.0f}%", 100 * floor / b.us) : "–", or_dash(b.dense_us), escaped(b.tactic));
+    const auto cell = [&](const char* of, const std::string& text, const char* style = "n") {
+      rows += fmt::format("<td class=\"{}\" data-of=\"{}\">{}</td>", style, of, text);
+    };
+    rows += "<tr>";
+    cell("m", std::to_string(b.m));
+    cell("default us", or_dash(b.default_us));
+    cell("tuned us", "<b>" + short_number(b.us) + "</b>");
+    cell("95% interval", interval(b));
+    cell("gain", b.default_us > 0 ? signed_percent(gain(b)) : "default quarantined", gain(b) > 0 ? "n good" : "n");
+    cell("GB/s", short_number(p.bytes(b.m) / b.us / 1e3));
+    cell(unit.name, short_number(unit.rate(p, b.m, b.us)));
+    cell("of floor", floor > 0 ? fmt::format("{:.0f}%", 100 * floor / b.us) : "–");
+    cell("dense us", or_dash(b.dense_us));
+    cell("tactic", escaped(b.tactic), "t wide");
+    rows += "</tr>\n";
   }
   return fmt::format(
-      "<details><summary>Numbers</summary><table><tr><th class=\"n\">m</th><th class=\"n\">default us</th>"
-      "<th class=\"n\">tuned us</th><th class=\"n\">95% interval</th><th class=\"n\">gain</th><th class=\"n\">GB/s</th>"
-      "<th class=\"n\">TFLOP/s</th><th class=\"n\">of floor</th><th class=\"n\">dense us</th><th>tactic</th></tr>\n{}"
-      "</table></details>",
-      rows);
+      "<details><summary>Numbers</summary><table class=\"stack\"><tr><th class=\"n\">m</th><th class=\"n\">default "
+      "us</th><th class=\"n\">tuned us</th><th class=\"n\">95% interval</th><th class=\"n\">gain</th><th "
+      "class=\"n\">GB/s</th><th class=\"n\">{}</th><th class=\"n\">of floor</th><th class=\"n\">dense "
+      "us</th><th>tactic</th></tr>\n{}</table></details>",
+      unit.name, rows);
 }
 
 }  // namespace
 
-std::string shape_card(const TunedShape& shape, std::size_t index) {
+std::string shape_card(const TunedShape& shape, std::size_t index, const ArithmeticUnit& unit) {
   const TuningRecord& r = shape.tuned.record;
+  if (const std::string why = why_not_measured(shape); !why.empty())
+    return fmt::format(
+        "<section class=\"card\"><div class=\"head\"><h3>{}</h3><span class=\"bad\">not measured: "
+        "{}</span></div></section>\n",
+        title_of(shape), escaped(why));
   const std::string crossover = r.reconstruct_from > 0
                                     ? fmt::format("reconstruct + BLAS from m = {}", r.reconstruct_from)
                                     : fmt::format("direct kernels up to m = {}", r.buckets.back().m);
@@ -163,7 +178,7 @@ std::string shape_card(const TunedShape& shape, std::size_t index) {
   return fmt::format(
       "<section class=\"card\"><div class=\"head\"><h3>{}</h3><span class=\"soft\">{}</span></div>"
       "<div class=\"plots\">{}{}</div>{}</section>\n",
-      title_of(shape), escaped(facts), roofline(shape, index), spread(shape, index), numbers(shape));
+      title_of(shape), escaped(facts), roofline(shape, index, unit), spread(shape, index), numbers(shape, unit));
 }
 
 }  // namespace q4::autotune

@@ -27,10 +27,9 @@ p { margin: 4px 0; } .over { color: var(--soft); font-size: 13px; letter-spacing
 .tile, .card { background: var(--card); border: 1px solid var(--grid); border-radius: 10px; }
 .tile { padding: 14px 16px; } .tile b { display: block; font-size: 25px; font-weight: 620; line-height: 1.25; }
 .tile span { color: var(--soft); font-size: 13px; }
-.card { padding: 16px 18px; margin: 14px 0; } .card, .scroll { overflow-x: auto; }
+.card { padding: 16px 18px; margin: 14px 0; }
 .head { display: flex; flex-wrap: wrap; gap: 4px 18px; align-items: baseline; margin-bottom: 8px; }
-.plots { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 18px; }
-@media (max-width: 860px) { .plots { grid-template-columns: minmax(0, 1fr); } }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 18px; align-items: end; }
 figure { margin: 0; } figcaption { font-size: 13.5px; color: var(--soft); margin-bottom: 2px; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--soft); font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -48,18 +47,43 @@ g.s-tuned, g.s-default, g.s-dense, g.s-other { stroke: none; }
 .zero { stroke: var(--default); stroke-width: 1.5; } .within { fill: var(--faint); fill-opacity: 0.14; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13px; color: var(--soft); margin: 2px 0 4px; }
 .legend span { display: inline-flex; align-items: center; gap: 6px; } .legend svg { width: 30px; flex: none; }
-.map text { fill: var(--ink); } .map .who { fill: var(--soft); font-size: 10.5px; } .map .gain { font-weight: 600; }
-.map .kept { fill: var(--soft); font-weight: 400; } .map rect.cell { fill-opacity: 0.3; }
-.f0 { fill: var(--k0); } .f1 { fill: var(--k1); } .f2 { fill: var(--k2); } .f3 { fill: var(--k3); } .f4 { fill: var(--k4); }
-.f5 { fill: var(--k5); } .f6 { fill: var(--k6); }
+.map { display: grid; grid-template-columns: minmax(110px, max-content) minmax(0, 1fr); gap: 8px 16px; }
+.who b, .who span { display: block; font-weight: 560; } .who span { color: var(--soft); font-size: 12.5px; font-weight: 400; }
+.cells { display: grid; grid-template-columns: repeat(auto-fill, minmax(64px, 1fr)); gap: 3px; }
+.cells p { grid-column: 1 / -1; }
+.cell { border-radius: 4px; padding: 2px 2px 3px; text-align: center; overflow: hidden; line-height: 1.25; }
+.cell.f0 { background: color-mix(in srgb, var(--k0) 30%, transparent); } .cell.f1 { background: color-mix(in srgb, var(--k1) 30%, transparent); }
+.cell.f2 { background: color-mix(in srgb, var(--k2) 30%, transparent); } .cell.f3 { background: color-mix(in srgb, var(--k3) 30%, transparent); }
+.cell.f4 { background: color-mix(in srgb, var(--k4) 30%, transparent); } .cell.f5 { background: color-mix(in srgb, var(--k5) 30%, transparent); }
+.cell.f6 { background: color-mix(in srgb, var(--k6) 30%, transparent); } .cell.none { border: 1px dashed var(--rule); }
+.cell small { display: block; color: var(--soft); font-size: 11px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.cell b { display: block; font-size: 13px; } .cell .same { color: var(--soft); font-weight: 400; }
+.swatch { width: 14px; height: 14px; border-radius: 3px; opacity: 0.6; }
+.swatch.f0 { background: var(--k0); } .swatch.f1 { background: var(--k1); } .swatch.f2 { background: var(--k2); }
+.swatch.f3 { background: var(--k3); } .swatch.f4 { background: var(--k4); } .swatch.f5 { background: var(--k5); }
+.swatch.f6 { background: var(--k6); }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 560; border-bottom: 1px solid var(--rule); }
 th, td { padding: 4px 12px 4px 0; vertical-align: top; } tr + tr td { border-top: 1px solid var(--grid); }
-td.n, th.n { text-align: right; white-space: nowrap; } td.t { font-family: ui-monospace, "DejaVu Sans Mono", monospace;
+td { overflow-wrap: anywhere; } td.n, th.n { text-align: right; white-space: nowrap; } td.t { font-family: ui-monospace, "DejaVu Sans Mono", monospace;
   font-size: 12px; } .good { color: var(--good); } .bad { color: var(--bad); }
 details { margin-top: 12px; } summary { cursor: pointer; color: var(--soft); font-size: 13.5px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 22px; margin: 0; font-size: 14px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 820px) {  /* a row of a table becomes a block, each cell with its name */
+  .stack, .stack tbody { display: block; } .stack th { display: none; }
+  .stack tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 2px 12px; padding: 8px 0;
+    border-bottom: 1px solid var(--grid); }
+  .stack td, .stack td.n { display: block; padding: 0; border: 0; text-align: left; white-space: normal; }
+  .stack td::before { content: attr(data-of); display: block; color: var(--soft); font: 11.5px/1.3 system-ui, sans-serif; }
+  .stack td.wide { grid-column: 1 / -1; }
+}
+@media (max-width: 560px) {
+  main { padding: 24px 12px 40px; } .card { padding: 12px; } h1 { font-size: 23px; }
+  .map { grid-template-columns: minmax(0, 1fr); gap: 4px; } .who b, .who span { display: inline; } .who b { margin-right: 8px; }
+  .cells { margin-bottom: 8px; } svg.plot text { font-size: 15px; } dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
+  dd { margin-bottom: 8px; }
+}
 @media print { details { display: block; } body { background: #fff; } .card, .tile { break-inside: avoid; } }
 )css";
 

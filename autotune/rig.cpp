@@ -23,6 +23,7 @@ std::size_t cold_target(const DeviceInfo& info, bool gpu) {
 
 constexpr std::size_t kFewestCopies = 4;
 constexpr std::size_t kFewestNodes = 4;  // of a replayed graph: its start is shared by them
+constexpr std::size_t kFirstReplays = 2, kMostReplays = 7, kMostCalls = 9;
 constexpr double kSampleUs = 3000;       // one sample's time, unless a single run takes longer
 constexpr double kLongReplayUs = 20000;  // replays are cut to fewer copies beyond this, and rest before (power limit)
 
@@ -128,6 +129,17 @@ void Rig::launch(const Variant& variant, std::size_t copy, void* stream, std::in
   }
 }
 
+/// All of a few, else the first, the last, and some between that differ with m.
+std::vector<std::int64_t> Rig::sampled_rows(std::int64_t m) {
+  constexpr std::int64_t kMost = 16;
+  std::vector<std::int64_t> rows;
+  for (std::int64_t i = 0; i < std::min(m, kMost); ++i) rows.push_back(m <= kMost ? i : i * (m - 1) / (kMost - 1));
+  return rows;
+}
+
+std::size_t Rig::first_runs() const { return gpu() ? kFirstReplays * std::max(copies(), kFewestNodes) : 1; }
+std::size_t Rig::most_runs() const { return gpu() ? kMostReplays * std::max(copies(), kFewestNodes) : kMostCalls; }
+
 double Rig::error(const Variant& variant, std::int64_t m) const {
   const std::size_t row_bytes = static_cast<std::size_t>(workload_.problem().n) * size_of(workload_.activation());
   backend_->fill(out_.get(), 0xff, static_cast<std::size_t>(m) * row_bytes);  // all ones is a NaN in every type
@@ -135,12 +147,7 @@ double Rig::error(const Variant& variant, std::int64_t m) const {
   variant.plans[copy].run({}, {x_.get()}, {out_.get()}, m);
   backend_->synchronize();
 
-  std::vector<std::int64_t> rows;  // all of a few, else the first, the last, and some between that differ with m
-  if (m <= 16) {
-    for (std::int64_t r = 0; r < m; ++r) rows.push_back(r);
-  } else {
-    for (std::int64_t i = 0; i < 16; ++i) rows.push_back(i * (m - 1) / 15);
-  }
+  const std::vector<std::int64_t> rows = sampled_rows(m);
   std::vector<std::byte> host(rows.size() * row_bytes);
   std::vector<Workload::OutputRow> outputs;
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -164,7 +171,8 @@ double Rig::replay(Variant& variant, std::int64_t m) const {
     nodes = std::max<std::size_t>(1, static_cast<std::size_t>(kLongReplayUs / variant.estimate_us));
   const double replay_us = variant.estimate_us * static_cast<double>(nodes);
   if (replay_us > kSampleUs) std::this_thread::sleep_for(std::chrono::microseconds(static_cast<int>(2 * replay_us)));
-  const int runs = variant.estimate_us > 0 ? std::clamp(static_cast<int>(kSampleUs / replay_us), 1, 7) : 2;
+  const int runs = variant.estimate_us > 0 ? std::clamp(static_cast<int>(kSampleUs / replay_us), 1, int{kMostReplays})
+                                           : int{kFirstReplays};
   const auto times = backend_->measure(
       [&](void* stream) {
         for (std::size_t i = 0; i < nodes; ++i) launch(variant, i % variant.copies(), stream, m);
@@ -174,7 +182,8 @@ double Rig::replay(Variant& variant, std::int64_t m) const {
 }
 
 double Rig::call(Variant& variant, std::int64_t m) const {
-  const int runs = variant.estimate_us > 0 ? std::clamp(static_cast<int>(kSampleUs / variant.estimate_us), 1, 9) : 1;
+  const int runs =
+      variant.estimate_us > 0 ? std::clamp(static_cast<int>(kSampleUs / variant.estimate_us), 1, int{kMostCalls}) : 1;
   return median(backend_->measure(
       [&](void* stream) {
         variant.next = (variant.next + 1) % variant.copies();

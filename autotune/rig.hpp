@@ -67,12 +67,17 @@ class Rig {
   /// Microseconds of one multiplication with cold weights: the median of a few graph replays over all copies on a GPU,
   /// of a few calls on the CPU.
   double sample(Variant& variant, std::int64_t m) const;
+  std::size_t first_runs() const;  ///< how often sample() multiplies where the variant was not timed before
+  std::size_t most_runs() const;   ///< and at most, later
+  /// Seconds that the fp64 products for error() at this m will take, going by those so far.
+  double reference_s(std::int64_t m) const { return workload_.reference_s(sampled_rows(m)); }
   /// Writes a few bytes and waits: throws kDevice when the device does not answer.
   void touch() const;
   /// One multiplication by one copy, on a stream.
   void launch(const Variant& variant, std::size_t copy, void* stream, std::int64_t m) const;
 
  private:
+  static std::vector<std::int64_t> sampled_rows(std::int64_t m);
   void add_copies(double setup_s, bool cold);
   void fill_x(std::int64_t rows);
   double replay(Variant& variant, std::int64_t m) const;

@@ -13,14 +13,19 @@ constexpr double kFinalShare = 0.4;  // of the time after the default's probe, a
 class Search {
  public:
   Search(const std::vector<std::string>& ids, Candidates& candidates, const SearchOptions& options)
-      : candidates_(candidates), options_(options) {
+      : candidates_(candidates), options_(options), prepared_(ids.size()) {
     for (const std::string& id : ids) result_.contenders.push_back({id, {}, {}, 0, {}});
   }
 
   SearchResult run() {
-    probe();
-    halve();
-    final();
+    if (measure(0, &Contender::early)) {
+      take_over_earlier();
+      probe();
+      halve();
+      final();
+    } else {
+      result_.unmeasured = result_.contenders.size();
+    }
     return std::move(result_);
   }
 
@@ -30,7 +35,7 @@ class Search {
   /// False when the candidate is out.
   bool measure(std::size_t i, std::vector<double> Contender::*samples) {
     try {
-      if (at(i).early.empty()) candidates_.prepare(i);
+      if (!prepared_[i] && !prepare(i)) return false;
       const double before = options_.seconds_left();
       (at(i).*samples).push_back(candidates_.sample(i));
       at(i).sample_s = before - options_.seconds_left();
@@ -41,6 +46,18 @@ class Search {
       candidates_.release(i);
       return false;
     }
+  }
+
+  bool prepare(std::size_t i) {
+    const bool special = i == 0 && options_.seconds_for_default;
+    const Outlook outlook =
+        candidates_.prepare(i, i == 0 ? 0 : best_us_, special ? options_.seconds_for_default : options_.seconds_left);
+    prepared_[i] = outlook == Outlook::kFits;
+    if (prepared_[i]) return true;
+    result_.pruned += outlook == Outlook::kHopeless;
+    result_.unmeasured += outlook == Outlook::kTooLong;
+    candidates_.release(i);
+    return false;
   }
 
   bool out_of_time() const { return options_.seconds_left() <= 0; }
@@ -71,31 +88,53 @@ class Search {
     return options_.seconds_left() < std::min(kFinalShare * whole_s, 2 * round * static_cast<double>(kMinimumRounds));
   }
 
-  void probe() {
-    measure(0, &Contender::early);
-    double best = at(0).us();
-    const double whole_s = options_.seconds_left();
+  /// What an earlier attempt measured is ranked by its time there, at the speed that the default has now.
+  void take_over_earlier() {
+    best_us_ = at(0).us();
+    const auto earlier = [&](std::size_t i) { return i < options_.earlier_us.size() ? options_.earlier_us[i] : 0; };
+    const double speed = earlier(0) > 0 ? best_us_ / earlier(0) : 1;
     for (std::size_t i = 1; i < result_.contenders.size(); ++i) {
-      if (out_of_time() || final_is_due(whole_s)) {
-        result_.unmeasured = result_.contenders.size() - i;
-        break;
-      }
-      if (i < options_.at_least_us.size() && options_.at_least_us[i] > best) {
+      if (earlier(i) <= 0) continue;
+      at(i).early = {earlier(i) * speed};
+      at(i).sample_s = at(0).sample_s * at(i).us() / best_us_;
+      best_us_ = std::min(best_us_, at(i).us());
+      alive_.push_back(i);
+    }
+  }
+
+  void probe() {
+    const double whole_s = options_.seconds_left();
+    bool probed = false;  // an attempt that goes on with an earlier one gets at least one probe further
+    for (std::size_t i = 1; i < result_.contenders.size(); ++i) {
+      if (!at(i).early.empty()) continue;
+      if (i < options_.at_least_us.size() && options_.at_least_us[i] > best_us_) {
         ++result_.pruned;
         continue;
       }
+      if (out_of_time() || (probed && final_is_due(whole_s))) {
+        ++result_.unmeasured;
+        continue;
+      }
       if (!measure(i, &Contender::early)) continue;
+      probed = true;
       alive_.push_back(i);
-      best = std::min(best, at(i).us());
+      best_us_ = std::min(best_us_, at(i).us());
     }
     for (std::size_t place = alive_.size(); place-- > 0;)
-      if (at(alive_[place]).us() > best * options_.hopeless) drop(place);
+      if (at(alive_[place]).us() > best_us_ * options_.hopeless) drop(place);
+  }
+
+  /// Seconds of one more sample of each.
+  double round_s() const {
+    double seconds = result_.contenders[0].sample_s;
+    for (const std::size_t i : alive_) seconds += result_.contenders[i].sample_s;
+    return seconds;
   }
 
   void halve() {
-    const auto final_fits = [&] { return shortest_final_s(options_.finalists) < options_.seconds_left(); };
-    for (int samples = 1; alive_.size() > options_.finalists && final_fits(); samples *= 2) {
-      for (int s = 0; s < samples; ++s) round(&Contender::early, alive_);
+    const auto fits = [&] { return round_s() + shortest_final_s(options_.finalists) < options_.seconds_left(); };
+    for (int samples = 1; alive_.size() > options_.finalists && fits(); samples *= 2) {
+      for (int s = 0; s < samples && fits(); ++s) round(&Contender::early, alive_);
       keep_fastest(std::max(options_.finalists, (alive_.size() + 1) / 2));
     }
     keep_fastest(options_.finalists);
@@ -112,14 +151,18 @@ class Search {
 
   void final() {
     // A few rounds decide nothing; the last samples may have been dearer than these will be.
-    if (!alive_.empty() && shortest_final_s(alive_.size()) > 2 * options_.seconds_left()) return;
-    for (int r = 0; r < options_.final_rounds && !out_of_time(); ++r) {
+    const bool fits = alive_.empty() || shortest_final_s(alive_.size()) <= 2 * options_.seconds_left();
+    for (int r = 0; fits && r < options_.final_rounds && options_.seconds_left() > (r == 0 ? 0 : round_s()); ++r) {
       std::vector<std::size_t> who = {0};
       who.insert(who.end(), alive_.begin(), alive_.end());
       round(&Contender::final, who);
     }
     std::vector<Finalist> finalists = {{at(0).id, at(0).final}};
-    for (const std::size_t i : alive_) finalists.push_back({at(i).id, at(i).final});
+    for (const std::size_t i : alive_) {
+      finalists.push_back({at(i).id, at(i).final});
+      const bool faster = median(at(i).early) * (1 + kMinimumGain) < median(at(0).early);
+      result_.undecided = result_.undecided || (faster && at(i).final.size() < kMinimumRounds);
+    }
     const std::size_t chosen = choose(finalists);
     result_.winner = chosen == 0 ? 0 : alive_[chosen - 1];
   }
@@ -127,6 +170,8 @@ class Search {
   Candidates& candidates_;
   const SearchOptions& options_;
   SearchResult result_;
+  std::vector<char> prepared_;
+  double best_us_ = 0;
   std::vector<std::size_t> alive_;  ///< challengers still in
   bool backwards_ = false;
 };

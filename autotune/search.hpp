@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "autotune/forecast.hpp"
 #include "autotune/statistics.hpp"
 
 namespace q4::autotune {
@@ -27,22 +28,29 @@ struct SearchOptions {
   /// By candidate, a time in microseconds that it cannot beat: pruned when another one is already faster. Empty:
   /// unknown.
   std::vector<double> at_least_us;
-  /// Time that may still be spent: asked between measurements, and how their cost is learnt. 0: end with what there is.
+  /// By candidate, its time in an earlier attempt: it is ranked without another probe. 0 or absent: there is none.
+  std::vector<double> earlier_us;
+  /// Time that may still be spent, read between measurements, and how their cost is learnt. 0: end with what there is.
   std::function<double()> seconds_left = [] { return 1e9; };
+  /// The same for the default, without which nothing can be said; empty: seconds_left.
+  std::function<double()> seconds_for_default;
 };
 
 struct SearchResult {
-  std::vector<Contender> contenders;  ///< in the order given; [0] is the default
+  std::vector<Contender> contenders;  ///< in the order given; [0] is the default, whose us() is 0 if it did not fit
   std::size_t winner = 0;
   std::size_t pruned = 0;      ///< candidates that could not win by at_least_us
   std::size_t unmeasured = 0;  ///< candidates that no time was left to probe
+  bool undecided = false;      ///< a challenger looks faster, and no time was left for the final
 };
 
 /// What is searched, by index. prepare() and sample() throw q4::Error to reject a candidate for good.
 class Candidates {
  public:
   virtual ~Candidates() = default;
-  virtual void prepare(std::size_t index) = 0;  ///< once, before its first sample: compile, allocate, check the results
+  /// Once, before its first sample: compile, allocate, check the results. Anything but kFits: it did not do so, because
+  /// the candidate cannot beat best_us (0: nothing to beat), or is not expected to end in the time that is left.
+  virtual Outlook prepare(std::size_t index, double best_us, const std::function<double()>& seconds_left) = 0;
   virtual double sample(std::size_t index) = 0;  ///< microseconds of one run
   virtual void release(std::size_t index) = 0;   ///< it will not be sampled again
 };

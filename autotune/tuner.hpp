@@ -10,26 +10,17 @@
 #include <vector>
 
 #include "autotune/candidates.hpp"
+#include "autotune/measured.hpp"
 #include "autotune/search.hpp"
 #include "autotune/workload.hpp"
 
 namespace q4::autotune {
-
-/// In the provenance of a record: what no time was left for, which a resumed run completes.
-inline constexpr const char* kNotMeasured = "not measured";
 
 struct TuneProgress {
   double fraction = 0;  ///< of this shape, by expected time; 0: the copies of the weights are being made
   std::int64_t m = 0;
   double best_us = 0, default_us = 0;  ///< of the last bucket that is done; 0: none yet
   std::string stage;                   ///< "packing 4096 x 28672", "m = 64", "crossover"
-};
-
-/// All that was found at one m.
-struct MeasuredBucket {
-  std::int64_t m = 0;
-  SearchResult found;
-  const Contender& winner() const { return found.contenders[found.winner]; }
 };
 
 /// What did well at this m elsewhere.
@@ -49,7 +40,8 @@ struct TuneOptions {
   bool compile_ahead = true;
   bool compile_only = false;  ///< leave the kernels of all tactics in the cache, and measure nothing
   std::vector<QuarantinedTactic> quarantined = {};  ///< never tried; copied into the record
-  std::vector<MeasuredBucket> known = {};           ///< of an earlier attempt: not measured again
+  std::vector<MeasuredBucket> known = {};           ///< of an earlier attempt: what is complete is not measured again
+  std::vector<SlowTactic> slow = {};                ///< likewise
   std::vector<LikelyTactic> likely = {};            ///< tried first, in this order
   std::map<std::string, std::string> provenance;    ///< copied into the record
   std::function<bool()> interrupted = [] { return false; };
@@ -68,12 +60,19 @@ struct Tuned {
   double half2_us = 0, fp32_us = 0;
   std::size_t measured = 0, pruned = 0;  ///< tactics, over all buckets; pruned: a bound says that they cannot win
   std::vector<MeasuredBucket> buckets;   ///< by ascending m; the default serves others
+  std::vector<SlowTactic> slow;
   std::size_t copies = 0, cold_bytes = 0;
 };
 
-/// The runtime should have no tuning files of its own in use, or its tuned tactic counts as the default. Throws
-/// DeviceLost when a tactic took the device with it.
+/// Nothing begins whose expected time, going by what was measured, exceeds the time that is left. The runtime should
+/// have no tuning files of its own in use, or its tuned tactic counts as the default. Throws DeviceLost when a tactic
+/// took the device with it.
 Tuned tune(const Runtime& runtime, Device device, const Problem& problem, const TuneOptions& options);
+
+/// What tune() would have returned if it had ended after these buckets, from another process: `missing` says why there
+/// are no more.
+Tuned partly_tuned(const TuningKey& key, const TuneOptions& options, std::vector<MeasuredBucket> buckets,
+                   const std::string& missing);
 
 /// The key under which tune() files its record. `kernels`: tuning_digest() of the device.
 TuningKey key_of(const DeviceInfo& info, const std::string& kernels, const Problem& problem, DType activation,

@@ -2,6 +2,7 @@
 #include "autotune/workload.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -16,6 +17,9 @@ namespace {
 
 constexpr std::int64_t kDistinctElements = 1 << 20;  // of x: enough that no two nearby rows are alike
 constexpr std::int64_t kSampledWeights = 1 << 20;    // 8 MB of fp64
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 /// splitmix64: the same numbers on every platform.
 class Random {
@@ -113,10 +117,18 @@ double tolerance(DType activation) {
   return activation == DType::kF16 ? 5e-4 : activation == DType::kBF16 ? 4e-3 : 1e-5;
 }
 
-Workload::Workload(const Problem& problem, DType activation) : problem_(problem), activation_(activation) {
+Workload::Workload(const Problem& problem, DType activation, const std::function<void(double)>& expect)
+    : problem_(problem), activation_(activation) {
   const auto [k, n, groups] = std::tuple(problem.k, problem.n, problem.groups());
+  const auto start = Clock::now();
   Random random(1);
-  qweight_ = random_words(k / 8 * n, random);
+  constexpr std::int64_t kPiece = 1 << 20;  // words of qweight, which are most of the work
+  qweight_.reserve(static_cast<std::size_t>(k / 8 * n));
+  for (std::int64_t words = k / 8 * n, done = 0; done < words; done += kPiece) {
+    const auto piece = random_words(std::min(kPiece, words - done), random);
+    qweight_.insert(qweight_.end(), piece.begin(), piece.end());
+    expect(seconds_since(start) * static_cast<double>(words - done - kPiece) / static_cast<double>(done + kPiece));
+  }
   qzeros_ = random_words(groups * (n / 8), random);
   scales_ = random_scales(groups * n, random);
   if (problem.act_order) g_idx_ = shuffled_groups(problem, random);
@@ -125,13 +137,18 @@ Workload::Workload(const Problem& problem, DType activation) : problem_(problem)
 
   columns_ = sampled_columns(problem, random);
   weights_.reserve(columns_.size() * static_cast<std::size_t>(k));
-  for (const std::int64_t c : columns_)
+  const auto sampling = Clock::now();
+  for (const std::int64_t c : columns_) {
+    row_s_ = seconds_since(sampling);  // one pass over these weights, as a row's products are
+    if (const auto done = static_cast<double>(weights_.size()); done > 0)
+      expect(row_s_ * (static_cast<double>(columns_.size()) * static_cast<double>(k) / done - 1));
     for (std::int64_t r = 0; r < k; ++r) {
       const std::int64_t g = g_idx_.empty() ? r / problem.group : g_idx_[r];
       const int code = qweight_[r / 8 * n + c] >> (r % 8 * 4) & 15;
       const int stored = qzeros_[g * (n / 8) + c / 8] >> (c % 8 * 4) & 15;
       weights_.push_back(float_from_half(scales_[g * n + c]) * static_cast<double>(code - ((stored + 1) & 15)));
     }
+  }
 }
 
 GptqTensors Workload::tensors() const {
@@ -157,6 +174,7 @@ const std::vector<double>& Workload::reference(std::int64_t row) {
   const std::int64_t k = problem_.k;
   auto [found, is_new] = references_.try_emplace(row % period_);
   if (!is_new) return found->second;
+  const auto start = Clock::now();
   std::vector<double> x(static_cast<std::size_t>(k));
   const std::size_t size = size_of(activation_);
   for (std::int64_t i = 0; i < k; ++i)
@@ -164,7 +182,13 @@ const std::vector<double>& Workload::reference(std::int64_t row) {
   for (std::size_t c = 0; c < columns_.size(); ++c)
     found->second.push_back(
         std::inner_product(x.begin(), x.end(), weights_.begin() + static_cast<std::int64_t>(c) * k, 0.0));
+  row_s_ = seconds_since(start);
   return found->second;
+}
+
+double Workload::reference_s(const std::vector<std::int64_t>& rows) const {
+  const auto fresh = std::ranges::count_if(rows, [&](std::int64_t row) { return !references_.count(row % period_); });
+  return row_s_ * static_cast<double>(fresh);
 }
 
 double Workload::error(std::span<const OutputRow> rows) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <q4/matrix.hpp>
 #include <span>
@@ -29,7 +30,10 @@ double tolerance(DType activation);
 
 class Workload {
  public:
-  Workload(const Problem& problem, DType activation);
+  /// `expect` is called now and then with the seconds that the rest of making it will take, going by the part that is
+  /// done; what it throws ends that.
+  Workload(
+      const Problem& problem, DType activation, const std::function<void(double)>& expect = [](double) {});
 
   const Problem& problem() const { return problem_; }
   DType activation() const { return activation_; }
@@ -46,6 +50,8 @@ class Workload {
     std::int64_t row = 0;
     const std::byte* data = nullptr;
   };
+  /// Seconds that the fp64 products of these rows will take, except those that are known, going by those so far.
+  double reference_s(const std::vector<std::int64_t>& rows) const;
   /// Relative error over the sampled columns of these rows; NaN when any element of them is NaN.
   double error(std::span<const OutputRow> rows);
 
@@ -61,6 +67,7 @@ class Workload {
   std::vector<std::byte> x_;
   std::vector<std::int64_t> columns_;                       ///< sampled ones
   std::vector<double> weights_;                             ///< [columns_, k], what the tensors say
+  double row_s_ = 0;                                        ///< of one row's products, the last one's
   std::map<std::int64_t, std::vector<double>> references_;  ///< row % period: the products of the sampled columns
 };
 

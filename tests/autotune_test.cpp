@@ -2,12 +2,9 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
-#include <mutex>
 #include <q4/q4.hpp>
-#include <thread>
 
 #include "autotune/bracket.hpp"
 #include "autotune/search.hpp"
@@ -15,6 +12,7 @@
 #include "autotune/tuner.hpp"
 #include "autotune/workload.hpp"
 #include "reference.hpp"
+#include "report.hpp"
 #include "runtime/base/check.hpp"
 
 namespace q4::autotune {
@@ -34,8 +32,9 @@ struct Synthetic : Candidates {
 
   explicit Synthetic(std::vector<double> times, std::uint64_t seed = 1)
       : us(std::move(times)), samples(us.size()), released(us.size()), failing(us.size()), random(seed) {}
-  void prepare(std::size_t i) override {
+  Outlook prepare(std::size_t i, double, const std::function<double()>& seconds_left) override {
     if (!failing[i].empty()) fail(ErrorCode::kDevice, "{}", failing[i]);
+    return sample_s <= seconds_left() ? Outlook::kFits : Outlook::kTooLong;
   }
   double sample(std::size_t i) override {
     ++samples[i];
@@ -195,28 +194,33 @@ TEST_CASE("search: a bound prunes what cannot win, and time that runs out keeps 
   CHECK(many.clock_s <= many.limit_s + 1);
 }
 
-TEST_CASE("compiling ahead: nothing is begun that the longest so far says will end too late") {
-  using Clock = std::chrono::steady_clock;
-  using Seconds = std::chrono::duration<double>;
-  const auto start = Clock::now();
-  const auto left = [&] { return 0.25 - Seconds(Clock::now() - start).count(); };
-  constexpr double kJob = 0.1;
-  std::mutex mutex;
-  std::vector<std::pair<std::size_t, double>> begun;
-  const auto job = [&](std::size_t i) {
-    {
-      const std::lock_guard lock(mutex);
-      begun.emplace_back(i, left());
-    }
-    std::this_thread::sleep_for(Seconds(kJob));
-  };
-  const std::vector<char> reached = run_ahead(1000, 1, job, left, kJob);
-  CHECK(begun.size() == static_cast<std::size_t>(std::ranges::count(reached, 1)));
-  CHECK(begun.size() < 1000);
-  for (const auto& [i, left_s] : begun) CHECK((i == 0 || left_s > kJob - 0.02));  // asked a little before it begins
-  const auto none = [] { return 0.0; };
-  begun.clear();
-  CHECK(std::ranges::count(run_ahead(10, 3, job, none, 0), 1) == 3);  // the defaults, whatever the time
+TEST_CASE("search: attempts that each have little time go on with what the earlier ones measured, and end") {
+  std::vector<double> times(30, 110.0);
+  times[0] = 100, times[17] = 70;
+  std::vector<double> earlier(times.size());
+  std::size_t before = times.size();
+  SearchResult found;
+  int attempts = 0;
+  do {
+    Synthetic s(times, static_cast<std::uint64_t>(attempts));
+    s.sample_s = 1, s.limit_s = 14;  // the default, a few others, and five rounds of two
+    SearchOptions options;
+    options.earlier_us = earlier;
+    found = s.run(options);
+    CHECK(s.clock_s <= s.limit_s);
+    CHECK((found.unmeasured < before || before == 0));  // each gets further
+    before = found.unmeasured;
+    for (std::size_t i = 0; i < times.size(); ++i) earlier[i] = found.contenders[i].us();
+  } while ((found.unmeasured > 0 || found.undecided) && ++attempts < 40);
+  CHECK(found.unmeasured == 0);
+  CHECK_FALSE(found.undecided);
+  CHECK(found.winner == 17);
+
+  Synthetic none({110, 50});
+  none.sample_s = 1, none.limit_s = 0.5;
+  const SearchResult nothing = none.run();
+  CHECK(nothing.contenders[0].us() == 0);
+  CHECK(none.clock_s == 0);
 }
 
 TEST_CASE("an older record fills in what was not measured again, up to its crossover") {
@@ -258,7 +262,7 @@ TEST_CASE("bracketing finds the crossover of two curves with few measurements") 
       };
       if (second_wins(1)) continue;  // the ends are taken as known
       asked = 0;
-      const Bracket found = bracket_crossover({1, 4096}, second_wins, [] { return false; });
+      const Bracket found = bracket_crossover({1, 4096}, second_wins, [](auto) { return false; });
       CAPTURE(truth);
       CAPTURE(step);
       CHECK(!second_wins(found.low));
@@ -267,10 +271,10 @@ TEST_CASE("bracketing finds the crossover of two curves with few measurements") 
       CHECK(asked <= 2 + 10);
     }
   const Bracket adjacent = bracket_crossover(
-      {7, 8}, [](auto) -> bool { throw 1; }, [] { return false; });
+      {7, 8}, [](auto) -> bool { throw 1; }, [](auto) { return false; });
   CHECK(adjacent.low == 7);
   const Bracket stopped = bracket_crossover(
-      {0, 4096}, [](auto) -> bool { throw 1; }, [] { return true; });
+      {0, 4096}, [](auto) -> bool { throw 1; }, [](auto) { return true; });
   CHECK(stopped.high == 4096);
 }
 
@@ -359,12 +363,22 @@ TEST_CASE("tune: out of time or interrupted, the record says what is missing") {
   TuneOptions options;
   options.m = {1, 4096};
   options.seconds = 1e-6;
+  const Tuned none = tune(runtime, {}, problem, options);  // nothing begins without time
+  CHECK(none.record.buckets.empty());
+  CHECK_FALSE(none.complete);
+  CHECK_FALSE(none.notes.empty());
+
+  options.seconds = 20 * test::kSlower;
+  Workload workload(problem, DType::kF16);
+  const Rig rig(runtime, {}, workload, 4096, 0, false);
+  options.slow = {{4096, rig.plan({.max_m = 4096}).tactic(4096), 1e9}};  // as an earlier attempt found out
   const Tuned hurried = tune(runtime, {}, problem, options);
-  REQUIRE(hurried.record.buckets.size() == 1);  // the first bucket is always measured; it must not serve the other m
+  REQUIRE(hurried.record.buckets.size() == 1);  // it must not serve the other m
   CHECK(hurried.record.buckets[0].us > 0);
   CHECK(hurried.record.bucket(4096) == nullptr);
   CHECK_FALSE(hurried.complete);
   CHECK_FALSE(covers(hurried.record, {1}));
+  CHECK(hurried.record.provenance.at(kNotMeasured).find("m = 4096 takes about") != std::string::npos);
 
   options.interrupted = [] { return true; };
   const Tuned interrupted = tune(runtime, {}, problem, options);

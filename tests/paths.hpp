@@ -9,5 +9,6 @@ namespace q4::test {
 std::string source_dir();  ///< the root of the repository
 std::string binary_dir();  ///< of the build
 std::string fake_cuda();   ///< a libcuda.so.1 without a device behind it: fake_cuda.c
+std::string slow_blas();   ///< a BLAS that takes $Q4_SLOW_BLAS_US for each row: slow_blas.c
 
 }  // namespace q4::test

@@ -135,8 +135,12 @@ TEST_CASE("every tool teaches, has a version, and tells usage from failure") {
     const Ended device = box.run(tool + " --device cuda:77", true);
     CHECK(device.status == 2);
     CHECK(contains(device.out, tool + ": error: "));
-    CHECK(contains(box.run(tool + " --device cpu --model gpt-9", true).out, "qwen2.5-7b"));
+    const Ended model = box.run(tool + " --device cpu --model gpt-9", true);
+    CHECK(model.status == 2);  // as every other value that an option cannot have
+    CHECK(contains(model.out, "qwen2.5-7b"));
     CHECK(box.run(tool + " --device cpu --shapes " + box.file("none.csv")).status == 2);
+    CHECK(box.run(tool + " --device cpu --checkpoint " + box.file("none")).status == 2);
+    CHECK(box.run(tool + " --device cpu --shape 8").status == 2);
     CHECK(contains(box.run(tool + " --device cpu --shapes " + box.file(""), true).out, "no file that can be read"));
     const Ended groups = box.run(tool + " --device cpu --checkpoint none --group 64", true);
     CHECK(groups.status == 2);
@@ -216,6 +220,8 @@ TEST_CASE("q4-bench: columns of the CSV, one tactic, a wrong tactic") {
   CHECK(chain.at(0)["us"] > 0);
   CHECK(chain.at(0)["overlapped_us"] > 0);
   CHECK(box.run(bench + "--chain 0").status == 2);
+  CHECK(box.run(bench + "--baseline " + box.file("none.csv")).status == 2);
+  CHECK(box.run(bench + "--csv " + box.file("no/such/folder.csv")).status == 1);
 
   const auto kernel = Json::parse(box.run(bench + "--json").out)["points"].at(0)["kernel"].get<std::string>();
   CHECK(box.run(bench + "--tactic '" + kernel + "'").status == 0);

@@ -19,7 +19,8 @@ socklen_t fill(sockaddr_un& address, const std::string& name) {
   return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + size);
 }
 
-int open_socket() { return ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0); }
+/// Not blocking: connections that nobody accepts fill a queue, and the next one would wait for ever.
+int open_socket() { return ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); }
 
 int pid_of(const sockaddr_un& address, socklen_t size) {
   const int socket = open_socket();
@@ -44,7 +45,7 @@ bool DeviceTurn::take(int& holder) {
     return true;
   }
   ::close(socket);
-  holder = pid_of(address, size);
+  if (const int pid = pid_of(address, size); pid > 0) holder = pid;  // else the queue is full
   return false;
 }
 

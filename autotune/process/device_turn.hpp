@@ -14,7 +14,7 @@ class DeviceTurn {
   ~DeviceTurn() { release(); }
   DeviceTurn(const DeviceTurn&) = delete;
 
-  /// False at once while another process has it; `holder` is then its pid, 0: unknown.
+  /// False at once while another process has it; `holder` is then set to its pid where that can be found out.
   bool take(int& holder);
   void release();
 

@@ -22,6 +22,18 @@ Json lines_of(const std::vector<MeasuredBucket>& buckets) {
   return all;
 }
 
+Json lines_of(const std::vector<SlowTactic>& slow) {
+  Json all = Json::array();
+  for (const SlowTactic& s : slow) all.push_back({s.m, s.tactic, s.at_least_us});
+  return all;
+}
+
+std::vector<SlowTactic> slow_of(const Json& j) {
+  std::vector<SlowTactic> all;
+  for (const Json& s : j) all.push_back({s.at(0), s.at(1), s.at(2)});
+  return all;
+}
+
 std::vector<MeasuredBucket> buckets_of(const Json& j) {
   std::vector<MeasuredBucket> all;
   for (const Json& b : j) all.push_back(bucket_of(b));
@@ -53,6 +65,7 @@ Json to_json(const Job& job) {
           {"provenance", o.provenance},
           {"quarantined", quarantined},
           {"known", lines_of(o.known)},
+          {"slow", lines_of(o.slow)},
           {"likely", likely}};
 }
 
@@ -67,7 +80,7 @@ Job job_of(const Json& j) {
   j.at("compile_ahead").get_to(o.compile_ahead), j.at("compile_only").get_to(o.compile_only),
       j.at("provenance").get_to(o.provenance);
   for (const Json& q : j.at("quarantined")) o.quarantined.push_back({q.at(0), q.at(1), q.at(2)});
-  o.known = buckets_of(j.at("known"));
+  o.known = buckets_of(j.at("known")), o.slow = slow_of(j.at("slow"));
   for (const Json& l : j.at("likely")) o.likely.push_back({l.at(0), l.at(1)});
   return job;
 }
@@ -97,20 +110,29 @@ Hello hello_of(const Json& j) {
 }
 
 Json to_json(const MeasuredBucket& b) {
-  Json contenders = Json::array();
+  Json contenders = Json::array(), earlier = Json::array();
   for (const Contender& c : b.found.contenders) contenders.push_back({c.id, c.early, c.final, c.rejected});
+  if (const auto& e = b.earlier) earlier = {e->tactic, e->us, e->us_low, e->us_high, e->default_us, e->dense_us};
   return {{"m", b.m},
           {"contenders", contenders},
           {"winner", b.found.winner},
           {"pruned", b.found.pruned},
-          {"unmeasured", b.found.unmeasured}};
+          {"unmeasured", b.found.unmeasured},
+          {"undecided", b.found.undecided},
+          {"default_ran", b.default_ran},
+          {"uncompiled", b.uncompiled},
+          {"earlier", earlier}};
 }
 
 MeasuredBucket bucket_of(const Json& j) {
   MeasuredBucket b;
   j.at("m").get_to(b.m), j.at("winner").get_to(b.found.winner);
   j.at("pruned").get_to(b.found.pruned), j.at("unmeasured").get_to(b.found.unmeasured);
+  j.at("undecided").get_to(b.found.undecided);
+  j.at("default_ran").get_to(b.default_ran), j.at("uncompiled").get_to(b.uncompiled);
   for (const Json& c : j.at("contenders")) b.found.contenders.push_back({c.at(0), c.at(1), c.at(2), 0, c.at(3)});
+  if (const Json& e = j.at("earlier"); !e.empty())
+    b.earlier = TunedBucket{b.m, e.at(0), e.at(1), e.at(2), e.at(3), e.at(4), e.at(5)};
   return b;
 }
 
@@ -128,7 +150,8 @@ Json to_json(const Tuned& t) {
           {"pruned", t.pruned},
           {"copies", t.copies},
           {"cold_bytes", t.cold_bytes},
-          {"buckets", lines_of(t.buckets)}};
+          {"buckets", lines_of(t.buckets)},
+          {"slow", lines_of(t.slow)}};
 }
 
 Tuned tuned_of(const Json& j) {
@@ -137,7 +160,7 @@ Tuned tuned_of(const Json& j) {
   j.at("failed").get_to(t.failed), j.at("complete").get_to(t.complete), j.at("notes").get_to(t.notes);
   j.at("half2_us").get_to(t.half2_us), j.at("fp32_us").get_to(t.fp32_us), j.at("measured").get_to(t.measured);
   j.at("pruned").get_to(t.pruned), j.at("copies").get_to(t.copies), j.at("cold_bytes").get_to(t.cold_bytes);
-  t.buckets = buckets_of(j.at("buckets"));
+  t.buckets = buckets_of(j.at("buckets")), t.slow = slow_of(j.at("slow"));
   return t;
 }
 

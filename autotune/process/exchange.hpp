@@ -17,7 +17,7 @@ struct Job {
   TuneOptions options;  ///< its callbacks do not travel
 };
 
-/// What a worker says first: its device, and what the tuning of it depends on.
+/// What a worker says first: its device, and what its tuning depends on.
 struct Hello {
   DeviceInfo info;
   std::string kernels;  ///< tuning_digest()

@@ -1,4 +1,4 @@
-// Takes jobs from a socket, tunes, and tells what it found.
+// Takes jobs from a socket, tunes, and reports what it found.
 #include "autotune/process/worker.hpp"
 
 #include <fmt/format.h>
@@ -37,6 +37,7 @@ class Worker {
         device_(device.empty() ? runtime_.best_device() : Device::parse(device)),
         clock_(device_) {
     if (const char* fault = std::getenv("Q4_AUTOTUNE_FAULT")) fault_ = fault;
+    hang_at("open");
   }
 
   Hello hello() const {
@@ -60,6 +61,7 @@ class Worker {
     o.progress = [&](const TuneProgress& now) {
       idle();
       socket.send(Json{{"progress", to_json(now)}}.dump());
+      hang_at(now.stage);
     };
     o.measured = [&](const MeasuredBucket& b) { socket.send(Json{{"bucket", to_json(b)}}.dump()); };
     o.about_to = [&](const Step& step) { announce(step, p); };
@@ -80,6 +82,7 @@ class Worker {
   void idle() {
     board_.deadline_ms = 0;
     board_.tactic[0] = 0;
+    board_.since_ms = monotonic_ms(), board_.runs = 0;
     board_.deadline_ms = monotonic_ms() + kSetupLimitMs;
   }
 
@@ -88,14 +91,22 @@ class Worker {
     const std::size_t size = std::min(step.tactic.size(), sizeof(board_.tactic) - 1);
     std::memcpy(board_.tactic, step.tactic.data(), size);
     board_.tactic[size] = 0;
-    board_.m = step.m;
+    board_.m = step.m, board_.runs = static_cast<std::int64_t>(step.runs), board_.since_ms = monotonic_ms();
     const double flops = device_.kind == BackendKind::kCpu ? kSlowestCpuFlops : kSlowestGpuFlops;
     board_.deadline_ms = monotonic_ms() + static_cast<std::int64_t>(1e3 * (launch_s_ + p.flops(step.m) / flops));
     const auto colon = fault_.find(':');
-    if (colon == std::string::npos || step.tactic != fault_.substr(colon + 1)) return;
-    if (fault_.starts_with("abort")) std::abort();
-    if (fault_.starts_with("hang"))
-      for (;;) std::this_thread::sleep_for(std::chrono::seconds(1));
+    if (step.runs == 0 || colon == std::string::npos || step.tactic != fault_.substr(colon + 1)) return;
+    if (fault_.starts_with("abort:")) std::abort();
+    if (fault_.starts_with("hang:")) hang(step.tactic);
+  }
+
+  [[noreturn]] static void hang(const std::string& at) {
+    fmt::print(stderr, "q4-autotune: the worker hangs at {}, as $Q4_AUTOTUNE_FAULT says\n", at);
+    for (;;) std::this_thread::sleep_for(std::chrono::seconds(1));
+  }
+  void hang_at(const std::string& stage) const {
+    constexpr std::string_view kHangAt = "hang-at:";
+    if (fault_.starts_with(kHangAt) && stage.starts_with(fault_.substr(kHangAt.size()))) hang(stage);
   }
 
   double launch_s_;
@@ -117,7 +128,7 @@ std::int64_t monotonic_ms() {
 int worker_main(const std::string& device, double launch_s) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a supervisor that was killed leaves nobody behind
   std::signal(SIGINT, SIG_IGN);        // the supervisor says when to stop
-  std::signal(SIGTERM, SIG_IGN);       // a job's end is told to all of its processes
+  std::signal(SIGTERM, SIG_IGN);       // a batch system sends it to all processes of a job
   void* const memory = ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED, kWorkerBoard, 0);
   if (memory == MAP_FAILED) return 2;
   LineSocket socket(kWorkerSocket);

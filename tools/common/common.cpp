@@ -183,6 +183,16 @@ std::int64_t monotonic_ms() {
 }
 }  // namespace
 
+void end_at_interrupt() {
+  const auto handler = [](int) {
+    constexpr char kText[] = "interrupted before anything was measured\n";
+    [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kText, sizeof(kText) - 1);
+    ::_exit(130);
+  };
+  std::signal(SIGINT, handler);
+  std::signal(SIGTERM, handler);
+}
+
 void catch_interrupt() {
   const auto handler = [](int signal) {
     // Programs that pass signals on (timeout) send each to the process and to its group: that is still the first.

@@ -40,9 +40,9 @@ class Progress {
   void update(double fraction, const std::string& text, double limit_s = 0);
   /// A line that stays, above the bar.
   void line(const std::string& text);
+  void clear();  ///< removes the bar, until the next update
 
  private:
-  void clear();
   bool terminal_, quiet_, drawn_ = false;
   std::chrono::steady_clock::time_point start_, last_ = {};
 };
@@ -67,6 +67,8 @@ DType parse_activation(const std::string& text, const std::string& where = "--ac
 /// Where q4-autotune writes unless told: <cache folder>/tuning.jsonl; empty when there is no cache folder.
 std::string default_tuning_file(const Runtime& runtime);
 
+/// After this, Ctrl-C and SIGTERM end the process at once with exit status 130, as catch_interrupt() makes a tool do.
+void end_at_interrupt();
 /// After this, Ctrl-C and SIGTERM set a flag instead of ending the process; a second one ends it.
 void catch_interrupt();
 bool interrupted();

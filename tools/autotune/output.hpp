@@ -8,12 +8,14 @@
 
 namespace q4::tools {
 
-std::string name_of(const autotune::TunedShape& shape);       ///< "qkv 4096x6144 g128"
-std::string size_of_shape(const autotune::Problem& problem);  ///< "4096x6144 g128 act-order"
-
 /// Tables and notes for people.
 std::string tables(const autotune::TuningRun& run);
 /// The same and more for programs. `all`: every tactic's time at every m, not of the finalists alone.
 Json run_as_json(const autotune::TuningRun& run, bool all);
+/// Where the tuning file and the report are, and how to use them. `by_default`: it is the file of the user's cache
+/// folder.
+std::string where_it_is(const autotune::TuningRun& run, const std::string& report, bool by_default);
+/// Something was measured, or there was nothing to measure, and nothing failed.
+bool succeeded(const autotune::TuningRun& run);
 
 }  // namespace q4::tools

@@ -1,39 +1,37 @@
 // Tables, notes and JSON of a tuning run.
-#include "tools/tuning_output.hpp"
+#include "tools/autotune/output.hpp"
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
 
 namespace q4::tools {
 
+using autotune::name_of;
 using autotune::Problem;
+using autotune::size_of_shape;
 using autotune::TunedShape;
 using autotune::TuningRun;
-
-std::string size_of_shape(const Problem& p) {
-  return fmt::format("{}x{} g{}{}", p.k, p.n, p.group, p.act_order ? " act-order" : "");
-}
-
-std::string name_of(const TunedShape& shape) {
-  const std::string& label = shape.problem.label;
-  return label + (label.empty() ? "" : " ") + size_of_shape(shape.problem);
-}
 
 namespace {
 
 std::string buckets_table(const TuningRun& run) {
-  Table table({"shape", "k x n", "m", "default us", "tuned us", "95% interval", "gain", "GB/s", "TFLOP/s", "of floor",
+  const autotune::ArithmeticUnit unit = autotune::unit_of(run);
+  Table table({"shape", "k x n", "m", "default us", "tuned us", "95% interval", "gain", "GB/s", unit.name, "of floor",
                "tactic"});
   for (const TunedShape& shape : run.shapes) {
     const Problem& p = shape.problem;
     for (const TunedBucket& b : shape.tuned.record.buckets) {
       const double floor = autotune::floor_us(p, shape.tuned.record, b.m);
       table.add({p.label, size_of_shape(p), std::to_string(b.m), number(b.default_us), number(b.us),
-                 b.us_low < b.us_high ? number(b.us_low) + "-" + number(b.us_high) : "one sample",
+                 b.us_low < b.us_high ? number(b.us_low) + "-" + number(b.us_high) : "no interval",
                  b.default_us > 0 ? percent(autotune::gain(b)) : "-", number(p.bytes(b.m) / b.us / 1e3),
-                 number(p.flops(b.m) / b.us / 1e6), floor > 0 ? fmt::format("{:.0f}%", 100 * floor / b.us) : "-",
+                 number(unit.rate(p, b.m, b.us)), floor > 0 ? fmt::format("{:.0f}%", 100 * floor / b.us) : "-",
                  b.tactic});
     }
   }
@@ -63,7 +61,6 @@ std::string shapes_table(const TuningRun& run) {
 std::string tables(const TuningRun& run) {
   std::string notes;
   for (const TunedShape& shape : run.shapes) {
-    if (!shape.reached) notes += fmt::format("  {}: not measured at all\n", name_of(shape));
     for (const std::string& note : shape.tuned.notes) notes += fmt::format("  {}: {}\n", name_of(shape), note);
     if (shape.kept)
       for (const QuarantinedTactic& q : shape.tuned.record.quarantined)
@@ -83,7 +80,8 @@ Json run_as_json(const TuningRun& run, bool all) {
            {"shapes", Json::array()}};
   for (const TunedShape& s : run.shapes) {
     const Problem& p = s.problem;
-    const TuningRecord& r = s.tuned.record;
+    TuningRecord r = s.tuned.record;
+    r.provenance.erase(autotune::kUnfinished);  // for a later run, not for people
     Json shape{{"label", p.label},
                {"k", p.k},
                {"n", p.n},
@@ -94,6 +92,7 @@ Json run_as_json(const TuningRun& run, bool all) {
                {"complete", s.tuned.complete},
                {"failed", s.tuned.failed},
                {"notes", s.tuned.notes},
+               {"not_measured", autotune::why_not_measured(s)},
                {"reconstruct_from", r.reconstruct_from},
                {"half2_us", s.tuned.half2_us},
                {"fp32_us", s.tuned.fp32_us},
@@ -127,6 +126,21 @@ Json run_as_json(const TuningRun& run, bool all) {
     out["shapes"].push_back(std::move(shape));
   }
   return out;
+}
+
+std::string where_it_is(const TuningRun& run, const std::string& report, bool by_default) {
+  std::string text = fmt::format("\n{:.0f} s. Tuning file: {}{}\n", run.seconds, run.file,
+                                 by_default && !std::getenv("Q4_TUNING") ? " (read by every Runtime of this user)"
+                                                                         : "\nTo use it: export Q4_TUNING=" + run.file +
+                                                                               ", or RuntimeOptions::tuning_files");
+  if (!report.empty()) text += fmt::format("Report: {}\n", std::filesystem::absolute(report).string());
+  return text;
+}
+
+bool succeeded(const TuningRun& run) {
+  const bool nothing = std::ranges::all_of(run.shapes, [](const auto& s) { return s.tuned.record.buckets.empty(); });
+  const bool failed = std::ranges::any_of(run.shapes, [](const auto& s) { return s.tuned.failed; });
+  return !failed && (!nothing || run.shapes.empty());
 }
 
 }  // namespace q4::tools
