@@ -1,6 +1,6 @@
 // The packed weights, drawn once: the packer, every kernel and the tests call these index functions.
 //
-// Rows are first put in *packed order* (runtime/row_order.hpp): sorted by group, each group padded to whole *units* of
+// Rows are put in *packed order* (runtime/choose/row_order.hpp): sorted by group, each group padded to whole *units* of
 // `unit` rows (16, 32, 64, or a multiple of 128), k padded to a multiple of 128. Without act-order, and when the group
 // size is itself a unit, packed row p is row p of W. Columns are padded to a multiple of 64 with scale 0.
 //
