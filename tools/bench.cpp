@@ -75,7 +75,7 @@ int bench(const Tool& tool, BenchOptions options) {
   // What cannot be written is reported before an hour of measuring.
   if (!options.csv.empty() && !std::ofstream(options.csv, std::ios::app)) unwritable(options.csv);
   catch_interrupt();
-  BenchRun run{runtime.info(device), runtime.tuning().size(), {}, {}, inputs.baseline};
+  BenchRun run{.info = runtime.info(device), .tuning_records = runtime.tuning().size(), .baseline = inputs.baseline};
   measure_points(runtime, device, inputs.problems, options, run);
   if (!options.csv.empty()) {
     std::ofstream out(options.csv);
