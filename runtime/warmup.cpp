@@ -2,6 +2,9 @@
 #include <q4/checkpoint.hpp>
 #include <q4/warmup.hpp>
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -11,6 +14,7 @@
 #include <set>
 #include <thread>
 
+#include "runtime/backends/cpu/thread_pool.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/choose/shape.hpp"
 #include "runtime/matmul.hpp"
@@ -26,6 +30,14 @@ constexpr auto kAskEvery = std::chrono::milliseconds(50);
 
 double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+/// A server that warms up may be serving already: what it computes goes first.
+void lower_priority() {
+#if defined(__linux__)
+  constexpr int kNice = 10;
+  setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kNice);  // of this thread alone; refusal does no harm
+#endif
 }
 
 /// Workers take jobs and put their events where the calling thread gets them, which alone talks to the caller.
@@ -57,6 +69,7 @@ class Crew {
 
  private:
   void work() {
+    lower_priority();
     for (;;) {
       std::size_t index;
       {
@@ -90,7 +103,7 @@ void run(const Jobs& jobs, const WarmupOptions& options, Clock::time_point start
   if (!stops()) {
     Crew crew(jobs);
     const auto threads = static_cast<std::size_t>(options.threads);
-    crew.start(std::min(jobs.size(), threads ? threads : std::max(1u, std::thread::hardware_concurrency())));
+    crew.start(std::min(jobs.size(), threads ? threads : static_cast<std::size_t>(cpu::usable_threads())));
     while (!crew.idle()) {
       CacheEvent event;
       const bool came = crew.next(event);

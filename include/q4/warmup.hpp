@@ -27,7 +27,8 @@ struct WarmupOptions {
   std::optional<Device> device = std::nullopt;
   /// As the plans will be made: max_m, activation and whatever else chooses kernels.
   PlanOptions plan = {};
-  /// Kernels that are looked up or compiled at a time; 0: as many as the host has cores.
+  /// Kernels that are looked up or compiled at a time, by threads of lowered priority; 0: as many as the affinity mask
+  /// and the cgroup's quota allow.
   int threads = 0;
   /// Seconds from the call on after which no further kernel is begun; 0: none. What is begun is finished.
   double deadline_s = 0;
