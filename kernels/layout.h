@@ -65,6 +65,19 @@ Q4_BOTH constexpr int zero_offset(int tile, int g) { return kMetaZeros + g * kSt
 Q4_BOTH constexpr int nibble_row(int i, int t) { return 2 * t + (i >= 4 ? 1 : 0) + (i & 2 ? 8 : 0); }
 Q4_BOTH constexpr int nibble_column(int i, int g) { return g + (i & 1 ? 8 : 0); }
 
+/// The inverse: where row `p` (in packed order) of column `col` is. `word` counts u32 from the first of codes.
+struct CodePlace {
+  i64 word;
+  int nibble;
+};
+Q4_BOTH constexpr CodePlace code_place(int k, int p, int col) {
+  const int row = p % kSlabRows, step = row % kStepRows, column = col % kTileColumns;
+  const int lane = 4 * (column % 8) + step % 8 / 2;
+  const i64 byte =
+      codes_offset(k, col / kStripColumns, p / kSlabRows, col % kStripColumns / kTileColumns, row / 64, lane);
+  return {byte / 4 + row % 64 / kStepRows, column / 8 + step / 8 * 2 + step % 2 * 4};
+}
+
 static_assert(nibble_row(0, 1) == 2 && nibble_row(4, 1) == 3 && nibble_row(2, 0) == 8 && nibble_row(7, 3) == 15);
 
 }  // namespace q4

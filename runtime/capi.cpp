@@ -1,6 +1,7 @@
 // The C ABI: every call runs inside one guard, which turns exceptions into a status and a text.
 #include <q4/q4.h>
 
+#include <algorithm>
 #include <chrono>
 #include <new>
 #include <q4/q4.hpp>
@@ -143,6 +144,25 @@ q4_status q4_cache_counters(q4_runtime* runtime, q4_cache_counts* counts) {
   });
 }
 
+q4_status q4_memory_get(q4_runtime* runtime, q4_device device, q4_memory_use* use) {
+  return guard(__func__, [&] {
+    const auto wanted = device_of(device, "device");
+    q4_memory_use result{};
+    for (const auto& held : required(runtime, "runtime").runtime.memory())
+      if (held.device == wanted) result = {sizeof result, held.weights, held.workspace, held.code, held.allocations};
+    give(required(use, "use"), result, "use");
+  });
+}
+
+q4_status q4_runtime_trim(q4_runtime* runtime) {
+  return guard(__func__, [&] { required(runtime, "runtime").runtime.trim(); });
+}
+
+q4_status q4_runtime_seal(q4_runtime* runtime, q4_sealing mode) {
+  return guard(__func__,
+               [&] { required(runtime, "runtime").runtime.seal(enumerated(mode, q4::Sealing::kError, "mode")); });
+}
+
 // ---- matrices -------------------------------------------------------------------------------------------------------
 q4_status q4_matrix_from_gptq(q4_runtime* runtime, q4_device device, const q4_tensors* tensors, q4_matrix* matrix) {
   return guard(__func__, [&] {
@@ -152,7 +172,11 @@ q4_status q4_matrix_from_gptq(q4_runtime* runtime, q4_device device, const q4_te
     auto gptq = tensors_of<q4::GptqTensors>(given);
     gptq.g_idx = optional_view(given.g_idx, "tensors.g_idx");
     gptq.zeros = enumerated(given.zeros, q4::ZeroFormat::kV2, "tensors.zeros");
-    result = owner.matrices.add(q4::QuantizedMatrix::from_gptq(owner.runtime, device_of(device, "device"), gptq));
+    q4::MatrixOptions options;
+    options.storage = enumerated(given.storage, q4::Storage::kReuse, "tensors.storage");
+    if (given.scratch_bytes) options.scratch_bytes = given.scratch_bytes;
+    result =
+        owner.matrices.add(q4::QuantizedMatrix::from_gptq(owner.runtime, device_of(device, "device"), gptq, options));
   });
 }
 
@@ -164,6 +188,8 @@ q4_status q4_matrix_from_awq(q4_runtime* runtime, q4_device device, const q4_ten
     q4::check(given.g_idx == nullptr, "tensors.g_idx is set: AWQ matrices have none, pass null");
     q4::check(given.zeros == Q4_ZEROS_AUTO, "tensors.zeros is {}: AWQ has one way to store zeros, pass Q4_ZEROS_AUTO",
               given.zeros);
+    q4::check(given.storage == Q4_STORAGE_OWN, "tensors.storage is {}: AWQ matrices have own memory, pass 0",
+              given.storage);
     const auto awq = tensors_of<q4::AwqTensors>(given);
     result = owner.matrices.add(q4::QuantizedMatrix::from_awq(owner.runtime, device_of(device, "device"), awq));
   });
@@ -247,6 +273,43 @@ q4_status q4_matrix_get(q4_runtime* runtime, q4_matrix matrix, q4_matrix_info* i
   return guard(__func__, [&] {
     const auto& found = find(required(runtime, "runtime").matrices, matrix, "matrix");
     give(required(info, "info"), info_of(found), "info");
+  });
+}
+
+q4_status q4_matrix_update(q4_runtime* runtime, q4_matrix matrix, const q4_tensors* tensors, void* stream) {
+  return guard(__func__, [&] {
+    q4::QuantizedMatrix found = find(required(runtime, "runtime").matrices, matrix, "matrix");
+    const q4_tensors given = options_of(&required(tensors, "tensors"), "tensors");
+    if (found.is_awq()) return found.update(tensors_of<q4::AwqTensors>(given), {stream});
+    auto gptq = tensors_of<q4::GptqTensors>(given);
+    gptq.g_idx = optional_view(given.g_idx, "tensors.g_idx");
+    gptq.zeros = enumerated(given.zeros, q4::ZeroFormat::kV2, "tensors.zeros");
+    found.update(gptq, {stream});
+  });
+}
+
+q4_status q4_matrix_unpack(q4_runtime* runtime, q4_matrix matrix, const q4_unpacked* to) {
+  return guard(__func__, [&] {
+    const auto& found = find(required(runtime, "runtime").matrices, matrix, "matrix");
+    const q4_unpacked wanted = options_of(&required(to, "to"), "to");
+    q4::check(!wanted.g_idx || !found.is_awq(), "to.g_idx is set: AWQ matrices have none, pass null");
+    q4::check(!wanted.bias || found.has_bias(), "to.bias is set: the matrix has none, pass null");
+    q4::UnpackedMatrix u = found.unpack();
+    if (u.g_idx.empty())
+      for (std::int64_t r = 0; wanted.g_idx && r < u.k; ++r)
+        u.g_idx.push_back(static_cast<std::int32_t>(r / u.group_size));
+    const auto copy = [](auto* into, const auto& from) {
+      if (into) std::copy(from.begin(), from.end(), into);
+    };
+    copy(wanted.qweight, u.qweight), copy(wanted.qzeros, u.qzeros), copy(wanted.scales, u.scales);
+    copy(wanted.g_idx, u.g_idx), copy(wanted.bias, u.bias);
+  });
+}
+
+q4_status q4_matrix_restore(q4_runtime* runtime, q4_matrix matrix) {
+  return guard(__func__, [&] {
+    q4::QuantizedMatrix found = find(required(runtime, "runtime").matrices, matrix, "matrix");
+    found.restore();
   });
 }
 

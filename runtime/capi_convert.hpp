@@ -160,6 +160,17 @@ inline RuntimeOptions runtime_options(const q4_runtime_options& given) {
       callback(user, &c);
     };
   if (given.record_untuned) options.record_untuned = given.record_untuned;
+  check(!given.allocate == !given.release, "options.{} is null, options.{} is not: set both or neither",
+        given.allocate ? "release" : "allocate", given.allocate ? "allocate" : "release");
+  if (given.allocate)
+    options.allocator = {[call = given.allocate, user = given.allocator_user](std::size_t bytes, std::size_t alignment,
+                                                                              Device device, void* stream) {
+                           return call(user, bytes, alignment, device_of(device), stream);
+                         },
+                         [call = given.release, user = given.allocator_user](void* memory, std::size_t bytes,
+                                                                             Device device, void* stream) {
+                           call(user, memory, bytes, device_of(device), stream);
+                         }};
   if (given.log) {
     options.log = [log = given.log, user = given.log_user](LogLevel level, const std::string& text) {
       log(user, static_cast<q4_log_level>(level), text.c_str());
@@ -203,6 +214,7 @@ inline q4_matrix_info info_of(const QuantizedMatrix& matrix) {
   result.zeros = static_cast<q4_zeros>(matrix.zeros());
   result.device = device_of(matrix.device());
   result.bytes = matrix.bytes();
+  result.in_place = matrix.in_place();
   return result;
 }
 

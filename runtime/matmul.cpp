@@ -54,6 +54,8 @@ void check_options(const PlanOptions& options, Device device) {
   constexpr const char* kCall = "MatmulPlan";
   check(options.max_m >= 1 && options.max_m <= INT32_MAX, "{}: max_m = {}; it must be in [1, {}]", kCall, options.max_m,
         INT32_MAX);
+  check(options.min_m >= 1 && options.min_m <= options.max_m, "{}: min_m = {}; it must be in [1, max_m = {}]", kCall,
+        options.min_m, options.max_m);
   check(options.activation == DType::kF16 || options.activation == DType::kBF16 || options.activation == DType::kF32,
         "{}: activation is {}; it must be fp16, bf16 or (on the CPU) fp32", kCall, to_string(options.activation));
   check(options.math <= Math::kInt8 && options.gather <= Gather::kSeparate,
@@ -80,6 +82,7 @@ const TuningRecord* find_tuned(const Runtime& runtime, const DeviceBackend& devi
 
 MatmulPlan::MatmulPlan(const Runtime& runtime, const QuantizedMatrix& matrix, const PlanOptions& options) {
   const auto& m = require(matrix, "MatmulPlan");
+  check(!m.restored, "MatmulPlan: QuantizedMatrix::restore() was called: the matrix has no weights any more");
   check_options(options, m.device->info().device);
   const bool free_choice = options.tactic.empty() && !options.batch_invariant;
   const TuningRecord* const tuned =
@@ -98,6 +101,8 @@ void MatmulPlan::Impl::run(Stream stream, ConstRows x, Rows out, std::int64_t m,
         "{}: m = {} is outside [0, max_m = {}] of the plan; prepare a plan with a larger max_m, or run in pieces",
         kCall, m, options.max_m);
   if (m == 0) return;
+  check(m >= options.min_m, "{}: m = {} is below min_m = {} of the plan; prepare a plan with a smaller min_m", kCall, m,
+        options.min_m);
   const bool cpu = w.device->info().device.kind == BackendKind::kCpu;
   const auto size = size_of(options.activation);
   const auto x_stride = check_rows(kCall, "x", x.data, x.row_stride, w.k, m, cpu ? size : 16, cpu ? 1 : 8);
@@ -134,8 +139,8 @@ std::int64_t MatmulPlan::max_m() const { return require(impl_, "MatmulPlan::max_
 
 std::string MatmulPlan::tactic(std::int64_t m) const {
   const auto& impl = require(impl_, "MatmulPlan::tactic");
-  check(m >= 1 && m <= impl.options.max_m, "MatmulPlan::tactic: m = {} is outside [1, max_m = {}]", m,
-        impl.options.max_m);
+  check(m >= impl.options.min_m && m <= impl.options.max_m,
+        "MatmulPlan::tactic: m = {} is outside [min_m = {}, max_m = {}]", m, impl.options.min_m, impl.options.max_m);
   return impl.plan->tactic(m);
 }
 

@@ -8,12 +8,14 @@
 namespace q4 {
 namespace {
 
-std::shared_ptr<const QuantizedMatrix::Impl> make(const Runtime& runtime, std::shared_ptr<DeviceBackend> device,
-                                                  const CheckedSource& checked) {
+std::shared_ptr<QuantizedMatrix::Impl> make(const Runtime& runtime, std::shared_ptr<DeviceBackend> device,
+                                            const CheckedSource& checked) {
   const auto& s = checked.source;
-  auto impl = std::make_shared<QuantizedMatrix::Impl>(
-      QuantizedMatrix::Impl{runtime, device, device->pack(s), s.k, s.n, s.group_size, s.groups, s.act_order, s.has_bias,
-                            checked.zeros_detected, checked.zeros});
+  auto impl = std::make_shared<QuantizedMatrix::Impl>();
+  impl->runtime = runtime, impl->device = device, impl->packed = device->pack(s), impl->shape = s;
+  impl->k = s.k, impl->n = s.n, impl->group_size = s.group_size, impl->groups = s.groups;
+  impl->act_order = s.act_order, impl->has_bias = s.has_bias, impl->awq = s.awq;
+  impl->detected = checked.zeros_detected, impl->zeros = checked.zeros, impl->plain_g_idx = checked.plain_g_idx;
   for (const auto& note : checked.notes) runtime.impl().say_once(LogLevel::kWarning, note);
   if (impl->detected)
     runtime.impl().log(
@@ -29,20 +31,65 @@ const QuantizedMatrix::Impl& require(const QuantizedMatrix& matrix, const char* 
         "{}: the matrix is empty (default-constructed or moved from); make it with QuantizedMatrix::from_gptq or "
         "from_awq",
         call);
-  return *matrix.impl();
+  return *matrix.impl();  // the handle keeps it
 }
 
-QuantizedMatrix QuantizedMatrix::from_gptq(const Runtime& runtime, Device device, const GptqTensors& tensors) {
+QuantizedMatrix QuantizedMatrix::from_gptq(const Runtime& runtime, Device device, const GptqTensors& tensors,
+                                           const MatrixOptions& options) {
+  check(options.storage <= Storage::kReuse, "QuantizedMatrix::from_gptq: storage = {} is not a value of Storage",
+        static_cast<int>(options.storage));
   const auto backend = runtime.impl().open(device);
+  CheckedSource checked = check_gptq(*backend, tensors, "QuantizedMatrix::from_gptq");
+  checked.source.scratch_bytes = options.scratch_bytes;
+  if (options.storage == Storage::kReuse) checked.source.reuse = const_cast<void*>(tensors.qweight.data);
   QuantizedMatrix matrix;
-  matrix.impl_ = make(runtime, backend, check_gptq(*backend, tensors));
+  matrix.impl_ = make(runtime, backend, checked);
   return matrix;
 }
+
+void QuantizedMatrix::Impl::update(const CheckedSource& to, void* stream, const char* call) {
+  const auto& s = to.source;
+  const auto same = [&](const char* what, auto now, auto then) {
+    check(now == then, "{}: {} is {}, that of the matrix is {}: load it as another matrix", call, what, now, then);
+  };
+  same("k", s.k, k), same("n", s.n, n), same("the number of groups", s.groups, groups);
+  same("the group size", s.group_size, group_size), same("act-order", s.act_order, act_order);
+  same("having a bias", s.has_bias, has_bias), same("being AWQ", s.awq, awq);
+  same("the number of packed rows (which follows from the rows of each group)", s.packed_k, shape.packed_k);
+  same("the number of packed rows that share scales", s.unit, shape.unit);
+  same("the rows being in another order", s.mapped, shape.mapped);
+  check(!restored, "{}: restore() was called: the matrix has no weights any more", call);
+  packed->update(s, stream);
+  detected = to.zeros_detected, zeros = to.zeros, plain_g_idx = to.plain_g_idx;
+}
+
+void QuantizedMatrix::update(const GptqTensors& tensors, Stream stream) {
+  constexpr const char* kCall = "QuantizedMatrix::update";
+  const auto& m = require(*this, kCall);
+  check(!m.awq, "{}: the tensors are in GPTQ's layout, the matrix was made of AWQ's: load it as another matrix", kCall);
+  impl_->update(check_gptq(*m.device, tensors, kCall), stream.native, kCall);
+}
+
+void QuantizedMatrix::update(const AwqTensors& tensors, Stream stream) {
+  constexpr const char* kCall = "QuantizedMatrix::update";
+  const auto& m = require(*this, kCall);
+  check(m.awq, "{}: the tensors are in AWQ's layout, the matrix was made of GPTQ's: load it as another matrix", kCall);
+  impl_->update(check_awq(*m.device, tensors, kCall), stream.native, kCall);
+}
+
+void QuantizedMatrix::restore() {
+  require(*this, "QuantizedMatrix::restore");
+  if (!impl_->packed->in_place() || impl_->restored) return;
+  impl_->packed->restore();
+  impl_->restored = true;
+}
+
+bool QuantizedMatrix::in_place() const { return require(*this, "QuantizedMatrix::in_place").packed->in_place(); }
 
 QuantizedMatrix QuantizedMatrix::from_awq(const Runtime& runtime, Device device, const AwqTensors& tensors) {
   const auto backend = runtime.impl().open(device);
   QuantizedMatrix matrix;
-  matrix.impl_ = make(runtime, backend, check_awq(*backend, tensors));
+  matrix.impl_ = make(runtime, backend, check_awq(*backend, tensors, "QuantizedMatrix::from_awq"));
   return matrix;
 }
 
@@ -51,10 +98,57 @@ std::int64_t QuantizedMatrix::n() const { return require(*this, "QuantizedMatrix
 std::int64_t QuantizedMatrix::group_size() const { return require(*this, "QuantizedMatrix::group_size").group_size; }
 std::int64_t QuantizedMatrix::groups() const { return require(*this, "QuantizedMatrix::groups").groups; }
 bool QuantizedMatrix::act_order() const { return require(*this, "QuantizedMatrix::act_order").act_order; }
+bool QuantizedMatrix::is_awq() const { return require(*this, "QuantizedMatrix::is_awq").awq; }
 bool QuantizedMatrix::has_bias() const { return require(*this, "QuantizedMatrix::has_bias").has_bias; }
 ZeroFormat QuantizedMatrix::zeros() const { return require(*this, "QuantizedMatrix::zeros").zeros; }
 bool QuantizedMatrix::zeros_detected() const { return require(*this, "QuantizedMatrix::zeros_detected").detected; }
 Device QuantizedMatrix::device() const { return require(*this, "QuantizedMatrix::device").device->info().device; }
 std::size_t QuantizedMatrix::bytes() const { return require(*this, "QuantizedMatrix::bytes").packed->bytes(); }
+
+UnpackedMatrix QuantizedMatrix::unpack() const {
+  const auto& m = require(*this, "QuantizedMatrix::unpack");
+  check(!m.restored, "QuantizedMatrix::unpack: restore() was called: the matrix has no weights any more");
+  UnpackedSource plain = m.packed->unpack();
+  UnpackedMatrix to;
+  to.k = m.k, to.n = m.n, to.groups = m.groups, to.group_size = m.group_size;
+  to.is_awq = m.awq, to.zeros = m.zeros;
+  to.qweight = std::move(plain.qweight), to.scales = std::move(plain.scales), to.bias = std::move(plain.bias);
+  to.g_idx = m.act_order ? std::move(plain.g_idx) : m.plain_g_idx;
+  to.qzeros.resize(plain.zeros.size() / 8);
+  const unsigned less = m.zeros == ZeroFormat::kV1 ? 1 : 0;
+  for (std::size_t i = 0; i < plain.zeros.size(); ++i) {
+    const auto nibble = m.awq ? i % 2 * 4 + i % 8 / 2 : i % 8;
+    to.qzeros[i / 8] |= ((plain.zeros[i] - less) & 15u) << (4 * nibble);
+  }
+  return to;
+}
+
+namespace {
+
+template <class Tensors>
+Tensors views(const UnpackedMatrix& m) {
+  Tensors t;
+  t.qweight = {m.qweight.data(), DType::kI32, m.is_awq ? m.k : m.k / 8, m.is_awq ? m.n / 8 : m.n};
+  t.qzeros = {m.qzeros.data(), DType::kI32, m.groups, m.n / 8};
+  t.scales = {m.scales.data(), DType::kF16, m.groups, m.n};
+  if (!m.bias.empty()) t.bias = TensorView{m.bias.data(), DType::kF32, 1, m.n};
+  t.group_size = m.group_size;
+  return t;
+}
+
+}  // namespace
+
+GptqTensors UnpackedMatrix::gptq() const {
+  check(!is_awq, "UnpackedMatrix::gptq: the matrix is in AWQ's layout: call awq()");
+  auto t = views<GptqTensors>(*this);
+  if (!g_idx.empty()) t.g_idx = TensorView{g_idx.data(), DType::kI32, 1, k};
+  t.zeros = zeros;
+  return t;
+}
+
+AwqTensors UnpackedMatrix::awq() const {
+  check(is_awq, "UnpackedMatrix::awq: the matrix is in GPTQ's layout: call gptq()");
+  return views<AwqTensors>(*this);
+}
 
 }  // namespace q4

@@ -9,14 +9,23 @@
 
 namespace q4 {
 
+struct CheckedSource;
+
 class QuantizedMatrix::Impl {
  public:
+  /// Other weights, after checking that they fit.
+  void update(const CheckedSource& to, void* stream, const char* call);
+
   Runtime runtime;  ///< keeps caches and backends alive
   std::shared_ptr<DeviceBackend> device;
-  std::shared_ptr<const PackedMatrix> packed;
+  std::shared_ptr<PackedMatrix> packed;
   std::int64_t k = 0, n = 0, group_size = 0, groups = 0;
+  MatrixShape shape;
   bool act_order = false, has_bias = false, detected = false;
   ZeroFormat zeros = ZeroFormat::kV1;
+  bool awq = false;
+  bool restored = false;
+  std::vector<std::int32_t> plain_g_idx;  ///< one that was given and says no more than the group size does
 };
 
 /// What every use of a handle begins with.

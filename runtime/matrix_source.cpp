@@ -83,6 +83,11 @@ class Reader {
     return out;
   }
 
+  /// Contiguous in the memory of the device.
+  bool stays(const TensorView& view) const {
+    return on_device(view) && (view.row_stride < 0 || view.row_stride == view.cols);
+  }
+
   /// qweight, contiguous, where the backend wants it: in its own memory if it is there, else on the host.
   void place_codes(CheckedSource& to, const TensorView& view) const {
     const bool contiguous = view.row_stride < 0 || view.row_stride == view.cols;
@@ -110,17 +115,31 @@ class Reader {
   DeviceBackend& device_;
 };
 
-GroupIndex read_g_idx(const Reader& reader, const TensorView& view, const MatrixSource& s) {
+/// `plain` receives one that means no act-order, as it is.
+GroupIndex read_g_idx(const Reader& reader, const TensorView& view, const MatrixSource& s,
+                      std::vector<std::int32_t>& plain) {
   reader.check_view(view, "g_idx", {DType::kI32, DType::kI64});
   check(view.rows * view.cols == s.k && (view.rows == 1 || view.cols == 1),
         "{}: g_idx has shape [{}, {}]; it must have k = {} elements", reader.call(), view.rows, view.cols, s.k);
-  return read_group_index(reader.call(), view.dtype, reader.bytes(view).data(), s.k, s.group_size, s.groups);
+  const auto raw = reader.bytes(view);
+  GroupIndex index = read_group_index(reader.call(), view.dtype, raw.data(), s.k, s.group_size, s.groups);
+  if (index.rows.empty()) {
+    plain.resize(static_cast<std::size_t>(s.k));
+    for (std::size_t r = 0; r < plain.size(); ++r) std::memcpy(&plain[r], raw.data() + r * size_of(view.dtype), 4);
+  }
+  return index;
 }
 
 /// To fp16, which the kernels use. fp16 scales are taken as they are, NaN included. Others are rounded: with random
 /// fractions that is an error of 1.4e-4 to 2.8e-4 of the weights; more means that their range is not fp16's.
 void convert_scales(const Reader& reader, CheckedSource& to, const TensorView& scales) {
   constexpr double kMostRounded = 3e-4;
+  if (scales.dtype == DType::kF16) {
+    const auto raw = reader.bytes(scales);
+    to.source.scales.resize(raw.size() / 2);
+    if (!raw.empty()) std::memcpy(to.source.scales.data(), raw.data(), raw.size());
+    return;
+  }
   const std::vector<float> wide = reader.floats(scales);
   to.source.scales.reserve(wide.size());
   double difference = 0, norm = 0;
@@ -166,7 +185,7 @@ void check_common(const Reader& reader, CheckedSource& to, const TensorView& qze
         "{}: group_size = {}; it must be -1 (one group), 0 (derive) or a positive multiple of 8", call, group_size);
   s.group_size = group_size == -1 ? s.k : group_size == 0 ? (s.k + s.groups - 1) / s.groups : group_size;
   if (g_idx && g_idx->rows * g_idx->cols > 0) {
-    GroupIndex index = read_g_idx(reader, *g_idx, s);
+    GroupIndex index = read_g_idx(reader, *g_idx, s, to.plain_g_idx);
     s.g_idx = std::move(index.rows);
     s.act_order = !s.g_idx.empty();
     if (!index.note.empty()) to.notes.push_back(std::move(index.note));
@@ -181,7 +200,13 @@ void check_common(const Reader& reader, CheckedSource& to, const TensorView& qze
           "{}: k = {} rows in groups of {} make {} groups, but scales has {} rows", call, s.k, s.group_size,
           (s.k + s.group_size - 1) / s.group_size, s.groups);
   }
-  convert_scales(reader, to, scales);
+  // Scales and zeros of a matrix without act-order may stay on the device that they are packed on.
+  to.small_on_device = !s.act_order && scales.dtype == DType::kF16 && reader.stays(scales) && reader.stays(qzeros);
+  if (to.small_on_device)
+    s.device_scales = static_cast<const std::uint16_t*>(scales.data),
+    s.device_qzeros = static_cast<const std::uint32_t*>(qzeros.data);
+  else
+    convert_scales(reader, to, scales);
   if (bias && bias->rows * bias->cols > 0) {
     reader.check_view(*bias, "bias", {DType::kF16, DType::kBF16, DType::kF32});
     check(bias->rows * bias->cols == s.n && (bias->rows == 1 || bias->cols == 1),
@@ -206,8 +231,8 @@ std::vector<std::uint8_t> unpack_zeros(const Reader& reader, const TensorView& q
 
 }  // namespace
 
-CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t) {
-  const Reader reader("QuantizedMatrix::from_gptq", device);
+CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t, const char* call) {
+  const Reader reader(call, device);
   CheckedSource to;
   auto& s = to.source;
   reader.check_view(t.qweight, "qweight", {DType::kI32});
@@ -215,7 +240,8 @@ CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t) {
   reader.check_view(t.scales, "scales", {DType::kF16, DType::kBF16, DType::kF32});
   s.k = t.qweight.rows * 8, s.n = t.qweight.cols;
   check_common(reader, to, t.qzeros, t.scales, t.bias, t.group_size, t.g_idx);
-  s.zeros = unpack_zeros(reader, t.qzeros, false);
+  const bool read = !to.small_on_device || t.zeros == ZeroFormat::kAuto;
+  if (read) s.zeros = unpack_zeros(reader, t.qzeros, false);
   check(t.zeros <= ZeroFormat::kV2, "{}: zeros = {} is no value of ZeroFormat", reader.call(),
         static_cast<int>(t.zeros));
   to.zeros = t.zeros;
@@ -223,6 +249,7 @@ CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t) {
     to.zeros_detected = std::all_of(s.zeros.begin(), s.zeros.end(), [](auto z) { return z == 8; });
     to.zeros = to.zeros_detected ? ZeroFormat::kV2 : ZeroFormat::kV1;
   }
+  s.zero_add = to.zeros == ZeroFormat::kV1 ? 1 : 0;
   if (to.zeros == ZeroFormat::kV1)
     for (auto& zero : s.zeros) zero = (zero + 1) & 15;
   reader.place_codes(to, t.qweight);
@@ -230,8 +257,8 @@ CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t) {
   return to;
 }
 
-CheckedSource check_awq(DeviceBackend& device, const AwqTensors& t) {
-  const Reader reader("QuantizedMatrix::from_awq", device);
+CheckedSource check_awq(DeviceBackend& device, const AwqTensors& t, const char* call) {
+  const Reader reader(call, device);
   CheckedSource to;
   auto& s = to.source;
   reader.check_view(t.qweight, "qweight", {DType::kI32});
@@ -240,7 +267,7 @@ CheckedSource check_awq(DeviceBackend& device, const AwqTensors& t) {
   s.awq = true;
   s.k = t.qweight.rows, s.n = t.qweight.cols * 8;
   check_common(reader, to, t.qzeros, t.scales, t.bias, t.group_size, std::nullopt);
-  s.zeros = unpack_zeros(reader, t.qzeros, true);
+  if (!to.small_on_device) s.zeros = unpack_zeros(reader, t.qzeros, true);
   to.zeros = ZeroFormat::kV2;
   reader.place_codes(to, t.qweight);
   s.order = arrange(s, {});

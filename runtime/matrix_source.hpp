@@ -14,14 +14,17 @@ namespace q4 {
 /// Owns what the source had to be copied into.
 struct CheckedSource {
   MatrixSource source;
-  std::vector<std::uint8_t> host_codes;  ///< qweight, when it was strided or had to leave another memory
-  std::shared_ptr<void> device_codes;    ///< the same on the device
+  std::vector<std::uint8_t> host_codes;   ///< qweight, when it was strided or had to leave another memory
+  std::shared_ptr<void> device_codes;     ///< the same on the device
+  std::vector<std::int32_t> plain_g_idx;  ///< g_idx, where it says no more than the group size does
+  bool small_on_device = false;           ///< scales and qzeros stay where they are, on the device
   bool zeros_detected = false;
   ZeroFormat zeros = ZeroFormat::kV1;
   std::vector<std::string> notes;  ///< what was unusual and is read nevertheless, for the log
 };
 
-CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& tensors);
-CheckedSource check_awq(DeviceBackend& device, const AwqTensors& tensors);
+/// `call` is named in errors.
+CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& tensors, const char* call);
+CheckedSource check_awq(DeviceBackend& device, const AwqTensors& tensors, const char* call);
 
 }  // namespace q4

@@ -25,6 +25,9 @@ RuntimeOptions resolve(RuntimeOptions options) {
   check(options.cpu_threads >= 0 && options.cpu_threads <= kMostThreads,
         "Runtime: cpu_threads = {} is outside [0, {}]; 0 means what the machine allows", options.cpu_threads,
         kMostThreads);
+  check(!options.allocator.allocate == !options.allocator.release,
+        "Runtime: allocator has {} alone; set both allocate and release, or neither",
+        options.allocator.allocate ? "allocate" : "release");
   if (!options.log)
     options.log = [most = level_of_environment()](LogLevel level, const std::string& text) {
       constexpr const char* kNames[] = {"error", "warning", "info", "debug"};
@@ -35,7 +38,7 @@ RuntimeOptions resolve(RuntimeOptions options) {
 
 }  // namespace
 
-Runtime::Impl::Impl(RuntimeOptions options) : context_{resolve(std::move(options)), nullptr} {
+Runtime::Impl::Impl(RuntimeOptions options) : context_{resolve(std::move(options))} {
   auto cache = cache::cache_options(context_.options);
   if (cache.folder.empty() && cache.mode != CacheMode::kOff)
     context_.log(
@@ -65,6 +68,14 @@ std::shared_ptr<DeviceBackend> Runtime::Impl::open(Device device) {
   }
   fail(ErrorCode::kNotFound, "device '{}' does not exist{}; there are: {} (q4-info says what is missing and why)",
        device.str(), (reason.empty() ? "" : ": ") + reason, known.empty() ? "none" : known);
+}
+
+std::vector<std::shared_ptr<DeviceBackend>> Runtime::Impl::opened() {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::shared_ptr<DeviceBackend>> all;
+  for (const auto& [key, device] : open_)
+    if (device) all.push_back(device);
+  return all;
 }
 
 std::vector<DeviceInfo> Runtime::Impl::devices() {
@@ -217,5 +228,28 @@ const TuningDb& Runtime::tuning() const { return impl_->tuning(); }
 std::vector<TuningSource> Runtime::tuning_sources() const { return impl_->tuning_sources(); }
 
 CacheCounters Runtime::cache_counters() const { return impl_->cache().counters(); }
+
+std::vector<MemoryUse> Runtime::memory() const {
+  std::vector<MemoryUse> all;
+  for (const auto& device : impl_->opened()) all.push_back(device->memory());
+  return all;
+}
+
+void Runtime::trim() const {
+  for (const auto& device : impl_->opened()) device->trim();
+}
+
+void Runtime::seal(Sealing mode) const {
+  check(mode <= Sealing::kError, "Runtime::seal: mode = {} is not a value of Sealing", static_cast<int>(mode));
+  impl_->seal().set(mode, [impl = impl_.get()](const std::string& text) { impl->log(LogLevel::kWarning, text); });
+}
+
+void Runtime::seal() const {
+  const char* text = std::getenv("Q4_SEAL");
+  const std::string mode = text ? text : "error";
+  check(mode == "off" || mode == "warn" || mode == "error",
+        "Runtime::seal: Q4_SEAL = '{}' is not one of off, warn, error", mode);
+  seal(mode == "off" ? Sealing::kOff : mode == "warn" ? Sealing::kWarn : Sealing::kError);
+}
 
 }  // namespace q4

@@ -32,6 +32,8 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   /// The cache holds kernels of this version for such a GPU: no compiler is asked for before one is missing.
   bool may_be_prebuilt(const std::string& arch);
   cache::KernelCache& cache() { return *cache_; }
+  std::vector<std::shared_ptr<DeviceBackend>> opened();
+  Seal& seal() { return *context_.seal; }
   void log(LogLevel level, const std::string& text) const { context_.log(level, text); }
   void say_once(LogLevel level, const std::string& text);  ///< only the first time that this runtime says it
 

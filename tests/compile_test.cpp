@@ -104,6 +104,18 @@ std::vector<jit::Values> configs(const choose::Kernel& kernel, const Problem& p,
   return {chosen.begin(), chosen.end()};
 }
 
+/// What loads, updates and unpack() launch.
+std::vector<jit::Source> loading() {
+  std::vector<jit::Source> all = {choose::pack_source(false, true), choose::unpack_source(false, true),
+                                  choose::transpose_source(false), choose::transpose_source(true),
+                                  choose::copy_rows_source()};
+  for (const bool awq : {false, true})
+    for (const auto& source : {choose::pack_source(awq), choose::unpack_source(awq), choose::meta_source(awq, true),
+                               choose::meta_source(awq, false)})
+      all.push_back(source);
+  return all;
+}
+
 void check_table(const std::string& arch, std::size_t sample) {
   const cuda::Nvrtc* nvrtc = compiler(arch);
   if (nvrtc == nullptr) return;
@@ -124,7 +136,7 @@ void check_table(const std::string& arch, std::size_t sample) {
         check(*nvrtc, bound->source(), arch, bound->threads(), is_default);
       }
     }
-  for (const bool awq : {false, true}) check(*nvrtc, choose::pack_source(awq), arch, 256);
+  for (const auto& source : loading()) check(*nvrtc, source, arch, 256);
   check(*nvrtc, choose::remap_source(true), arch, choose::remap_threads(true));
   for (const std::size_t v : {0, 3, 7}) check(*nvrtc, choose::reconstruct_source(problem(v)), arch, 256);
 }
@@ -155,8 +167,8 @@ TEST_CASE("sm_61: what a GPU without fast fp16 runs compiles") {
       check(*nvrtc, bound->source(), "sm_61", bound->threads());
     }
   }
+  for (const auto& source : loading()) check(*nvrtc, source, "sm_61", 256);
   for (const bool other : {false, true}) {
-    check(*nvrtc, choose::pack_source(other), "sm_61", 256);
     check(*nvrtc, choose::remap_source(other), "sm_61", choose::remap_threads(other));
   }
 }

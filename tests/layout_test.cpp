@@ -2,6 +2,8 @@
 #include "kernels/layout.h"
 
 #include <doctest/doctest.h>
+
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/pack.h"
@@ -45,6 +47,14 @@ TEST_CASE("index functions are bijections") {
               }
   for (const int count : nibbles) REQUIRE(count == 1);
   for (const int count : elements) REQUIRE(count == 1);
+  for (int p = 0; p < k; ++p)
+    for (int col = 0; col < n; ++col) {  // code_place() is the inverse
+      const CodePlace place = code_place(k, p, col);
+      const int block = static_cast<int>(place.word / 1024), inside = static_cast<int>(place.word % 1024);
+      const int lane = inside / 4 % 32, half = inside / 128 % 2, tile = inside / 256;
+      REQUIRE(block % 3 * 128 + half * 64 + inside % 4 * 16 + nibble_row(place.nibble, lane & 3) == p);
+      REQUIRE(block / 3 * 64 + tile * 16 + nibble_column(place.nibble, lane >> 2) == col);
+    }
 
   for (const int unit : {16, 32, 64, 128, 256, 512}) {
     std::vector<int> bytes(static_cast<std::size_t>(meta_bytes(k, n, unit)));
@@ -76,9 +86,26 @@ void check_pack(const PlainMatrix& plain, const std::uint32_t* qweight, int unit
   args.source_k = expected.x_k, args.k = expected.k, args.n = expected.n;
   emulation::emulate({.grid = pack_blocks(expected.k, expected.n), .threads = pack_threads()}, [&] { pack<C>(args); });
   CHECK(std::memcmp(codes.data(), expected.codes.data(), expected.codes.size()) == 0);
+
+  std::vector<i32> packed(static_cast<std::size_t>(plain.k));
+  for (int p = 0; p < expected.k && !expected.identity; ++p)
+    if (args.source[p] >= 0) packed[static_cast<std::size_t>(args.source[p])] = p;
+  const auto words = static_cast<std::size_t>(plain.k / 8 * plain.n);
+  std::vector<u32> again(words, 0xffffffffu);
+  for (std::size_t first = 0; first < words; first += words / 2 + 1) {  // in two parts
+    const UnpackArgs back{codes.data(),
+                          expected.identity ? nullptr : packed.data(),
+                          again.data() + first,
+                          static_cast<i64>(first),
+                          static_cast<i64>(std::min(words / 2 + 1, words - first)),
+                          expected.k,
+                          expected.n};
+    emulation::emulate({.grid = unpack_blocks(back.count), .threads = pack_threads()}, [&] { unpack<C>(back); });
+  }
+  CHECK(std::memcmp(again.data(), qweight, words * 4) == 0);
 }
 
-TEST_CASE("the pack kernel follows the drawing") {
+TEST_CASE("the pack kernel follows the drawing, and unpack undoes it") {
   const bool threads = emulation::default_engine() == emulation::Engine::kThreads;  // slow: one case is enough
   const MatrixSpec specs[] = {{.k = 256, .n = 64, .group_size = 64, .act_order = ActOrder::kUneven},
                               {.k = 264, .n = 72, .group_size = 128},

@@ -27,6 +27,7 @@ enum class Gather : std::uint8_t {
 
 struct PlanOptions {
   std::int64_t max_m = 1;          ///< largest m that run() will accept; sizes the workspace
+  std::int64_t min_m = 1;          ///< smallest m but 0 that run() will accept: kernels for fewer rows are left out
   DType activation = DType::kF16;  ///< dtype of x and out: fp16, bf16, and on the CPU fp32
   Math math = Math::kAuto;
   Gather gather = Gather::kAuto;

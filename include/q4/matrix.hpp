@@ -7,6 +7,7 @@
 #include <q4/runtime.hpp>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace q4 {
 
@@ -51,7 +52,38 @@ struct AwqTensors {
   std::int64_t group_size = 0;  ///< as in GptqTensors
 };
 
-/// A handle to immutable, device-resident weights. Copies share them; a plan keeps its matrix alive. The source tensors
+/// Where packed codes go.
+enum class Storage : std::uint8_t {
+  kOwn,  ///< memory of the matrix's own; the tensors are left as they are
+  /// The memory of qweight, which is overwritten and must then live as long as the matrix and its plans. It takes
+  /// qweight on the matrix's own device, contiguous and aligned to 256 bytes, k % 128 == 0, n % 64 == 0 and groups that
+  /// need no padding (group size 16, 32, 64 or a multiple of 128, with act-order groups of as many rows each); on the
+  /// CPU and in every other case the codes go to own memory as with kOwn. QuantizedMatrix::in_place() says which.
+  kReuse,
+};
+
+struct MatrixOptions {
+  Storage storage = Storage::kOwn;
+  /// Device memory that packing in place may take for a time, or what a strip of 64 columns and 1/32 of the codes need.
+  /// It is kept for the next load: Runtime::trim() frees it.
+  std::size_t scratch_bytes = std::size_t{64} << 20;
+};
+
+/// What a matrix was made of, bit for bit, in host memory of its own. The views of gptq() and awq() refer to it.
+struct Q4_API UnpackedMatrix {
+  std::int64_t k = 0, n = 0, groups = 0, group_size = 0;
+  bool is_awq = false;                 ///< in AWQ's layout, else in GPTQ's
+  ZeroFormat zeros = ZeroFormat::kV1;  ///< of qzeros; AWQ: kV2
+  std::vector<std::uint32_t> qweight, qzeros;
+  std::vector<std::uint16_t> scales;  ///< fp16 bits; bf16 and fp32 as they were rounded
+  std::vector<std::int32_t> g_idx;    ///< empty where none was given
+  std::vector<float> bias;            ///< empty where none was given
+
+  GptqTensors gptq() const;  ///< throws kInvalidArgument if is_awq
+  AwqTensors awq() const;    ///< throws kInvalidArgument unless is_awq
+};
+
+/// A handle to device-resident weights. Copies share them; a plan keeps its matrix alive. The source tensors
 /// are read during construction only, never modified, and may be freed as soon as it returns (device tensors must be
 /// ready: the constructor synchronizes with the device's default stream). Thread-safe.
 ///
@@ -59,7 +91,8 @@ struct AwqTensors {
 class Q4_API QuantizedMatrix {
  public:
   QuantizedMatrix() = default;  ///< empty; using it is an error
-  static QuantizedMatrix from_gptq(const Runtime& runtime, Device device, const GptqTensors& tensors);
+  static QuantizedMatrix from_gptq(const Runtime& runtime, Device device, const GptqTensors& tensors,
+                                   const MatrixOptions& options = {});
   static QuantizedMatrix from_awq(const Runtime& runtime, Device device, const AwqTensors& tensors);
 
   explicit operator bool() const noexcept { return impl_ != nullptr; }
@@ -69,16 +102,32 @@ class Q4_API QuantizedMatrix {
   std::int64_t groups() const;
   bool act_order() const;  ///< g_idx was there and differs from row / group_size
   bool has_bias() const;
+  bool is_awq() const;  ///< made of AWQ's tensors
   ZeroFormat zeros() const;     ///< kV1 or kV2: what was applied (AWQ: kV2)
   bool zeros_detected() const;  ///< kAuto chose kV2 because every stored zero was 8
   Device device() const;
-  std::size_t bytes() const;  ///< device memory held
+  std::size_t bytes() const;  ///< device memory held; not what in_place() uses of the caller's
+  bool in_place() const;      ///< the codes are in qweight's memory (Storage::kReuse)
+  /// Other weights in the same memory: plans, captured graphs and copies of this handle stay valid and compute with
+  /// them. The tensors must have the same format, k, n, groups and group size, act-order and bias or none, and with a
+  /// g_idx groups of as many rows; anything else throws kInvalidArgument and changes nothing. On a GPU it happens after
+  /// what the stream was given before and before what it is given next; with qweight, qzeros and fp16 scales on the
+  /// device, contiguous, `zeros` not kAuto, no g_idx and no bias, it only launches (and may not be captured). Otherwise
+  /// it waits for the device. The tensors must live until the stream is done. qweight may be the memory of in_place().
+  /// Not while another thread updates or unpacks this matrix, or, on the CPU, runs a plan of it.
+  void update(const GptqTensors& tensors, Stream stream = {});
+  void update(const AwqTensors& tensors, Stream stream = {});
+  /// in_place(): gives qweight its content back. Nothing that computes with the matrix may be running or run again; it
+  /// can only be destroyed. Without in_place() nothing happens.
+  void restore();
+  /// The tensors again: to save them, to look at them, to load them elsewhere. Waits for the device.
+  UnpackedMatrix unpack() const;
 
   class Impl;
-  const std::shared_ptr<const Impl>& impl() const { return impl_; }  ///< internal
+  std::shared_ptr<const Impl> impl() const { return impl_; }  ///< internal
 
  private:
-  std::shared_ptr<const Impl> impl_;
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace q4

@@ -58,6 +58,10 @@ enum {
   Q4_LAYER_PACK = 5,
   Q4_LAYER_COMPILER = 6
 };
+typedef int32_t q4_storage; /* of packed codes: own memory, or qweight's, where they fit (q4::Storage) */
+enum { Q4_STORAGE_OWN = 0, Q4_STORAGE_REUSE = 1 };
+typedef int32_t q4_sealing; /* what a sealed runtime makes of compiling and allocating (q4::Sealing) */
+enum { Q4_SEAL_OFF = 0, Q4_SEAL_WARN = 1, Q4_SEAL_ERROR = 2 };
 typedef int32_t q4_log_level;
 enum { Q4_LOG_ERROR = 0, Q4_LOG_WARNING = 1, Q4_LOG_INFO = 2, Q4_LOG_DEBUG = 3 };
 
@@ -116,6 +120,11 @@ typedef struct q4_runtime_options {
   void (*cache_event)(void* user, const q4_cache_event* event); /* from any thread, while the library holds no lock */
   void* cache_event_user;
   const char* record_untuned; /* file that untuned problems are appended to; null: $Q4_RECORD_UNTUNED, else none */
+  /* Where device memory comes from; both or neither. allocate() returns memory aligned to `alignment`, or null where
+   * there is none; neither may throw (q4::Allocator). */
+  void* (*allocate)(void* user, size_t bytes, size_t alignment, q4_device device, void* stream);
+  void (*release)(void* user, void* memory, size_t bytes, q4_device device, void* stream);
+  void* allocator_user;
 } q4_runtime_options;
 
 /* `options` may be null. Strings and lists are copied. Opens no driver. */
@@ -152,6 +161,19 @@ typedef struct q4_cache_counts {
 /* Since the runtime was created. */
 Q4_API q4_status q4_cache_counters(q4_runtime* runtime, q4_cache_counts* counts);
 
+typedef struct q4_memory_use {
+  size_t size;                       /* sizeof(q4_memory_use), set by the caller */
+  uint64_t weights, workspace, code; /* bytes */
+  uint64_t allocations;              /* pieces that weights and workspace consist of */
+} q4_memory_use;
+
+/* What is held on a device; zeros for one that was not used. */
+Q4_API q4_status q4_memory_get(q4_runtime* runtime, q4_device device, q4_memory_use* use);
+/* Frees the memory that loads keep for the next load. */
+Q4_API q4_status q4_runtime_trim(q4_runtime* runtime);
+/* After warm-up: compiling and taking device memory is reported or refused from now on; see q4::Runtime::seal. */
+Q4_API q4_status q4_runtime_seal(q4_runtime* runtime, q4_sealing mode);
+
 /* ---- matrices ------------------------------------------------------------------------ */
 
 /* A borrowed row-major tensor. Strides in elements; row_stride 0: contiguous. `device` zero: host memory. */
@@ -170,9 +192,14 @@ typedef struct q4_tensors {
   const q4_tensor* bias;  /* null: none */
   int64_t group_size;     /* -1: one group; 0: ceil(k / groups) */
   q4_zeros zeros;         /* AWQ: Q4_ZEROS_AUTO */
+  int32_t reserved;       /* 0 */
+  uint64_t scratch_bytes; /* for packing in place; 0: 64 MiB */
+  q4_storage storage;     /* AWQ: Q4_STORAGE_OWN */
+  int32_t reserved2;      /* 0 */
 } q4_tensors;
 
-/* Copied and repacked before the call returns: the tensors stay untouched and may be freed. */
+/* Copied and repacked before the call returns: the tensors stay untouched and may be freed, except a qweight that is
+ * packed in place (Q4_STORAGE_REUSE; q4_matrix_info.in_place says whether it was). */
 Q4_API q4_status q4_matrix_from_gptq(q4_runtime* runtime, q4_device device, const q4_tensors* tensors,
                                      q4_matrix* matrix);
 Q4_API q4_status q4_matrix_from_awq(q4_runtime* runtime, q4_device device, const q4_tensors* tensors,
@@ -222,10 +249,26 @@ typedef struct q4_matrix_info {
   int32_t act_order, has_bias, zeros_detected; /* 0 or 1 */
   q4_zeros zeros;                              /* what was applied */
   q4_device device;
-  uint64_t bytes; /* device memory held */
+  uint64_t bytes;    /* device memory held */
+  int32_t in_place;  /* 1: the codes are in qweight's memory */
+  int32_t reserved2; /* 0 */
 } q4_matrix_info;
 
 Q4_API q4_status q4_matrix_get(q4_runtime* runtime, q4_matrix matrix, q4_matrix_info* info);
+/* Other weights in the same memory; see q4::QuantizedMatrix::update. `stream` is the native stream. */
+Q4_API q4_status q4_matrix_update(q4_runtime* runtime, q4_matrix matrix, const q4_tensors* tensors, void* stream);
+/* What the matrix was made of, bit for bit, into host memory of the caller's. Each may be null: not wanted. */
+typedef struct q4_unpacked {
+  size_t size;       /* sizeof(q4_unpacked) */
+  uint32_t* qweight; /* k * n / 8 words, in the format that was given */
+  uint32_t* qzeros;  /* groups * n / 8 words */
+  uint16_t* scales;  /* groups * n, fp16 */
+  int32_t* g_idx;    /* k; row / group_size where none was given. Not for AWQ */
+  float* bias;       /* n; not for a matrix without one */
+} q4_unpacked;
+Q4_API q4_status q4_matrix_unpack(q4_runtime* runtime, q4_matrix matrix, const q4_unpacked* to);
+/* in_place: gives qweight its content back; the matrix can then only be destroyed. */
+Q4_API q4_status q4_matrix_restore(q4_runtime* runtime, q4_matrix matrix);
 /* Plans made from it keep the weights alive. */
 Q4_API q4_status q4_matrix_destroy(q4_runtime* runtime, q4_matrix matrix);
 
@@ -278,7 +321,7 @@ typedef struct q4_warmup_shape {
 
 typedef struct q4_warmup_options {
   size_t size;       /* sizeof(q4_warmup_options) */
-  int32_t threads;   /* kernels at a time; 0: as many as the host has cores */
+  int32_t threads;   /* kernels at a time; 0: as many as the mask and the cgroup allow */
   double deadline_s; /* after which no further kernel is begun; 0: none */
   /* After each kernel, on the calling thread. */
   void (*progress)(void* user, size_t done, size_t total, const q4_cache_event* kernel);

@@ -7,6 +7,7 @@
 #include <q4/cache.hpp>
 #include <q4/device.hpp>
 #include <q4/error.hpp>
+#include <q4/memory.hpp>
 #include <string>
 #include <vector>
 
@@ -64,6 +65,8 @@ struct RuntimeOptions {
   /// Instruction set of the CPU backend: "avx2", "neon", ... (q4-info names those of this build). One that cannot run
   /// makes the CPU absent. Empty: $Q4_CPU_ISA, else the best one.
   std::string cpu_isa = {};
+  /// Where device memory comes from; empty: the driver, and malloc for the CPU (q4/memory.hpp).
+  Allocator allocator = {};
   /// Receives messages; called from any thread. Empty: warnings and errors to stderr
   /// ($Q4_LOG=debug|info|warning|error).
   std::function<void(LogLevel, const std::string&)> log = {};
@@ -102,6 +105,15 @@ class Q4_API Runtime {
   /// call, each line of it.
   std::vector<TuningSource> tuning_sources() const;
   CacheCounters cache_counters() const;
+  /// What is held on each device that was used.
+  std::vector<MemoryUse> memory() const;
+  /// Frees the memory that loads keep for the next load.
+  void trim() const;
+  /// After warm-up: from now on compiling a kernel or taking device memory is reported or refused, for every matrix and
+  /// plan of this Runtime; run() does neither anyway. kOff takes it back.
+  void seal(Sealing mode) const;
+  /// With the mode that $Q4_SEAL names (off, warn, error); else kError.
+  void seal() const;
   /// Finds or compiles every kernel that plans of these shapes will load on a device, and keeps them loaded for the
   /// life of the Runtime (q4/warmup.hpp). A kernel that fails is in the report; throws kInvalidArgument for shapes and
   /// options that no plan accepts, and what opening the device throws.

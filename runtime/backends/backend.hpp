@@ -7,6 +7,7 @@
 #include <memory>
 #include <q4/device.hpp>
 #include <q4/matmul.hpp>
+#include <q4/memory.hpp>
 #include <q4/tuning.hpp>
 #include <string>
 #include <vector>
@@ -25,7 +26,23 @@ struct MatrixSource : MatrixShape {
   std::vector<std::uint16_t> scales;  ///< [groups, n] fp16 bits
   std::vector<float> bias;            ///< [n] or empty
   std::vector<std::int32_t> g_idx;    ///< [k] or empty (no act-order)
+  /// Instead of `zeros` and `scales`, where both are on the target device: qzeros as words, zero = stored + zero_add,
+  /// and fp16 [groups, n], both contiguous.
+  const std::uint32_t* device_qzeros = nullptr;
+  const std::uint16_t* device_scales = nullptr;
+  int zero_add = 0;
+  void* reuse = nullptr;                 ///< qweight's own memory, which the packed codes may take where they fit
+  std::size_t scratch_bytes = 64 << 20;  ///< device memory that packing may take for a time
   RowOrder order;
+};
+
+/// What a PackedMatrix was made of: its MatrixSource again, bit for bit, with memory of its own.
+struct UnpackedSource {
+  std::vector<std::uint32_t> qweight;
+  std::vector<std::uint8_t> zeros;
+  std::vector<std::uint16_t> scales;
+  std::vector<std::int32_t> g_idx;  ///< empty without act-order
+  std::vector<float> bias;
 };
 
 /// Weights in a backend's own layout and memory.
@@ -33,6 +50,12 @@ class PackedMatrix {
  public:
   virtual ~PackedMatrix() = default;
   virtual std::size_t bytes() const = 0;
+  virtual UnpackedSource unpack() const = 0;
+  /// Other weights in the same places, after the earlier work of the stream and before its later work. `source` has the
+  /// same numbers, row order's k and unit among them. Allocates what it needs before it writes anything.
+  virtual void update(const MatrixSource& source, void* stream) = 0;
+  virtual bool in_place() const { return false; }  ///< the codes are in MatrixSource::reuse
+  virtual void restore() {}                        ///< in_place(): puts qweight back there; unusable afterwards
 };
 
 /// One prepared multiplication; see MatmulPlan for what run() promises. Arguments are already checked: pointers
@@ -55,8 +78,10 @@ class DeviceBackend {
   virtual ~DeviceBackend() = default;
   virtual const DeviceInfo& info() const = 0;
 
-  virtual void* allocate(std::size_t bytes) = 0;  ///< 256-byte aligned, never null; kOutOfMemory
+  virtual void* allocate(std::size_t bytes) = 0;  ///< workspace, 256-byte aligned, never null; kOutOfMemory
   virtual void release(void* memory) noexcept = 0;
+  virtual MemoryUse memory() const = 0;
+  virtual void trim() {}  ///< frees what loads keep for the next load
   virtual void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) = 0;  ///< synchronous
   virtual void fill(void* memory, int byte, std::size_t bytes) = 0;                     ///< synchronous
   virtual void synchronize() = 0;

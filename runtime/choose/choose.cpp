@@ -22,7 +22,7 @@ std::vector<std::int64_t> range_ends(const PlanOptions& options, const TuningRec
   for (const auto first : {options.reconstruct_from, tuned ? tuned->reconstruct_from : 0}) ends.push_back(first - 1);
   std::sort(ends.begin(), ends.end());
   ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
-  std::erase_if(ends, [&](std::int64_t m) { return m < 1 || m > options.max_m; });
+  std::erase_if(ends, [&](std::int64_t m) { return m < options.min_m || m > options.max_m; });
   return ends;
 }
 

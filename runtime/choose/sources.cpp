@@ -6,6 +6,7 @@
 #include "kernels/pack.h"
 #include "kernels/read.h"
 #include "kernels/reconstruct.h"
+#include "kernels/transpose.h"
 #include "runtime/choose/defaults/remap.hpp"
 #include "runtime/choose/row.hpp"
 
@@ -20,9 +21,34 @@ struct ReconstructPolicy {
 
 }  // namespace
 
-jit::Source pack_source(bool awq) {
-  return jit::generate("pack", "pack.h", "PackConfig", jit::initializer(PackConfig{awq}), {"PackArgs"}, pack_threads(),
-                       1);
+jit::Source pack_source(bool awq, bool pieces) {
+  return jit::generate("pack", "pack.h", "PackConfig", jit::initializer(PackConfig{awq, pieces}), {"PackArgs"},
+                       pack_threads(), 1);
+}
+
+jit::Source unpack_source(bool awq, bool pieces) {
+  return jit::generate("unpack", "pack.h", "PackConfig", jit::initializer(PackConfig{awq, pieces}), {"UnpackArgs"},
+                       pack_threads(), 1);
+}
+
+jit::Source meta_source(bool words, bool awq) {
+  return jit::generate("pack_meta", "pack.h", "MetaConfig", jit::initializer(MetaConfig{words, words && awq}),
+                       {"MetaArgs"}, pack_threads(), 1);
+}
+
+jit::Source transpose_source(bool save) {
+  return jit::generate("transpose", "transpose.h", "TransposeConfig", jit::initializer(TransposeConfig{save}),
+                       {"TransposeArgs"}, transpose_threads(), 1);
+}
+
+jit::Source copy_rows_source() {
+  const CopyRowsConfig config;
+  return jit::generate("copy_rows", "transpose.h", "CopyRowsConfig", jit::initializer(config), {"CopyRowsArgs"},
+                       config.threads, 1);
+}
+
+std::vector<jit::Source> loading_sources(bool awq) {
+  return {pack_source(awq), meta_source(false, awq), meta_source(true, awq), copy_rows_source()};
 }
 
 jit::Source read_source(int threads, int loads) {
@@ -45,7 +71,7 @@ std::vector<jit::Source> sources(const MatrixShape& matrix, const std::vector<Ch
     if (std::none_of(all.begin(), all.end(), [&](const auto& s) { return s.text == source.text; }))
       all.push_back(std::move(source));
   };
-  add(pack_source(matrix.awq));
+  for (auto& source : loading_sources(matrix.awq)) add(std::move(source));
   for (const Choice& choice : choices) {
     add(choice.kernel->source());
     if (choice.tactic.remap) add(remap_source(stages_rows(matrix, limits)));

@@ -8,7 +8,13 @@
 
 namespace q4::choose {
 
-jit::Source pack_source(bool awq);
+jit::Source pack_source(bool awq, bool pieces = false);
+jit::Source unpack_source(bool awq, bool pieces = false);
+jit::Source meta_source(bool words, bool awq);
+jit::Source transpose_source(bool save);
+jit::Source copy_rows_source();
+/// Those of them that loads and updates use; packing in place more than its scratch memory holds takes further ones.
+std::vector<jit::Source> loading_sources(bool awq);
 jit::Source read_source(int threads, int loads);
 jit::Source remap_source(bool staged);
 /// What column_remap() of the public API launches.

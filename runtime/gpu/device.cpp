@@ -13,7 +13,12 @@
 namespace q4::gpu {
 
 std::unique_ptr<PackedMatrix> GpuDevice::pack(const MatrixSource& source) {
-  return std::make_unique<Matrix>(driver_, kernels_, source);
+  return std::make_unique<Matrix>(driver_, kernels_, source, scratch_);
+}
+
+void GpuDevice::trim() {
+  const std::lock_guard lock(scratch_.mutex);
+  scratch_.buffer = Buffer();
 }
 
 std::unique_ptr<PlanBackend> GpuDevice::plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,

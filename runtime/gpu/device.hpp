@@ -6,17 +6,25 @@
 
 #include "runtime/backends/context.hpp"
 #include "runtime/gpu/kernels.hpp"
+#include "runtime/gpu/memory.hpp"
 
 namespace q4::gpu {
 
 class GpuDevice : public DeviceBackend {
  public:
   GpuDevice(std::shared_ptr<Driver> driver, const BackendContext& context)
-      : driver_(std::move(driver)), kernels_(*driver_, *context.cache) {}
+      : driver_(std::move(driver)), kernels_(*driver_, *context.cache) {
+    Driver& own = *driver_;
+    own.ledger().open(
+        own.info().device, context.options.allocator, context.seal,
+        {[&own](std::size_t bytes) { return own.take(bytes); }, [&own](void* memory) { own.give(memory); }});
+  }
 
   const DeviceInfo& info() const override { return driver_->info(); }
   void* allocate(std::size_t bytes) override { return driver_->allocate(bytes); }
   void release(void* memory) noexcept override { driver_->release(memory); }
+  MemoryUse memory() const override { return driver_->ledger().use(); }
+  void trim() override;
   void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) override {
     driver_->copy(to, from, bytes, kind);
   }
@@ -45,6 +53,7 @@ class GpuDevice : public DeviceBackend {
  private:
   std::shared_ptr<Driver> driver_;
   Kernels kernels_;
+  Scratch scratch_;
 };
 
 }  // namespace q4::gpu

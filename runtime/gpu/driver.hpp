@@ -11,6 +11,7 @@
 
 #include "kernels/problem.h"
 #include "runtime/backends/backend.hpp"
+#include "runtime/base/memory.hpp"
 #include "runtime/choose/launch.hpp"
 #include "runtime/jit/source.hpp"
 
@@ -58,8 +59,12 @@ class Driver {
   virtual const DeviceInfo& info() const = 0;
   virtual Limits limits() const = 0;
 
-  virtual void* allocate(std::size_t bytes) = 0;
-  virtual void release(void* memory) noexcept = 0;
+  /// Memory goes through the ledger, which the device opens with take() and give() as its own functions.
+  void* allocate(std::size_t bytes, MemoryKind kind = MemoryKind::kWorkspace) { return ledger_.allocate(bytes, kind); }
+  void release(void* memory) noexcept { ledger_.release(memory); }
+  MemoryLedger& ledger() { return ledger_; }
+  virtual void* take(std::size_t bytes) = 0;
+  virtual void give(void* memory) noexcept = 0;
   virtual void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) = 0;
   virtual void fill(void* memory, int byte, std::size_t bytes) = 0;
   virtual void synchronize() = 0;
@@ -82,6 +87,9 @@ class Driver {
   virtual void launch(const Function& function, const LaunchShape& shape, void* stream, void** parameters) const = 0;
   virtual TensorMapBytes encode(const TensorMapShape& shape) const = 0;
   virtual std::unique_ptr<Gemm> gemm(const GemmShape& shape) = 0;  ///< throws kUnsupported if no BLAS is there
+
+ private:
+  MemoryLedger ledger_;
 };
 
 }  // namespace q4::gpu

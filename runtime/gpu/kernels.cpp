@@ -5,12 +5,23 @@
 #include <future>
 #include <thread>
 
+#include "runtime/base/check.hpp"
 #include "runtime/jit/embedded.hpp"
 
 namespace q4::gpu {
 
 cache::KernelKey key_of(const jit::Source& source, const std::string& arch, const std::vector<std::string>& options) {
   return {source.name, source.text, jit::headers_digest(source.text), arch, options};
+}
+
+std::shared_ptr<const Function> Kernels::load(const std::vector<char>& code, const std::string& name) {
+  auto loaded = driver_.load(code, name);
+  const auto bytes = static_cast<std::ptrdiff_t>(code.size());
+  driver_.ledger().count_code(bytes);
+  return {loaded.release(), [&driver = driver_, bytes](const Function* function) {
+            delete function;
+            driver.ledger().count_code(-bytes);
+          }};
 }
 
 std::shared_ptr<const Function> Kernels::get(const jit::Source& source, CacheEvent* event) {
@@ -28,12 +39,14 @@ std::shared_ptr<const Function> Kernels::get(const jit::Source& source, CacheEve
   auto result = cache_.get(
       key_of(source, driver_.info().arch, driver_.options()),
       [&] {
+        if (const Seal* seal = driver_.ledger().seal())
+          seal->check(fmt::format("kernel {} is to be compiled for {}", source.name, driver_.info().device.str()));
         cache::Compiled compiled;
         compiled.code = driver_.compile(source, compiled.log);
         compiled.compiler = driver_.compiler();
         return compiled;
       },
-      [&](const std::vector<char>& code) { function = driver_.load(code, source.name); });
+      [&](const std::vector<char>& code) { function = load(code, source.name); });
   if (event) *event = std::move(result.event);
   std::lock_guard lock(mutex_);
   std::erase_if(loaded_, [](const auto& entry) { return entry.second.expired(); });

@@ -31,6 +31,8 @@ class Kernels {
 
  private:
   std::shared_ptr<const Function> get(const jit::Source& source, CacheEvent* event);
+  /// Counts the code as the device's memory while it is loaded.
+  std::shared_ptr<const Function> load(const std::vector<char>& code, const std::string& name);
 
   Driver& driver_;
   cache::KernelCache& cache_;

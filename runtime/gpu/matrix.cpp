@@ -1,65 +1,154 @@
-// Packs a matrix on its device.
+// Packs a matrix on its device, packs others into its place, and gives back what it was made of.
 #include "runtime/gpu/matrix.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/pack.h"
 #include "runtime/base/check.hpp"
+#include "runtime/base/convert.hpp"
 #include "runtime/choose/sources.hpp"
 
 namespace q4::gpu {
 namespace {
 
-std::vector<std::uint8_t> pack_meta(const MatrixSource& s) {
-  const int k = static_cast<int>(s.order.k), n = static_cast<int>(s.n), unit = static_cast<int>(s.order.unit);
-  std::vector<std::uint8_t> meta(static_cast<std::size_t>(meta_bytes(k, n, unit)), 0);
-  for (int set = 0; set < sets(k, unit); ++set) {
-    const std::int64_t group = s.order.group[static_cast<std::size_t>(set)];
-    if (group < 0) continue;  // a unit of padding
-    const auto* scales = s.scales.data() + group * s.n;
-    const auto* zeros = s.zeros.data() + group * s.n;
-    for (int col = 0; col < n; ++col) {
-      const int strip = col / kStripColumns, tile = col % kStripColumns / kTileColumns, g = col % 8,
-                second = col / 8 % 2;
-      std::uint8_t* to = meta.data() + meta_offset(k, unit, strip, set);
-      std::memcpy(to + scale_offset(tile, g) + 2 * second, &scales[col], 2);
-      to[zero_offset(tile, g)] |= static_cast<std::uint8_t>(zeros[col] << (4 * second));
-    }
-  }
-  return meta;
-}
+/// Device memory that unpack() takes for a time.
+constexpr std::int64_t kUnpackBytes = 64 << 20;
+
+/// Packed codes must begin where the driver's own memory would.
+constexpr std::uintptr_t kAlignment = 256;
 
 }  // namespace
 
-Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSource& s) : MatrixShape(s), bias(s.bias) {
+Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSource& s, Scratch& scratch)
+    : MatrixShape(s),
+      driver_(std::move(driver)),
+      kernels_(&kernels),
+      scratch_(&scratch),
+      scratch_bytes_(s.scratch_bytes) {
   if (packed_k > INT32_MAX || n > INT32_MAX)
     fail(ErrorCode::kUnsupported, "QuantizedMatrix: k = {} (packed {}) or n = {} exceeds {}: split the matrix", k,
          packed_k, n, INT32_MAX);
-  const std::int64_t words = s.k / 8 * s.n;
-  Buffer uploaded;
-  const std::uint32_t* qweight = s.qweight;
-  if (!s.qweight_on_device) {
-    uploaded = Buffer(driver, s.qweight, static_cast<std::size_t>(words) * 4);
-    qweight = uploaded.as<std::uint32_t>();
-  }
-  if (mapped) x_map = Buffer(driver, s.order.source.data(), s.order.source.size() * 4);
-  const auto host_meta = pack_meta(s);
-  meta = Buffer(driver, host_meta.data(), host_meta.size());
-  codes = Buffer(driver, static_cast<std::size_t>(codes_bytes(static_cast<int>(packed_k), static_cast<int>(n))));
+  const auto weights = [&](std::size_t bytes) { return Buffer(driver_, bytes, MemoryKind::kWeights); };
+  in_place_ = s.reuse && s.reuse == s.qweight && s.qweight_on_device && codes_shape().fits() &&
+              reinterpret_cast<std::uintptr_t>(s.reuse) % kAlignment == 0;
+  codes = in_place_ ? Buffer::borrowed(s.reuse) : weights(codes_shape().packed_bytes());
+  meta = weights(
+      static_cast<std::size_t>(meta_bytes(static_cast<int>(packed_k), static_cast<int>(n), static_cast<int>(unit))));
+  if (mapped) x_map = weights(s.order.source.size() * 4);
+  unit_group_ = weights(s.order.group.size() * 4);
+  for (auto& buffer : bias16_)
+    if (has_bias) buffer = weights(static_cast<std::size_t>(n) * 2);
+  update(s, nullptr);
+  driver_->synchronize();
+}
 
-  const auto function = kernels.keep(choose::pack_source(s.awq));
-  PackArgs args{qweight,
-                x_map.as<const i32>(),
-                codes.as<u32>(),
-                static_cast<i32>(s.k),
-                static_cast<i32>(packed_k),
-                static_cast<i32>(n)};
+void Matrix::update(const MatrixSource& s, void* stream) {
+  // What the host has to bring: all of it is there before the first write.
+  Buffer qweight, zeros, scales;
+  if (!s.qweight_on_device) qweight = Buffer(driver_, s.qweight, codes_shape().words_bytes());
+  if (!s.device_scales) {
+    zeros = Buffer(driver_, s.zeros.data(), s.zeros.size());
+    scales = Buffer(driver_, s.scales.data(), s.scales.size() * 2);
+  }
+  PackedGroups groups(s);
+  const Repacker repacker(driver_, *kernels_, codes_shape());
+  const auto pack = kernels_->keep(choose::pack_source(awq));  // compiled, if it must be, before anything is written
+  const bool same_groups = unit_group_.bytes() == s.order.group.size() * 4 && groups_.units() == s.order.group;
+  const bool over_itself = in_place_ && s.qweight == codes.get();
+  const bool from_host = qweight.get() || scales.get() || !same_groups || x_map.get() || has_bias || over_itself;
+  const auto function = kernels_->keep(choose::meta_source(s.device_scales != nullptr, awq));
+  if (from_host) driver_->synchronize();  // earlier work of any stream may read what is overwritten here
+  if (x_map.get()) driver_->copy(x_map.get(), s.order.source.data(), x_map.bytes(), CopyKind::kToDevice);
+  if (!same_groups) driver_->copy(unit_group_.get(), s.order.group.data(), unit_group_.bytes(), CopyKind::kToDevice);
+  put_bias(s.bias);
+  groups_ = std::move(groups);
+
+  MetaArgs args{s.device_scales ? s.device_scales : scales.as<const u16>(),
+                s.device_scales ? reinterpret_cast<const u8*>(s.device_qzeros) : zeros.as<const u8>(),
+                unit_group_.as<const i32>(),
+                meta.as<u8>(),
+                static_cast<i32>(s.order.group.size()),
+                static_cast<i32>(n),
+                s.zero_add};
   void* parameters[] = {&args};
   LaunchShape shape;
-  shape.blocks = pack_blocks(args.k, args.n);
-  shape.threads = pack_threads();
-  driver->launch(*function, shape, nullptr, parameters);
-  driver->synchronize();
+  shape.blocks = meta_blocks(static_cast<i64>(meta.bytes())), shape.threads = pack_threads();
+  driver_->launch(*function, shape, stream, parameters);
+  if (over_itself)
+    repacker.pack_in_place(codes.get(), x_map.as<const i32>(), *scratch_, scratch_bytes_);
+  else
+    repacker.pack(s.qweight_on_device ? s.qweight : qweight.get(), x_map.as<const i32>(), codes.get(), stream);
+  if (from_host) driver_->synchronize();  // the buffers above go
+}
+
+void Matrix::put_bias(const std::vector<float>& values) {
+  bias = values;
+  for (const bool bf16 : {false, true}) {
+    if (!bias16_[bf16].get()) continue;
+    std::vector<std::uint16_t> converted;
+    for (const float v : values) converted.push_back(bf16 ? bf16_from_float(v) : half_from_float(v));
+    driver_->copy(bias16_[bf16].get(), converted.data(), converted.size() * 2, CopyKind::kToDevice);
+  }
+}
+
+std::vector<std::int32_t> Matrix::host_map() const {
+  std::vector<std::int32_t> source(x_map.bytes() / 4);
+  if (!source.empty()) driver_->copy(source.data(), x_map.get(), x_map.bytes(), CopyKind::kToHost);
+  return source;
+}
+
+Buffer Matrix::inverse_map(const std::vector<std::int32_t>& source) const {
+  if (source.empty()) return {};
+  std::vector<std::int32_t> inverse(static_cast<std::size_t>(k));
+  for (std::size_t p = 0; p < source.size(); ++p)
+    if (source[p] >= 0) inverse[static_cast<std::size_t>(source[p])] = static_cast<std::int32_t>(p);
+  return Buffer(driver_, inverse.data(), inverse.size() * 4);
+}
+
+void Matrix::restore() {
+  const Buffer packed = inverse_map(host_map());
+  driver_->synchronize();  // earlier work may still read the codes
+  Repacker(driver_, *kernels_, codes_shape())
+      .unpack_in_place(codes.get(), packed.as<const i32>(), *scratch_, scratch_bytes_);
+}
+
+std::vector<std::uint32_t> Matrix::unpack_codes(const std::vector<std::int32_t>& source) const {
+  const std::int64_t words = k / 8 * n, together = std::min(words, kUnpackBytes / 4);
+  std::vector<std::uint32_t> out(static_cast<std::size_t>(words));
+  const Buffer packed = inverse_map(source), scratch(driver_, static_cast<std::size_t>(together) * 4);
+  const Repacker repacker(driver_, *kernels_, codes_shape());
+  for (std::int64_t first = 0; first < words; first += together) {
+    const auto count = std::min(together, words - first);
+    repacker.unpack(codes.get(), packed.as<const i32>(), scratch.get(), first, count);
+    driver_->copy(out.data() + first, scratch.get(), static_cast<std::size_t>(count) * 4, CopyKind::kToHost);
+  }
+  return out;
+}
+
+UnpackedSource Matrix::unpack() const {
+  driver_->synchronize();
+  const auto source = host_map();
+  std::vector<std::uint8_t> packed(meta.bytes());
+  driver_->copy(packed.data(), meta.get(), packed.size(), CopyKind::kToHost);
+  const int rows = static_cast<int>(packed_k), columns = static_cast<int>(n), set_rows = static_cast<int>(unit);
+  UnpackedSource to;
+  groups_.begin(to, n);
+  for (int set = 0; set < sets(rows, set_rows); ++set) {
+    const std::int64_t group = groups_.of_unit(set);
+    if (group < 0) continue;
+    for (int col = 0; col < columns; ++col) {
+      const int tile = col % kStripColumns / kTileColumns, g = col % 8, second = col / 8 % 2;
+      const std::uint8_t* from = packed.data() + meta_offset(rows, set_rows, col / kStripColumns, set);
+      const auto at = static_cast<std::size_t>(group * n + col);
+      std::memcpy(&to.scales[at], from + scale_offset(tile, g) + 2 * second, 2);
+      to.zeros[at] = from[zero_offset(tile, g)] >> (4 * second) & 15;
+    }
+  }
+  if (act_order) to.g_idx = groups_.g_idx(source, unit, k);
+  to.qweight = unpack_codes(source);
+  to.bias = bias;
+  return to;
 }
 
 }  // namespace q4::gpu

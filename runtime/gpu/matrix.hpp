@@ -6,20 +6,47 @@
 
 #include "runtime/gpu/kernels.hpp"
 #include "runtime/gpu/memory.hpp"
+#include "runtime/gpu/repack.hpp"
+#include "runtime/backends/packed_groups.hpp"
 
 namespace q4::gpu {
 
 class Matrix : public PackedMatrix, public MatrixShape {
  public:
   Matrix() = default;  ///< nothing of it on a device: what plans choose follows from the numbers alone
-  /// Codes are packed by a kernel on the device; scales and zeros, sixteen times smaller, on the host.
-  Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSource& source);
+  /// Everything is packed by kernels on the device. With source.reuse the codes take that memory where they fit.
+  Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSource& source, Scratch& scratch);
 
-  std::size_t bytes() const override { return codes.bytes() + meta.bytes() + x_map.bytes() + bias.size() * 4; }
+  std::size_t bytes() const override {
+    return codes.bytes() + meta.bytes() + x_map.bytes() + bias16_[0].bytes() + bias16_[1].bytes();
+  }
+  UnpackedSource unpack() const override;
+  void update(const MatrixSource& source, void* stream) override;
+  bool in_place() const override { return in_place_; }
+  void restore() override;
+
+  /// fp16 or bf16 [n] on the device; null: none.
+  const std::uint16_t* bias_of(bool bf16) const { return bias16_[bf16].as<const std::uint16_t>(); }
 
   Buffer codes, meta;
   Buffer x_map;             ///< int32 [packed_k], or empty: not mapped
-  std::vector<float> bias;  ///< [n] or empty: a plan converts it to its activations' type
+  std::vector<float> bias;  ///< [n] or empty
+
+ private:
+  CodesShape codes_shape() const { return {k, n, packed_k, awq}; }
+  Buffer inverse_map(const std::vector<std::int32_t>& source) const;
+  std::vector<std::int32_t> host_map() const;
+  std::vector<std::uint32_t> unpack_codes(const std::vector<std::int32_t>& source) const;
+  void put_bias(const std::vector<float>& values);
+
+  std::shared_ptr<Driver> driver_;
+  Kernels* kernels_ = nullptr;  ///< of the device, which outlives its matrices, as its scratch does
+  Scratch* scratch_ = nullptr;
+  std::size_t scratch_bytes_ = 0;
+  bool in_place_ = false;
+  PackedGroups groups_;
+  Buffer unit_group_;  ///< int32 [sets] group of each set of meta
+  Buffer bias16_[2];
 };
 
 }  // namespace q4::gpu

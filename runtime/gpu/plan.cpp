@@ -5,7 +5,6 @@
 
 #include "kernels/reconstruct.h"
 #include "runtime/base/check.hpp"
-#include "runtime/base/convert.hpp"
 #include "runtime/choose/defaults/remap.hpp"
 #include "runtime/choose/sources.hpp"
 
@@ -32,11 +31,6 @@ Plan::Plan(std::shared_ptr<Driver> driver, Kernels& kernels, std::shared_ptr<con
       limits_(driver_->limits()),
       bf16_(options.activation == DType::kBF16) {
   auto choices = choose::choose(*matrix_, options, gpu_of(*driver_), tuned);
-  if (matrix_->has_bias) {
-    std::vector<std::uint16_t> bias;
-    for (const float v : matrix_->bias) bias.push_back(bf16_ ? bf16_from_float(v) : half_from_float(v));
-    bias_ = Buffer(driver_, bias.data(), bias.size() * 2);
-  }
   acquire(std::move(choices), kernels);
   if (!options.own_workspace || !places_.total) return;
   workspace_ = Buffer(driver_, places_.total);
@@ -107,7 +101,7 @@ void Plan::run_kernel(const Path& path, const Call& call) const {
                   matrix_->meta.as<const u8>(),
                   call.x,
                   matrix_->x_map.as<const i32>(),
-                  bias_.as<const u16>(),
+                  matrix_->bias_of(bf16_),
                   call.out,
                   call.workspace,
                   call.x_stride,
@@ -144,7 +138,7 @@ void Plan::run_blas(const Path& path, const Call& call) const {
     LaunchShape shape = path.choice.shape;
     shape.blocks = path.choice.kernel->grid(columns);
     driver_->launch(*path.kernel, shape, call.stream, parameters);
-    const auto* bias = bias_.as<const std::uint16_t>();
+    const auto* bias = matrix_->bias_of(bf16_);
     path.gemm->run(call.stream, call.m, call.x, call.x_stride, w, columns, call.out + column, call.out_stride,
                    bias ? bias + column : nullptr, call.workspace + places_.blas);
   }

@@ -50,7 +50,6 @@ class Plan : public PlanBackend {
   PlanOptions options_;
   const Limits limits_;
   bool bf16_;
-  Buffer bias_;
   std::vector<Path> paths_;
   Places places_;
   Buffer workspace_;

@@ -52,12 +52,15 @@ DeviceInfo describe(const char* isa, int threads) {
 
 class CpuDevice final : public DeviceBackend {
  public:
-  CpuDevice(const Kernels& kernels, int threads, const ParallelFor& parallel_for)
-      : kernels_(kernels), info_(describe(kernels.isa, threads)), pool_(threads, parallel_for) {}
+  CpuDevice(const Kernels& kernels, int threads, const BackendContext& context)
+      : kernels_(kernels), info_(describe(kernels.isa, threads)), pool_(threads, context.options.parallel_for) {
+    ledger_->open(info_.device, context.options.allocator, context.seal, {allocate_aligned, std::free});
+  }
 
   const DeviceInfo& info() const override { return info_; }
-  void* allocate(std::size_t bytes) override { return allocate_aligned(bytes); }
-  void release(void* memory) noexcept override { std::free(memory); }
+  void* allocate(std::size_t bytes) override { return ledger_->allocate(bytes, MemoryKind::kWorkspace); }
+  void release(void* memory) noexcept override { ledger_->release(memory); }
+  MemoryUse memory() const override { return ledger_->use(); }
   void copy(void* to, const void* from, std::size_t bytes, CopyKind) override {
     if (bytes > 0) std::memmove(to, from, bytes);
   }
@@ -84,7 +87,7 @@ class CpuDevice final : public DeviceBackend {
     if (bytes == 0) return 0;
     constexpr std::size_t kMost = std::size_t(192) << 20;  // as there: a last cache may be a whole host's
     const std::size_t size = std::max(std::min(3 * info_.l2_bytes, kMost), 4 * bytes) / bytes * bytes;
-    const Buffer buffer(static_cast<std::byte*>(allocate_aligned(size)));
+    const Buffer buffer = make_buffer(ledger_, size, MemoryKind::kWorkspace);
     constexpr std::size_t kPiece = std::size_t(1) << 16;
     constexpr std::size_t kAhead = std::size_t(4) << 10;  // without its requests a plain loop reads at two thirds
     pool_.run(std::int64_t((size + kPiece - 1) / kPiece), [&](std::int64_t piece, int) {
@@ -122,11 +125,11 @@ class CpuDevice final : public DeviceBackend {
     };
   }
 
-  std::unique_ptr<PackedMatrix> pack(const MatrixSource& source) override { return cpu::pack(source, pool_); }
+  std::unique_ptr<PackedMatrix> pack(const MatrixSource& source) override { return cpu::pack(source, pool_, ledger_); }
   std::unique_ptr<PlanBackend> plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
                                     const TuningRecord* tuned) override {
     return std::make_unique<CpuPlan>(std::static_pointer_cast<const CpuMatrix>(std::move(matrix)), kernels_, pool_,
-                                     options, tuned);
+                                     ledger_, options, tuned);
   }
 
   void column_remap(void*, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
@@ -146,6 +149,7 @@ class CpuDevice final : public DeviceBackend {
   Kernels kernels_;
   DeviceInfo info_;
   ThreadPool pool_;
+  std::shared_ptr<MemoryLedger> ledger_ = std::make_shared<MemoryLedger>();  // what it gave out keeps it
 };
 
 class CpuBackend final : public Backend {
@@ -178,7 +182,7 @@ class CpuBackend final : public Backend {
   }
 
   std::shared_ptr<DeviceBackend> open(int) override {
-    return std::make_shared<CpuDevice>(kernels(), threads(), context_.options.parallel_for);
+    return std::make_shared<CpuDevice>(kernels(), threads(), context_);
   }
 
  private:

@@ -25,15 +25,15 @@ std::int64_t octet_row(const MatrixSource& source, std::int64_t packed) {
   return rows[0];
 }
 
+/// Nibble of a column in AWQ's order 0, 2, 4, 6, 1, 3, 5, 7.
+int awq_nibble(std::int64_t column) { return int(column % 2 * 4 + column % 8 / 2); }
+
 /// Adds the codes of row `row` for `columns` columns from `column` on, at `shift` of each lane.
 void add_row(const MatrixSource& source, std::int64_t row, std::int64_t column, int columns, int shift,
              std::uint32_t* lanes) {
   if (source.awq) {
     const std::uint32_t* words = source.qweight + row * (source.n / 8) + column / 8;
-    for (int c = 0; c < columns; ++c) {
-      const int nibble = c % 2 * 4 + c % 8 / 2;  // of column c in the order 0, 2, 4, 6, 1, 3, 5, 7
-      lanes[c] |= (words[c / 8] >> (4 * nibble) & 15u) << shift;
-    }
+    for (int c = 0; c < columns; ++c) lanes[c] |= (words[c / 8] >> (4 * awq_nibble(c)) & 15u) << shift;
     return;
   }
   const std::uint32_t* words = source.qweight + row / 8 * source.n + column;
@@ -115,25 +115,64 @@ void* allocate_aligned(std::size_t bytes) {
   return memory;
 }
 
-std::unique_ptr<CpuMatrix> pack(const MatrixSource& source, ThreadPool& pool) {
+std::unique_ptr<CpuMatrix> pack(const MatrixSource& source, ThreadPool& pool,
+                                const std::shared_ptr<MemoryLedger>& ledger) {
   auto matrix = std::make_unique<CpuMatrix>();
   matrix->k = source.k;
   matrix->n = source.n;
   matrix->blocks = source.order.k / kBlock;
   matrix->tiles = (source.n + kTile - 1) / kTile;
   matrix->segment = int(std::min<std::int64_t>(source.order.unit, kBlock));
-  if (!source.order.identity) matrix->source = source.order.source;
-  if (!source.bias.empty()) {
-    matrix->bias = source.bias;
-    matrix->bias.resize(std::size_t(matrix->tiles * kTile), 0.0f);
-  }
-  matrix->weights.reset(static_cast<std::byte*>(allocate_aligned(std::size_t(matrix->tiles) * matrix->tile_bytes())));
-  constexpr std::int64_t kTogether = 4;
-  pool.run((matrix->tiles + kTogether - 1) / kTogether, [&](std::int64_t task, int) {
-    const std::int64_t first = task * kTogether;
-    pack_tiles(source, *matrix, first, std::min(kTogether, matrix->tiles - first));
-  });
+  matrix->unit = source.order.unit;
+  matrix->awq = source.awq, matrix->act_order = !source.g_idx.empty();
+  matrix->pool = &pool;
+  if (!source.bias.empty()) matrix->bias.resize(std::size_t(matrix->tiles * kTile), 0.0f);
+  if (!source.order.identity) matrix->source.resize(source.order.source.size());
+  matrix->weights = make_buffer(ledger, std::size_t(matrix->tiles) * matrix->tile_bytes(), MemoryKind::kWeights);
+  matrix->update(source, nullptr);
   return matrix;
+}
+
+void CpuMatrix::update(const MatrixSource& from, void*) {
+  groups = PackedGroups(from);
+  std::copy(from.order.source.begin(), from.order.source.end(), source.begin());
+  std::copy(from.bias.begin(), from.bias.end(), bias.begin());
+  constexpr std::int64_t kTogether = 4;
+  pool->run((tiles + kTogether - 1) / kTogether, [&](std::int64_t task, int) {
+    const std::int64_t first = task * kTogether;
+    pack_tiles(from, *this, first, std::min(kTogether, tiles - first));
+  });
+}
+
+UnpackedSource CpuMatrix::unpack() const {
+  UnpackedSource to;
+  groups.begin(to, n);
+  to.qweight.resize(std::size_t(k / 8 * n));
+  const auto put = [&](std::int64_t row, std::int64_t column, std::uint32_t code) {
+    if (awq)
+      to.qweight[std::size_t(row * (n / 8) + column / 8)] |= code << (4 * awq_nibble(column));
+    else
+      to.qweight[std::size_t(row / 8 * n + column)] |= code << (4 * (row % 8));
+  };
+  for (std::int64_t t = 0; t < tiles; ++t) {
+    const std::byte* at = tile(t);
+    const std::int64_t first = t * kTile, columns = std::min<std::int64_t>(kTile, n - first);
+    for (std::int64_t packed = 0; packed < blocks * kBlock; packed += segment, at += segment_bytes(segment)) {
+      const std::int64_t group = groups.of_unit(packed / unit);
+      if (group < 0) continue;
+      std::memcpy(to.scales.data() + group * n + first, at, std::size_t(columns) * 2);
+      std::memcpy(to.zeros.data() + group * n + first, at + kTile * 2, std::size_t(columns));
+      const auto* lanes = reinterpret_cast<const std::uint32_t*>(at + kHeader);
+      for (std::int64_t i = 0; i < segment; ++i) {
+        const std::int64_t row = !source.empty() ? source[std::size_t(packed + i)] : packed + i < k ? packed + i : -1;
+        for (std::int64_t c = 0; c < columns && row >= 0; ++c)
+          put(row, first + c, lanes[i / 8 * kTile + c] >> nibble_shift(int(i % 8)) & 15u);
+      }
+    }
+  }
+  if (act_order) to.g_idx = groups.g_idx(source, unit, k);
+  to.bias.assign(bias.begin(), bias.begin() + (bias.empty() ? 0 : n));
+  return to;
 }
 
 }  // namespace q4::cpu

@@ -9,6 +9,8 @@
 #include "runtime/backends/backend.hpp"
 #include "runtime/backends/cpu/layout.hpp"
 #include "runtime/backends/cpu/thread_pool.hpp"
+#include "runtime/base/memory.hpp"
+#include "runtime/backends/packed_groups.hpp"
 
 namespace q4::cpu {
 
@@ -16,9 +18,13 @@ namespace q4::cpu {
 void* allocate_aligned(std::size_t bytes);
 
 struct Free {
-  void operator()(void* memory) const { std::free(memory); }
+  std::shared_ptr<MemoryLedger> ledger;
+  void operator()(void* memory) const { ledger->release(memory); }
 };
 using Buffer = std::unique_ptr<std::byte, Free>;
+inline Buffer make_buffer(const std::shared_ptr<MemoryLedger>& ledger, std::size_t bytes, MemoryKind kind) {
+  return Buffer(static_cast<std::byte*>(ledger->allocate(bytes, kind)), Free{ledger});
+}
 
 struct CpuMatrix final : PackedMatrix {
   std::int64_t k = 0, n = 0, blocks = 0, tiles = 0;
@@ -29,11 +35,19 @@ struct CpuMatrix final : PackedMatrix {
 
   std::size_t tile_bytes() const { return std::size_t(blocks) * block_bytes(segment); }
   const std::byte* tile(std::int64_t index) const { return weights.get() + std::size_t(index) * tile_bytes(); }
+  PackedGroups groups;
+  std::int64_t unit = 0;  ///< packed rows of a unit of `groups`
+  bool awq = false, act_order = false;
+  ThreadPool* pool = nullptr;  ///< of the device, which outlives its matrices
+
+  UnpackedSource unpack() const override;
+  void update(const MatrixSource& source, void* stream) override;
   std::size_t bytes() const override {
     return std::size_t(tiles) * tile_bytes() + source.size() * sizeof(source[0]) + bias.size() * sizeof(bias[0]);
   }
 };
 
-std::unique_ptr<CpuMatrix> pack(const MatrixSource& source, ThreadPool& pool);
+std::unique_ptr<CpuMatrix> pack(const MatrixSource& source, ThreadPool& pool,
+                                const std::shared_ptr<MemoryLedger>& ledger);
 
 }  // namespace q4::cpu

@@ -77,7 +77,7 @@ std::string CpuConfig::name() const {
 }
 
 CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels, ThreadPool& pool,
-                 const PlanOptions& options, const TuningRecord* tuned)
+                 const std::shared_ptr<MemoryLedger>& ledger, const PlanOptions& options, const TuningRecord* tuned)
     : matrix_(std::move(matrix)),
       kernels_(kernels),
       pool_(pool),
@@ -103,7 +103,7 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
   }
   layout_workspace(options.max_m);
   pool_.ready();
-  if (options.own_workspace) own_workspace_.reset(static_cast<std::byte*>(allocate_aligned(workspace_bytes_)));
+  if (options.own_workspace) own_workspace_ = make_buffer(ledger, workspace_bytes_, MemoryKind::kWorkspace);
 }
 
 bool CpuPlan::valid(Path path) const {

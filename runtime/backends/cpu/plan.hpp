@@ -37,8 +37,8 @@ inline std::size_t round_up(std::size_t value, std::size_t to) { return (value +
 
 class CpuPlan final : public PlanBackend {
  public:
-  CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels, ThreadPool& pool, const PlanOptions& options,
-          const TuningRecord* tuned);
+  CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels, ThreadPool& pool,
+          const std::shared_ptr<MemoryLedger>& ledger, const PlanOptions& options, const TuningRecord* tuned);
 
   void run(void* stream, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride, std::int64_t m,
            void* workspace) const override;

@@ -100,7 +100,7 @@ Limits CudaDriver::limits() const {
           attribute(kAttributeRegisters)};
 }
 
-void* CudaDriver::allocate(std::size_t bytes) {
+void* CudaDriver::take(std::size_t bytes) {
   const Current current(*api_, context_);
   DevicePointer memory = 0;
   api_->check(api_->allocate(&memory, bytes ? bytes : 1),
@@ -108,7 +108,7 @@ void* CudaDriver::allocate(std::size_t bytes) {
   return reinterpret_cast<void*>(memory);
 }
 
-void CudaDriver::release(void* memory) noexcept {
+void CudaDriver::give(void* memory) noexcept {
   if (!memory || api_->process.left() || api_->context_push(context_) != 0) return;
   api_->release(address(memory));
   Context ignored;

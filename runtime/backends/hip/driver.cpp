@@ -52,7 +52,7 @@ HipDriver::~HipDriver() {
 
 Limits HipDriver::limits() const { return {0, info_.compute_units, static_cast<int>(info_.shared_bytes), registers_}; }
 
-void* HipDriver::allocate(std::size_t bytes) {
+void* HipDriver::take(std::size_t bytes) {
   const Current current(*api_, ordinal());
   void* memory = nullptr;
   api_->check(api_->allocate(&memory, bytes ? bytes : 1),
@@ -60,7 +60,7 @@ void* HipDriver::allocate(std::size_t bytes) {
   return memory;
 }
 
-void HipDriver::release(void* memory) noexcept {
+void HipDriver::give(void* memory) noexcept {
   int before = 0;
   if (!memory || api_->process.left() || api_->device_current(&before) != 0 || api_->device_use(ordinal()) != 0) return;
   api_->release(memory);

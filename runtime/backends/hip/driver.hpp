@@ -18,8 +18,8 @@ class HipDriver : public gpu::Driver {
 
   const DeviceInfo& info() const override { return info_; }
   Limits limits() const override;
-  void* allocate(std::size_t bytes) override;
-  void release(void* memory) noexcept override;
+  void* take(std::size_t bytes) override;
+  void give(void* memory) noexcept override;
   void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) override;
   void fill(void* memory, int byte, std::size_t bytes) override;
   void synchronize() override;

@@ -1,0 +1,58 @@
+// MemoryLedger: the one place where a device's memory is taken and given back, counted by kind.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <q4/memory.hpp>
+#include <unordered_map>
+
+#include "runtime/base/fork.hpp"
+#include "runtime/base/seal.hpp"
+
+namespace q4 {
+
+enum class MemoryKind { kWeights, kWorkspace };
+
+/// Thread-safe. Memory comes from the embedder's allocator where there is one, else from the device's own functions.
+class MemoryLedger {
+ public:
+  struct Own {
+    std::function<void*(std::size_t bytes)> take;  ///< 256-byte aligned; throws kOutOfMemory
+    std::function<void(void*)> give;               ///< never throws
+  };
+  /// Before the first allocation. `allocator` may be empty, `seal` null.
+  void open(Device device, Allocator allocator, std::shared_ptr<const Seal> seal, Own own);
+
+  /// 256-byte aligned, never null. Throws kOutOfMemory with the size and what is held, kInvalidArgument for an
+  /// allocator that breaks its contract, and what the seal throws.
+  void* allocate(std::size_t bytes, MemoryKind kind);
+  /// Null does nothing.
+  void release(void* memory) noexcept;
+  /// Loaded code: `bytes` more, or less.
+  void count_code(std::ptrdiff_t bytes);
+  MemoryUse use() const;
+  const Seal* seal() const { return seal_.get(); }
+
+ private:
+  struct Block {
+    std::size_t bytes;
+    MemoryKind kind;
+    bool own;  ///< the device's own functions gave it
+  };
+  void* take(std::size_t bytes, bool own) const;
+  void give(void* memory, const Block& block) const noexcept;
+  std::string held() const;
+
+  Device device_;
+  Allocator allocator_;
+  std::shared_ptr<const Seal> seal_;
+  Own own_;
+  HomeProcess process_;
+  mutable std::mutex mutex_;  // of what follows
+  MemoryUse use_;
+  std::unordered_map<void*, Block> blocks_;
+};
+
+}  // namespace q4
