@@ -42,26 +42,27 @@ bool same(const HostRows& a, const HostRows& b) { return std::memcmp(a.data(), b
 
 const PlanOptions kPlan{.max_m = 3, .tactic = "tile half2=0 rows=32"};
 
-void check_reuse(const DeviceInfo& info, const MatrixSpec& spec, std::size_t scratch, bool fits) {
-  const auto backend = interpreted().impl().open(info.device);
+void check_reuse(const Runtime& runtime, const DeviceInfo& info, const MatrixSpec& spec, std::size_t scratch,
+                 bool fits) {
+  const auto backend = runtime.impl().open(info.device);
   const GptqMatrix source = make_gptq(spec);
   auto tensors = source.tensors();
   tensors.zeros = spec.zeros;
-  const auto own = QuantizedMatrix::from_gptq(interpreted(), info.device, tensors);
+  const auto own = QuantizedMatrix::from_gptq(runtime, info.device, tensors);
   const OnDevice qweight(backend, info.device, tensors.qweight), qzeros(backend, info.device, tensors.qzeros),
       scales(backend, info.device, tensors.scales);
   tensors.qweight = qweight.view;
   if (!tensors.g_idx) tensors.qzeros = qzeros.view, tensors.scales = scales.view;
   INFO("k=", spec.k, " n=", spec.n, " group=", spec.group_size, " scratch=", scratch);
-  auto reused = QuantizedMatrix::from_gptq(interpreted(), info.device, tensors,
-                                           {.storage = Storage::kReuse, .scratch_bytes = scratch});
-  interpreted().trim();
+  auto reused =
+      QuantizedMatrix::from_gptq(runtime, info.device, tensors, {.storage = Storage::kReuse, .scratch_bytes = scratch});
+  runtime.trim();
   CHECK(reused.in_place() == fits);
   CHECK_FALSE(own.in_place());
   if (fits) CHECK(reused.bytes() + static_cast<std::size_t>(spec.k * spec.n / 2) == own.bytes());
-  const MatmulPlan plan(interpreted(), reused, kPlan), other(interpreted(), own, kPlan);
-  const HostRows out = times(interpreted(), info.device, plan, spec.k, spec.n);
-  CHECK(same(out, times(interpreted(), info.device, other, spec.k, spec.n)));
+  const MatmulPlan plan(runtime, reused, kPlan), other(runtime, own, kPlan);
+  const HostRows out = times(runtime, info.device, plan, spec.k, spec.n);
+  CHECK(same(out, times(runtime, info.device, other, spec.k, spec.n)));
   const UnpackedMatrix again = reused.unpack();
   CHECK(again.qweight == source.qweight);
   CHECK(again.qzeros == source.qzeros);
@@ -82,28 +83,41 @@ void check_reuse(const DeviceInfo& info, const MatrixSpec& spec, std::size_t scr
   reused.update(update);
   CHECK(reused.unpack().qweight == newer.qweight);
   CHECK(reused.unpack().scales == newer.scales);
-  CHECK_FALSE(same(out, times(interpreted(), info.device, plan, spec.k, spec.n)));
+  CHECK_FALSE(same(out, times(runtime, info.device, plan, spec.k, spec.n)));
 
   reused.restore();
-  interpreted().trim();
+  runtime.trim();
   CHECK(words_at(*backend, qweight.memory.get(), source.qweight.size()) == newer.qweight);
   CHECK_THROWS_WITH_AS((void)reused.unpack(), doctest::Contains("restore() was called"), Error);
-  CHECK_THROWS_WITH_AS(MatmulPlan(interpreted(), reused, kPlan), doctest::Contains("restore() was called"), Error);
+  CHECK_THROWS_WITH_AS(MatmulPlan(runtime, reused, kPlan), doctest::Contains("restore() was called"), Error);
   CHECK_THROWS_WITH_AS(reused.update(update), doctest::Contains("restore() was called"), Error);
 }
 
-TEST_CASE("interpreted: codes take qweight's own memory, with little scratch or much") {
-  const auto info = device("gfx1030");
-  if (!info) return;
+void check_reuses(const Runtime& runtime, const DeviceInfo& info) {
   const std::size_t much = 64 << 20, strip = 1;  // 1 byte: a strip at a time
-  check_reuse(*info, {.k = 256, .n = 192, .group_size = 64}, much, true);
-  check_reuse(*info, {.k = 256, .n = 192, .group_size = 64}, strip, true);
-  check_reuse(*info, {.k = 384, .n = 128, .group_size = 128, .zeros = ZeroFormat::kV2}, strip, true);
-  check_reuse(*info, {.k = 256, .n = 256, .group_size = 32, .act_order = ActOrder::kPermuted}, 20000, true);
-  check_reuse(*info, {.k = 128, .n = 64, .group_size = -1}, strip, true);
-  check_reuse(*info, {.k = 256, .n = 72, .group_size = 64}, much, false);  // columns are padded
-  check_reuse(*info, {.k = 200, .n = 64, .group_size = 40}, much, false);  // so are rows
-  check_reuse(*info, {.k = 256, .n = 64, .group_size = 64, .act_order = ActOrder::kUneven}, much, false);
+  const auto check = [&](const MatrixSpec& spec, std::size_t scratch, bool fits) {
+    check_reuse(runtime, info, spec, scratch, fits);
+  };
+  check({.k = 256, .n = 192, .group_size = 64}, much, true);
+  check({.k = 256, .n = 192, .group_size = 64}, strip, true);
+  check({.k = 384, .n = 128, .group_size = 128, .zeros = ZeroFormat::kV2}, strip, true);
+  check({.k = 256, .n = 256, .group_size = 32, .act_order = ActOrder::kPermuted}, 20000, true);
+  check({.k = 128, .n = 64, .group_size = -1}, strip, true);
+  check({.k = 256, .n = 72, .group_size = 64}, much, false);  // columns are padded
+  check({.k = 200, .n = 64, .group_size = 40}, much, false);  // so are rows
+  check({.k = 256, .n = 64, .group_size = 64, .act_order = ActOrder::kUneven}, much, false);
+}
+
+TEST_CASE("codes take qweight's own memory on a GPU, with little scratch or much") {
+  for (const auto& info : ready_devices()) {
+    if (info.device.kind == BackendKind::kCpu) continue;
+    check_reuses(shared_runtime(), info);
+    check_reuse(shared_runtime(), info, {.k = 4096, .n = 6144, .group_size = 128}, 1 << 20, true);
+  }
+}
+
+TEST_CASE("interpreted: codes take qweight's own memory, with little scratch or much") {
+  if (const auto info = device("gfx1030")) check_reuses(interpreted(), *info);
 }
 
 TEST_CASE("reuse on the CPU moves: its layout has scales between the codes") {

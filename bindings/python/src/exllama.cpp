@@ -3,9 +3,10 @@
 #include <nanobind/stl/string.h>
 
 #include <cstdlib>
+#include <cstring>
 
 #include "bindings/python/src/module.hpp"
-#include "bindings/python/src/session.hpp"
+#include "bindings/python/src/servers.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
 
@@ -16,8 +17,7 @@ using namespace nb::literals;
 
 /// What the old module kept in globals; the GIL guards it.
 struct State {
-  std::vector<std::shared_ptr<Matrix>> matrices;
-  std::int64_t epoch = 1;  ///< of handles: cleanup() begins the next one, so that earlier handles are known as stale
+  Handles handles{Server::kExllama};
   std::map<std::pair<BackendKind, int>, std::int64_t> temp_state;  ///< elements that prepare_buffers was given
   Workspaces workspaces;
   PlanOptions options;         ///< from set_tuning_params; defaults leave the choice to the tuner
@@ -31,9 +31,15 @@ State& state() {
   return *s;
 }
 
-constexpr int kEpochShift = 32;
-
 std::pair<BackendKind, int> key(Device device) { return {device.kind, device.ordinal}; }
+
+/// $Q4_TUNING_PARAMS=obey: every value of set_tuning_params is obeyed.
+bool obeys_tuning_params() {
+  const char* text = std::getenv("Q4_TUNING_PARAMS");
+  check(!text || !*text || std::strcmp(text, "obey") == 0,
+        "set_tuning_params: Q4_TUNING_PARAMS = '{}'; it must be 'obey' or unset", text);
+  return text && *text;
+}
 
 void set_tuning_params(std::int64_t thd, bool fused_remap, bool no_half2) {
   check(thd >= 0 && thd <= INT32_MAX,
@@ -41,7 +47,9 @@ void set_tuning_params(std::int64_t thd, bool fused_remap, bool no_half2) {
   auto& s = state();
   s.threshold = thd, s.fused_remap = fused_remap;
   s.options = {};
-  if (const char* ignore = std::getenv("Q4_IGNORE_TUNING_PARAMS"); ignore && *ignore == '1') return;
+  // Every client passes these, which were right for the old kernels: they stand for "as usual".
+  constexpr std::int64_t kUsual = 8;
+  if (!obeys_tuning_params() && thd == kUsual && !fused_remap && !no_half2) return;
   s.options.reconstruct_from = thd == 0 ? -1 : thd;  // its 0 means never
   if (fused_remap) s.options.gather = Gather::kFused;
   if (no_half2) s.options.math = Math::kFp32;
@@ -68,6 +76,7 @@ void prepare_buffers(nb::handle device, nb::handle temp_state, nb::handle temp_d
           buffer.shape_text());
   }
   state().temp_state[key(wanted)] = buffers[0].size();
+  if (buffers[0].dims == 2) compile_ahead().rows(wanted, buffers[0].shape[0]);
 }
 
 void cleanup_buffers() {
@@ -79,15 +88,10 @@ void cleanup_buffers() {
 
 void cleanup() {
   auto& s = state();
-  auto matrices = std::move(s.matrices);
-  s.matrices.clear();
-  ++s.epoch;
   s.temp_state.clear();
+  unload(s.handles.clear());
   const nb::gil_scoped_release release;
-  for (const auto& matrix : matrices)
-    if (matrix->device.kind != BackendKind::kCpu) runtime().impl().open(matrix->device)->synchronize();
   s.workspaces.clear();
-  matrices.clear();
 }
 
 std::int64_t make_q4(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb::handle g_idx, nb::handle device) {
@@ -108,24 +112,9 @@ std::int64_t make_q4(nb::handle qweight, nb::handle qzeros, nb::handle scales, n
     if (!groups.meta && groups.size() > 0) tensors.g_idx = view_of(kCall, groups);
   }
   tensors.zeros = s.zeros;
-  finish_torch_stream(codes.device);
-  std::shared_ptr<Matrix> matrix;
-  {
-    const nb::gil_scoped_release release;
-    matrix = std::make_shared<Matrix>(QuantizedMatrix::from_gptq(runtime(), codes.device, tensors));
-  }
-  s.matrices.push_back(std::move(matrix));
-  return s.epoch << kEpochShift | static_cast<std::int64_t>(s.matrices.size());
-}
-
-const std::shared_ptr<Matrix>& find(std::int64_t handle) {
-  auto& s = state();
-  const std::int64_t epoch = handle >> kEpochShift, index = (handle & 0xffffffff) - 1;
-  check(epoch == s.epoch || epoch < 1 || epoch > s.epoch,
-        "q4_matmul: handle {} is stale: cleanup() freed its matrix; call make_q4 again", handle);
-  check(epoch == s.epoch && index >= 0 && index < static_cast<std::int64_t>(s.matrices.size()),
-        "q4_matmul: {} is no handle; pass what make_q4 returned", handle);
-  return s.matrices[static_cast<std::size_t>(index)];
+  auto matrix = load_for_server(kCall, qweight, codes, tensors);
+  compile_ahead().shape(*matrix, s.options);
+  return s.handles.add(std::move(matrix));
 }
 
 /// The old kernels put the permuted x into temp_state, unless they gathered it themselves.
@@ -143,22 +132,13 @@ void check_temp_state(const Matrix& matrix, const Array& x, std::int64_t m) {
 
 void q4_matmul(nb::handle x, std::int64_t handle, nb::handle out) {
   constexpr const char* kCall = "q4_matmul";
-  const auto matrix = find(handle);
-  const Array from = read_array(kCall, "x", x), to = read_array(kCall, "out", out);
-  for (const Array* a : {&from, &to}) {
-    check(a->dtype == DType::kF16, "{}: {} has dtype {}; it must be float16", kCall, a->name, to_string(a->dtype));
-    check(a->dims == 2, "{}: {} has shape {}; it must have two dimensions: use view(-1, {})", kCall, a->name,
-          a->shape_text(), a == &from ? "k" : "n");
-  }
-  const RowsOf x_rows = rows_of(kCall, from), out_rows = rows_of(kCall, to);
-  const auto m = check_operands(kCall, *matrix, from, x_rows, to, out_rows);
-  check_temp_state(*matrix, from, m);
-  if (m == 0) return;
-  void* stream = torch_stream(matrix->device);
   auto& s = state();
-  const PlanOptions options = s.options;
-  const nb::gil_scoped_release release;
-  matrix->multiply(options, s.workspaces, stream, {from.data, x_rows.stride}, {to.data, out_rows.stride}, m);
+  const auto matrix = s.handles.find(kCall, handle);
+  const Array from = read_array(kCall, "x", x), to = read_array(kCall, "out", out);
+  check_half_rows(kCall, from, to);
+  check_operands(kCall, *matrix, from, rows_of(kCall, from), to, rows_of(kCall, to));
+  check_temp_state(*matrix, from, from.shape[0]);
+  serve(kCall, matrix, from, to, s.options, s.workspaces);
 }
 
 void remap(nb::handle x, nb::handle x_new, nb::handle x_map) {
@@ -189,7 +169,13 @@ void remap(nb::handle x, nb::handle x_new, nb::handle x_map) {
 
 void bind_exllama(nb::module_& m) {
   m.def("set_tuning_params", &set_tuning_params, "thd"_a, "fused_remap"_a, "no_half2"_a,
-        "First m that is reconstructed (0: never, 1: always); act-order: gather x inside the kernel; fp32 products.");
+        "First m that is reconstructed (0: never, 1: always); act-order: gather x inside the kernel; fp32 products. "
+        "(8, False, False), which every client passes, means the tuned choice, unless Q4_TUNING_PARAMS=obey.");
+  m.def(
+      "finish_compiling", [] { compile_ahead().finish(); }, nb::call_guard<nb::gil_scoped_release>(),
+      "Waits until the kernels that prepare_buffers and make_q4 began to compile are there.");
+  nb::module_::import_("atexit").attr("register")(
+      nb::cpp_function([] { compile_ahead().stop(); }, nb::call_guard<nb::gil_scoped_release>()));
   m.def("reset_tuning_params", &reset_tuning_params, "Back to the tuned choice, as before set_tuning_params.");
   m.def("set_zero_format", &set_zero_format, "format"_a,
         "How make_q4 reads qzeros: 'v1' (stored + 1, the default), 'v2' (as stored, GPTQModel) or 'auto'.");
@@ -200,7 +186,8 @@ void bind_exllama(nb::module_& m) {
   m.def(
       "make_q4", &make_q4, "qweight"_a, "qzeros"_a, "scales"_a, "g_idx"_a.none(), "device"_a.none(),
       "Packs int32 qweight [k/8, n], int32 qzeros [groups, n/8], fp16 scales [groups, n] and g_idx [k] (or None, empty "
-      "or meta); returns a handle. The tensors are read once and may be freed.");
+      "or meta); returns a handle. On a GPU the packed codes take qweight's own memory where they fit "
+      "(Q4_KEEP_QWEIGHT=1: never); the other tensors are read once and may be freed.");
   m.def("q4_matmul", &q4_matmul, "x"_a, "handle"_a, "out"_a,
         "out[m, n] = x[m, k] @ W, fp16, on the torch stream that is current.");
   m.def("column_remap", &remap, "x"_a, "x_new"_a, "x_map"_a, "x_new[:, j] = x[:, x_map[j]], fp16 and int32.");

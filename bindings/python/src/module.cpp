@@ -28,8 +28,11 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // the runtime outlives the interpreter on purpose
   bind_matrix(m);
   bind_runtime(m);
+  bind_memory(m);
   nb::module_ old = m.def_submodule("exllama", "The functions of exllama_kernels.");
   bind_exllama(old);
+  nb::module_ second = m.def_submodule("exllamav2", "The functions of exllamav2_kernels.");
+  bind_exllamav2(second);
 }
 
 }  // namespace q4::python

@@ -11,6 +11,8 @@ namespace q4::python {
 namespace nb = nanobind;
 
 void bind_exllama(nb::module_& module);
+void bind_exllamav2(nb::module_& module);
+void bind_memory(nb::module_& module);
 void bind_matrix(nb::module_& module);
 void bind_runtime(nb::module_& module);
 

@@ -26,11 +26,14 @@ bool same_but_m(PlanOptions a, const PlanOptions& b) {
 }  // namespace
 
 Runtime& runtime() {
-  if (!slot()) slot() = new Runtime();
+  if (!slot()) configure({});
   return *slot();
 }
 
-void configure(RuntimeOptions options) { slot() = new Runtime(std::move(options)); }
+void configure(RuntimeOptions options) {
+  options.allocator = python_allocator();
+  slot() = new Runtime(std::move(options));
+}
 
 void* Workspaces::Scratch::reserve(Device device, std::size_t wanted) {
   if (wanted > bytes) {
@@ -81,8 +84,8 @@ MatmulPlan Matrix::plan(PlanOptions options) {
   std::lock_guard lock(mutex_);
   const Made* best = nullptr;
   for (const auto& made : plans_)
-    if (made.options.max_m >= options.max_m && same_but_m(made.options, options) &&
-        (!best || made.options.max_m < best->options.max_m))
+    if (made.options.max_m >= options.max_m && made.options.min_m <= options.min_m &&
+        same_but_m(made.options, options) && (!best || made.options.max_m < best->options.max_m))
       best = &made;
   if (best) return best->plan;
   const RelaxedCapture relaxed(device);

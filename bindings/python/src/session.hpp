@@ -17,6 +17,9 @@ Runtime& runtime();
 /// Replaces it for what is made from now on.
 void configure(RuntimeOptions options);
 
+/// The user's allocator (q4.set_allocator), else PyTorch's on the GPUs that it uses, else the driver (memory.cpp).
+Allocator python_allocator();
+
 /// Scratch memory: one a device and stream, since launches of one stream cannot overlap. It grows by doubling, and what
 /// it grew out of stays until clear(), because captured graphs may still use it. The CPU has one too: its calls take
 /// turns.
@@ -63,7 +66,7 @@ class Matrix {
   void multiply(const PlanOptions& options, Workspaces& workspaces, void* stream, ConstRows x, Rows out,
                 std::int64_t m);
 
-  const QuantizedMatrix weights;
+  QuantizedMatrix weights;
   const Device device;
 
  private:

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 def test_mypy() -> None:
     pytest.importorskip("mypy")
-    files = ["-p", "q4", "-p", "exllama_kernels"]
+    files = ["-p", "q4", "-p", "exllama_kernels", "-p", "exllamav2_kernels"]
     silent = ["--disable-error-code=import-not-found"]  # torch, where it is not installed
     if importlib.util.find_spec("torch") is None:
         silent += [
@@ -43,13 +43,14 @@ def names(node: Any) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("stub", ["_native/__init__.pyi", "_native/exllama.pyi"])
+@pytest.mark.parametrize("stub", ["_native/__init__.pyi", "_native/exllama.pyi", "_native/exllamav2.pyi"])
 def test_stubs_name_what_is_there(stub: str) -> None:
     tree = ast.parse((PACKAGE / stub).read_text())
     native: Any = importlib.import_module("q4._native")
-    module = native.exllama if "exllama" in stub else native
+    name_of = Path(stub).stem
+    module = native if name_of == "__init__" else getattr(native, name_of)
     promised = set(names(tree))
-    assert promised == {n for n in dir(module) if not n.startswith("_") and n != "exllama"}
+    assert promised == {n for n in dir(module) if not n.startswith("_") and not n.startswith("exllama")}
     for item in tree.body:
         if not isinstance(item, ast.ClassDef):
             continue

@@ -6,6 +6,7 @@ from q4._native import exllama as _native
 cleanup = _native.cleanup
 cleanup_buffers_cuda = _native.cleanup_buffers_cuda
 column_remap = _native.column_remap
+finish_compiling = _native.finish_compiling
 make_q4 = _native.make_q4
 prepare_buffers = _native.prepare_buffers
 q4_matmul = _native.q4_matmul
@@ -17,6 +18,7 @@ __all__ = [
     "cleanup",
     "cleanup_buffers_cuda",
     "column_remap",
+    "finish_compiling",
     "make_q4",
     "prepare_buffers",
     "q4_matmul",

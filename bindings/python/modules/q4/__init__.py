@@ -25,7 +25,11 @@ from q4._native import (  # noqa: E402
     cache_dir,
     configure,
     devices,
+    memory,
     release_workspaces,
+    seal,
+    set_allocator,
+    trim,
     tuning,
     warmup,
 )
@@ -85,7 +89,11 @@ __all__ = [
     "configure",
     "devices",
     "matmul",
+    "memory",
     "release_workspaces",
+    "seal",
+    "set_allocator",
+    "trim",
     "tuning",
     "warmup",
 ]

@@ -1,0 +1,7 @@
+"""The name under which TGI and the exllamav2 package import exllamav2_kernels: the same module object."""
+
+import sys
+
+import exllamav2_kernels
+
+sys.modules[__name__] = exllamav2_kernels
