@@ -10,6 +10,7 @@
 
 #include "runtime/backends/backend.hpp"
 #include "runtime/backends/context.hpp"
+#include "runtime/base/fork.hpp"
 #include "runtime/cache/kernel_cache.hpp"
 #include "runtime/untuned.hpp"
 
@@ -44,7 +45,7 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   BackendContext context_;
   std::unique_ptr<cache::KernelCache> cache_;
   std::vector<std::unique_ptr<Backend>> backends_;
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
   std::map<std::pair<BackendKind, int>, std::shared_ptr<DeviceBackend>> open_;
   std::once_flag tuning_once_;
   TuningDb tuning_;

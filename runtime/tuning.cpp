@@ -14,6 +14,7 @@
 #include <unordered_map>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/fork.hpp"
 #include "runtime/cache/entry.hpp"
 #include "runtime/tuning_format.hpp"
 
@@ -86,7 +87,7 @@ struct [[gnu::visibility("hidden")]] TuningDb::Impl {
   std::deque<File> files;                            ///< the slots' lines are views of them
   std::deque<Slot> slots;
   std::unordered_map<Problem, std::vector<std::size_t>, Hash> of_problem;
-  std::mutex reading;
+  ForkSafeMutex reading;
 
   void read(File given);
 

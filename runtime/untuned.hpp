@@ -6,6 +6,8 @@
 #include <set>
 #include <string>
 
+#include "runtime/base/fork.hpp"
+
 namespace q4 {
 
 /// One line a problem: {"k":4096,"n":6144,"group":128,"act_order":false,"activation":"fp16"}. A line is one write with
@@ -18,7 +20,7 @@ class UntunedLog {
 
  private:
   std::string path_;
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
   bool begun_ = false;
   std::set<std::string> lines_;
 };

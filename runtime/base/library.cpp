@@ -5,7 +5,15 @@
 
 #include <cstdlib>
 
+#include "runtime/base/fork.hpp"
+
 namespace q4 {
+
+void* open_library(const char* name) {
+  static ForkSafeMutex loading;
+  const std::lock_guard lock(loading);
+  return ::dlopen(name, RTLD_NOW | RTLD_LOCAL);
+}
 
 Library::Library(const char* variable, const std::vector<std::string>& names, const std::vector<std::string>& folders) {
   std::vector<std::string> candidates;
@@ -18,7 +26,7 @@ Library::Library(const char* variable, const std::vector<std::string>& names, co
   }
   std::string first;
   for (const auto& candidate : candidates) {
-    handle_ = ::dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL);
+    handle_ = open_library(candidate.c_str());
     if (handle_) {
       path_ = candidate;
       return;

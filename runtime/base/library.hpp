@@ -6,6 +6,9 @@
 
 namespace q4 {
 
+/// dlopen, now and locally; null: see dlerror(). fork() waits for it, else the child had the loader's half-made state.
+void* open_library(const char* name);
+
 class Library {
  public:
   /// Tries `$variable` (a path) alone if it is set, else each of `names` on the loader's path, then in `folders`.

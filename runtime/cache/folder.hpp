@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/base/fork.hpp"
 #include "runtime/cache/entry.hpp"
 
 namespace q4::cache {
@@ -31,7 +32,7 @@ class Folder {
 
   std::string path_;
   bool own_;
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
   std::multimap<std::string, std::string> files_;  ///< digest -> file, as the last scan found them
 };
 

@@ -11,6 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "runtime/base/fork.hpp"
 #include "runtime/cache/folder.hpp"
 #include "runtime/cache/pack.hpp"
 
@@ -106,7 +107,7 @@ class KernelCache {
   std::vector<std::string> found_packs_;
   std::mutex mutex_;                                                     ///< of entries_
   std::unordered_map<std::string, std::shared_future<Shared>> entries_;  ///< by KernelKey::text()
-  mutable std::mutex counters_mutex_;
+  mutable ForkSafeMutex counters_mutex_;
   CacheCounters counters_;
   std::atomic<std::uint64_t> memory_hits_{0};
   std::atomic<bool> warned_{false};

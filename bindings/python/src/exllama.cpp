@@ -82,7 +82,7 @@ void prepare_buffers(nb::handle device, nb::handle temp_state, nb::handle temp_d
 void cleanup_buffers() {
   auto& s = state();
   s.temp_state.clear();
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   s.workspaces.clear();
 }
 
@@ -90,7 +90,7 @@ void cleanup() {
   auto& s = state();
   s.temp_state.clear();
   unload(s.handles.clear());
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   s.workspaces.clear();
 }
 
@@ -160,7 +160,7 @@ void remap(nb::handle x, nb::handle x_new, nb::handle x_map) {
         to.shape_text(), x_rows.rows, map.shape[0], x_rows.rows, map.shape[0]);
   check(to.writable, "{}: x_new is read-only; pass memory that can be written", kCall);
   void* stream = torch_stream(from.device);
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   column_remap(runtime(), from.device, {stream}, {from.data, x_rows.stride}, x_rows.cols, {to.data, new_rows.stride},
                static_cast<const std::int32_t*>(map.data), map.shape[0], x_rows.rows);
 }
@@ -172,10 +172,10 @@ void bind_exllama(nb::module_& m) {
         "First m that is reconstructed (0: never, 1: always); act-order: gather x inside the kernel; fp32 products. "
         "(8, False, False), which every client passes, means the tuned choice, unless Q4_TUNING_PARAMS=obey.");
   m.def(
-      "finish_compiling", [] { compile_ahead().finish(); }, nb::call_guard<nb::gil_scoped_release>(),
+      "finish_compiling", [] { compile_ahead().finish(); }, nb::call_guard<GilRelease>(),
       "Waits until the kernels that prepare_buffers and make_q4 began to compile are there.");
   nb::module_::import_("atexit").attr("register")(
-      nb::cpp_function([] { compile_ahead().stop(); }, nb::call_guard<nb::gil_scoped_release>()));
+      nb::cpp_function([] { compile_ahead().stop(); }, nb::call_guard<GilRelease>()));
   m.def("reset_tuning_params", &reset_tuning_params, "Back to the tuned choice, as before set_tuning_params.");
   m.def("set_zero_format", &set_zero_format, "format"_a,
         "How make_q4 reads qzeros: 'v1' (stored + 1, the default), 'v2' (as stored, GPTQModel) or 'auto'.");

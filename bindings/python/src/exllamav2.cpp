@@ -147,7 +147,7 @@ void gemm_half_q_half(nb::handle a, std::int64_t handle, nb::handle c, bool forc
 
 void cleanup() {
   unload(state().handles.clear());
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   state().workspaces.clear();
 }
 

@@ -73,7 +73,7 @@ MatrixPtr from_gptq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb
   }
   if (!bias.is_none()) t.bias = view_of(kCall, a.bias.emplace(read_array(kCall, "bias", bias)));
   const Device chosen = target(kCall, device, a.qweight);
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   return std::make_shared<Matrix>(QuantizedMatrix::from_gptq(runtime(), chosen, t));
 }
 
@@ -88,7 +88,7 @@ MatrixPtr from_awq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb:
   AwqTensors t{view_of(kCall, a.qweight), view_of(kCall, a.qzeros), view_of(kCall, a.scales), {}, group_size};
   if (!bias.is_none()) t.bias = view_of(kCall, a.bias.emplace(read_array(kCall, "bias", bias)));
   const Device chosen = target(kCall, device, a.qweight);
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   return std::make_shared<Matrix>(QuantizedMatrix::from_awq(runtime(), chosen, t));
 }
 
@@ -116,7 +116,7 @@ nb::object multiply(const MatrixPtr& self, nb::handle x, nb::handle out, nb::han
   options.activation = from.dtype;
   options.batch_invariant = batch_invariant;
   {
-    const nb::gil_scoped_release release;
+    const GilRelease release;
     matrix->multiply(options, workspaces(), on, {from.data, x_rows.stride}, {to.data, out_rows.stride}, m);
   }
   if (bias.is_none()) return result;
@@ -140,7 +140,7 @@ struct Plan {
   MatrixPtr matrix;
   MatmulPlan plan;
   DType dtype;
-  std::mutex mutex;
+  ProcessMutex mutex;
 
   Plan(MatrixPtr matrix, MatmulPlan plan, DType dtype)
       : matrix(std::move(matrix)), plan(std::move(plan)), dtype(dtype) {}
@@ -153,7 +153,7 @@ struct Plan {
     check(from.dtype == dtype, "{}: x has dtype {}; the plan is for {}", kCall, to_string(from.dtype),
           to_string(dtype));
     void* on = stream_of(kCall, stream, from);
-    const nb::gil_scoped_release release;
+    const GilRelease release;
     std::lock_guard lock(mutex);
     for (int i = 0; i < repeat; ++i) plan.run({on}, {from.data, x_rows.stride}, {to.data, out_rows.stride}, m);
   }
@@ -174,7 +174,7 @@ std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, con
   o.batch_invariant = batch_invariant;
   o.overlap_previous = overlap_previous;
   o.tactic = tactic;
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   return std::make_unique<Plan>(matrix, MatmulPlan(runtime(), matrix->weights, o), o.activation);
 }
 
@@ -187,7 +187,7 @@ void warmup(const MatrixPtr& matrix, std::int64_t max_m, const std::string& dtyp
   Array here;
   here.device = matrix->device;
   void* on = stream.is_none() ? torch_stream(matrix->device) : stream_of(kCall, stream, here);
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   const auto bytes = matrix->plan(o).workspace_bytes();
   const auto scratch = workspaces().get(matrix->device, on);
   std::lock_guard lock(scratch->mutex);
@@ -218,7 +218,7 @@ MatrixPtr load_matrix(const Checkpoint& checkpoint, const std::string& name, nb:
   const auto named = read_device(kCall, device);
   std::optional<ZeroFormat> format;
   if (zeros) format = zero_format(kCall, *zeros);
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   return std::make_shared<Matrix>(checkpoint.load(runtime(), named ? *named : runtime().best_device(), name, format));
 }
 
@@ -226,7 +226,7 @@ Checkpoint open_checkpoint(nb::handle path) {
   nb::object text = nb::steal(PyOS_FSPath(path.ptr()));
   if (!text.is_valid()) nb::raise_python_error();
   const auto name = nb::cast<std::string>(text);
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   return Checkpoint::open(name);
 }
 
@@ -314,7 +314,7 @@ void bind_matrix(nb::module_& m) {
   m.def(
       "release_workspaces",
       [] {
-        const nb::gil_scoped_release release;
+        const GilRelease release;
         workspaces().clear();
       },
       "Waits for the devices and frees the scratch memory of x @ W; graphs captured before must not be replayed.");

@@ -28,7 +28,7 @@ nb::object array_of(const std::vector<T>& values, const char* dtype, std::int64_
 nb::dict unpack(const MatrixPtr& matrix) {
   UnpackedMatrix u;
   {
-    const nb::gil_scoped_release release;
+    const GilRelease release;
     u = matrix->weights.unpack();
   }
   nb::dict d;
@@ -59,7 +59,7 @@ void update(const MatrixPtr& matrix, nb::handle qweight, nb::handle qzeros, nb::
     if (!groups.meta && groups.size() > 0) t.g_idx = view_of(kCall, groups);
   }
   if (!bias.is_none()) added = read_array(kCall, "bias", bias), t.bias = view_of(kCall, added);
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   if (awq)
     matrix->weights.update(AwqTensors{t.qweight, t.qzeros, t.scales, t.bias, group_size}, {stream});
   else
@@ -116,7 +116,7 @@ std::shared_ptr<Source> source_for(Device device) {
 }
 
 void* take(std::size_t bytes, std::size_t alignment, Device device, void* stream) {
-  const nb::gil_scoped_acquire gil;
+  const GilAcquire gil;
   const auto source = source_for(device);
   if (!source) return nullptr;
   const auto on = reinterpret_cast<std::uintptr_t>(stream);
@@ -129,7 +129,7 @@ void* take(std::size_t bytes, std::size_t alignment, Device device, void* stream
 
 void give(void* memory, std::size_t bytes, Device device, void* stream) {
   if (!Py_IsInitialized()) return;  // the process ends, and its memory with it
-  const nb::gil_scoped_acquire gil;
+  const GilAcquire gil;
   const auto found = sources().gave.find(memory);
   if (found == sources().gave.end()) return;
   const auto source = std::move(found->second);
@@ -156,7 +156,7 @@ void set_allocator(nb::object allocate, nb::object release) {
 Allocator python_allocator() {
   return {&take, &give, [](Device device) {
             if (!Py_IsInitialized()) return false;
-            const nb::gil_scoped_acquire gil;
+            const GilAcquire gil;
             return source_for(device) != nullptr;
           }};
 }
@@ -176,7 +176,7 @@ void bind_memory(nb::module_& m) {
          "the order of the stream that is current.");
   m.def("memory", &memory, "Bytes that are held on each device: weights, workspace, code, and the allocations.");
   m.def(
-      "trim", [] { runtime().trim(); }, nb::call_guard<nb::gil_scoped_release>(),
+      "trim", [] { runtime().trim(); }, nb::call_guard<GilRelease>(),
       "Frees the memory that loads keep for the next load.");
   m.def("set_allocator", &set_allocator, "allocate"_a.none(), "release"_a.none(),
         "Device memory comes from allocate(bytes, alignment, device, stream) -> address, or None where there is none, "

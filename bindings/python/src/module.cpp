@@ -3,6 +3,8 @@
 
 #include <q4/error.hpp>
 
+#include "bindings/python/src/gil.hpp"
+
 namespace q4::python {
 namespace {
 
@@ -21,6 +23,7 @@ void raise(const Error& error) {
 NB_MODULE(_native, m) {
   m.doc() = "The q4 library; use the modules q4 and exllama_kernels.";
   nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
+    if (!pointer) stop_thread();  // no C++ exception: Python ends this thread (gil.hpp)
     try {
       std::rethrow_exception(pointer);
     } catch (const Error& error) { raise(error); }

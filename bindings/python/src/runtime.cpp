@@ -68,7 +68,7 @@ nb::dict warmup(nb::object what, int max_m, const std::string& dtype, const std:
   std::optional<nb::python_error> raised;
   if (!progress.is_none())
     options.progress = [&](std::size_t done, std::size_t total, const CacheEvent& event) {
-      const nb::gil_scoped_acquire gil;
+      const GilAcquire gil;
       try {
         if (!raised) stop |= nb::cast<bool>(nb::bool_(progress(done, total, describe(event))));
       } catch (nb::python_error& error) { raised.emplace(std::move(error)), stop = true; }
@@ -82,7 +82,7 @@ nb::dict warmup(nb::object what, int max_m, const std::string& dtype, const std:
   WarmupReport report;
   {
     const Checkpoint* opened = checkpoint ? nb::cast<const Checkpoint*>(what) : nullptr;
-    const nb::gil_scoped_release release;
+    const GilRelease release;
     report = opened ? runtime().warmup(*opened, options) : runtime().warmup(shapes, options);
   }
   if (raised) throw std::move(*raised);
@@ -118,7 +118,7 @@ nb::dict describe(const TuningRecord& record) {
 nb::list tuning() {
   const TuningDb* db;
   {
-    const nb::gil_scoped_release release;
+    const GilRelease release;
     db = &runtime().tuning();
   }
   nb::list records;
@@ -180,7 +180,7 @@ void bind_runtime(nb::module_& m) {
       .def("__repr__", [](const BackendStatus& b) {
         return fmt::format("q4.BackendStatus('{}', {})", to_string(b.kind), b.available ? "available" : b.reason);
       });
-  using Release = nb::call_guard<nb::gil_scoped_release>;
+  using Release = nb::call_guard<GilRelease>;
   m.def(
       "devices", [] { return runtime().devices(); }, Release(), "Every usable device, best first.");
   m.def(

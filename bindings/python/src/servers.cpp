@@ -120,7 +120,7 @@ std::shared_ptr<Matrix> load_for_server(const char* call, nb::handle qweight, co
   const auto end = begin + static_cast<std::size_t>(codes.size()) * size_of(codes.dtype);
   finish_torch_stream(codes.device);
   if (auto before = find_taken(call, begin, end, codes.shape[1])) {
-    const nb::gil_scoped_release release;
+    const GilRelease release;
     check_same(call, *before, tensors);
     return before;
   }
@@ -128,7 +128,7 @@ std::shared_ptr<Matrix> load_for_server(const char* call, nb::handle qweight, co
   if (codes.device.kind != BackendKind::kCpu && codes.writable && !keeps_qweight()) options.storage = Storage::kReuse;
   std::shared_ptr<Matrix> matrix;
   {
-    const nb::gil_scoped_release release;
+    const GilRelease release;
     matrix = std::make_shared<Matrix>(QuantizedMatrix::from_gptq(runtime(), codes.device, tensors, options));
   }
   if (!matrix->weights.in_place()) return matrix;
@@ -155,7 +155,7 @@ void unload(std::vector<std::shared_ptr<Matrix>> matrices) {
     it = goes ? taken().erase(it) : std::next(it);
   }
   {
-    const nb::gil_scoped_release release;
+    const GilRelease release;
     for (const auto& matrix : matrices) {
       if (!matrix || matrix.use_count() > 1) continue;
       try {
@@ -282,7 +282,7 @@ void serve(const char* call, const std::shared_ptr<Matrix>& matrix, const Array&
   PlanOptions wanted = options;  // a plan for this power of two alone: it waits for no other kernel
   wanted.min_m = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(m))) / 2 + 1;
   const auto kept = matrix;
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   kept->multiply(wanted, workspaces, stream, {x.data, x_rows.stride}, {out.data, out_rows.stride}, m);
 }
 

@@ -68,8 +68,8 @@ class CompileAhead {
   void start();
   void work();
 
-  std::mutex mutex_;
-  std::condition_variable changed_;
+  ForkSafeMutex mutex_;
+  std::condition_variable_any changed_;
   std::map<std::pair<BackendKind, int>, std::int64_t> rows_;
   std::vector<Shape> shapes_;
   std::thread thread_;

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 
 #include "runtime/base/check.hpp"
@@ -12,10 +13,8 @@
 namespace q4::python {
 namespace {
 
-Runtime*& slot() {
-  static Runtime* current = nullptr;
-  return current;
-}
+std::atomic<Runtime*> current{nullptr};
+ForkSafeMutex making;
 
 bool same_but_m(PlanOptions a, const PlanOptions& b) {
   return a.activation == b.activation && a.math == b.math && a.gather == b.gather &&
@@ -25,15 +24,21 @@ bool same_but_m(PlanOptions a, const PlanOptions& b) {
 
 }  // namespace
 
+namespace {
+Runtime* make(RuntimeOptions options) {
+  options.allocator = python_allocator();
+  return new Runtime(std::move(options));
+}
+}  // namespace
+
 Runtime& runtime() {
-  if (!slot()) configure({});
-  return *slot();
+  if (Runtime* made = current.load(std::memory_order_acquire)) return *made;
+  const std::lock_guard lock(making);
+  if (!current.load()) current.store(make({}));
+  return *current.load();
 }
 
-void configure(RuntimeOptions options) {
-  options.allocator = python_allocator();
-  slot() = new Runtime(std::move(options));
-}
+void configure(RuntimeOptions options) { current.store(make(std::move(options))); }
 
 void* Workspaces::Scratch::reserve(Device device, std::size_t wanted) {
   if (wanted > bytes) {
@@ -42,6 +47,7 @@ void* Workspaces::Scratch::reserve(Device device, std::size_t wanted) {
     const std::size_t size = (std::max(wanted, 2 * bytes) + 255) / 256 * 256;
     std::shared_ptr<void> block(backend->allocate(size), [backend](void* p) { backend->release(p); });
     backend->fill(block.get(), 0, size);
+    const std::lock_guard lock(growing_);
     memory.push_back(std::move(block));
     bytes = size;
   }
@@ -78,19 +84,27 @@ RelaxedCapture::~RelaxedCapture() {
   if (exchange_) exchange_(&mode_);
 }
 
-MatmulPlan Matrix::plan(PlanOptions options) {
-  const auto rounded = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(options.max_m)));
-  options.max_m = std::min<std::int64_t>(rounded, INT32_MAX);
-  std::lock_guard lock(mutex_);
+const Matrix::Made* Matrix::serving(const PlanOptions& options) const {
   const Made* best = nullptr;
   for (const auto& made : plans_)
     if (made.options.max_m >= options.max_m && made.options.min_m <= options.min_m &&
         same_but_m(made.options, options) && (!best || made.options.max_m < best->options.max_m))
       best = &made;
-  if (best) return best->plan;
+  return best;
+}
+
+MatmulPlan Matrix::plan(PlanOptions options) {
+  const auto rounded = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(options.max_m)));
+  options.max_m = std::min<std::int64_t>(rounded, INT32_MAX);
+  {
+    const std::lock_guard lock(mutex_);
+    if (const Made* made = serving(options)) return made->plan;
+  }
   const RelaxedCapture relaxed(device);
-  plans_.push_back({options, MatmulPlan(runtime(), weights, options)});
-  return plans_.back().plan;
+  MatmulPlan plan(runtime(), weights, options);  // may take seconds: no lock meanwhile
+  const std::lock_guard lock(mutex_);
+  if (const Made* made = serving(options)) return made->plan;  // another thread was faster
+  return plans_.emplace_back(Made{options, std::move(plan)}).plan;
 }
 
 void Matrix::multiply(const PlanOptions& options, Workspaces& workspaces, void* stream, ConstRows x, Rows out,

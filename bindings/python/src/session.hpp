@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "bindings/python/src/array.hpp"
+#include "bindings/python/src/gil.hpp"
+#include "runtime/base/fork.hpp"
 
 namespace q4::python {
 
@@ -26,18 +28,21 @@ Allocator python_allocator();
 class Workspaces {
  public:
   struct Scratch {
-    std::mutex mutex;  ///< held while a call launches: its kernels stay together in the stream
+    ProcessMutex mutex;  ///< held while a call launches: its kernels stay together in the stream
     std::vector<std::shared_ptr<void>> memory;
     std::size_t bytes = 0;
     /// At least `bytes`, zeroed when it was allocated. `mutex` is held.
     void* reserve(Device device, std::size_t bytes);
+
+   private:
+    ForkSafeMutex growing_;
   };
   std::shared_ptr<Scratch> get(Device device, void* stream);
   /// Waits for the devices and frees everything.
   void clear();
 
  private:
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
   std::map<std::pair<std::pair<BackendKind, int>, void*>, std::shared_ptr<Scratch>> scratch_;
 };
 
@@ -74,7 +79,9 @@ class Matrix {
     PlanOptions options;
     MatmulPlan plan;
   };
-  std::mutex mutex_;
+  const Made* serving(const PlanOptions& options) const;
+
+  ForkSafeMutex mutex_;
   std::vector<Made> plans_;
 };
 

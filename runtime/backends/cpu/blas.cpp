@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "runtime/base/library.hpp"
+
 namespace q4::cpu {
 namespace {
 
@@ -68,7 +70,7 @@ Blas open_blas(const std::vector<std::string>& names) {
   std::string looked_for, passed_over;
   for (const std::string& name : names) {
     looked_for += " " + name;
-    void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+    void* library = open_library(name.c_str());
     if (!library) continue;
     result.sgemm = reinterpret_cast<decltype(result.sgemm)>(dlsym(library, "cblas_sgemm"));
     std::string text;
