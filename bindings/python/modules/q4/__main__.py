@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import signal
 import sys
 
 import q4
 
 _TOOLS = ("bench", "verify", "autotune")
+_USAGE = f"""usage: q4 [info]             lists devices, backends and what is missing
+       q4 {"|".join(_TOOLS)} ...  runs that tool of the wheel or of PATH
+       q4 --help | --version"""
 
 
 def info() -> int:
@@ -23,11 +27,24 @@ def info() -> int:
 
 def main() -> int:
     """Entry of the console script."""
-    arguments = sys.argv[1:]
-    if arguments in ([], ["info"]):
-        return info()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `q4 info | head` ends quietly
+    arguments = sys.argv[1:] or ["info"]
+    try:
+        if arguments[0] in ("-h", "--help", "help"):
+            print(_USAGE, flush=True)
+            return 0
+        if arguments[0] == "--version":
+            print(f"q4 {q4.__version__}", flush=True)
+            return 0
+        if arguments == ["info"]:
+            status = info()
+            sys.stdout.flush()
+            return status
+    except OSError as error:  # a full disk
+        print(f"q4: standard output: {error.strerror or error}", file=sys.stderr)
+        os._exit(1)  # the interpreter would try again to write it
     if arguments[0] not in _TOOLS:
-        print(f"usage: q4 [info | {' | '.join(_TOOLS)}] ...", file=sys.stderr)
+        print(f"q4: {' '.join(arguments)}: no such command\n{_USAGE}", file=sys.stderr)
         return 2
     tool = f"q4-{arguments[0]}"
     here = os.path.join(os.path.dirname(__file__), "bin", tool)
