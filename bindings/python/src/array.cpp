@@ -11,9 +11,10 @@ namespace {
 
 /// What is looked up in torch once. Never released: the interpreter may be gone when statics are destroyed.
 struct Torch {
-  nb::object module, tensor, raw_stream;
+  nb::object module, tensor, parameter, raw_stream;
+  nb::object grad_enabled, tracing, dispatch_modes, functorch, forward_ad;  // None in a torch without it
   std::array<std::pair<nb::object, DType>, 6> dtypes;
-  nb::object is_cuda, is_meta, get_device, dtype, shape, stride, data_ptr;
+  nb::object is_cuda, is_meta, get_device, dtype, shape, stride, data_ptr, requires_grad, current_level;
   bool hip = false, gpu = false;
 };
 
@@ -32,7 +33,9 @@ const Torch* torch() {
   if (found) return found;
   nb::object module = loaded_module("torch");
   // A module that is still being imported has no Tensor yet.
-  if (!module.is_valid() || !nb::hasattr(module, "Tensor") || !nb::hasattr(module, "uint8")) return nullptr;
+  if (!module.is_valid() || !nb::hasattr(module, "Tensor") || !nb::hasattr(module, "uint8") ||
+      !nb::hasattr(module, "nn") || !nb::hasattr(module, "autograd"))
+    return nullptr;
   auto* t = new Torch;
   t->module = module;
   t->tensor = module.attr("Tensor");
@@ -42,10 +45,18 @@ const Torch* torch() {
   t->is_cuda = interned("is_cuda"), t->is_meta = interned("is_meta"), t->get_device = interned("get_device");
   t->dtype = interned("dtype"), t->shape = interned("shape"), t->stride = interned("stride");
   t->data_ptr = interned("data_ptr");
+  const nb::object c = module.attr("_C");
+  t->parameter = module.attr("nn").attr("Parameter");
+  t->grad_enabled = module.attr("is_grad_enabled"), t->requires_grad = interned("requires_grad");
+  t->tracing = nb::getattr(c, "_is_tracing", nb::none());
+  t->dispatch_modes = nb::getattr(c, "_len_torch_dispatch_stack", nb::none());
+  t->functorch = nb::getattr(nb::getattr(c, "_functorch", nb::none()), "maybe_current_level", nb::none());
+  t->forward_ad = nb::getattr(module.attr("autograd"), "forward_ad", nb::none());
+  t->current_level = interned("_current_level");
   t->hip = !module.attr("version").attr("hip").is_none();
   t->gpu = t->hip || !module.attr("version").attr("cuda").is_none();
   // Gives the stream's address without making a Python stream; newer than what some clients run with.
-  t->raw_stream = nb::getattr(module.attr("_C"), "_cuda_getCurrentRawStream", nb::none());
+  t->raw_stream = nb::getattr(c, "_cuda_getCurrentRawStream", nb::none());
   return found = t;
 }
 
@@ -65,6 +76,25 @@ std::int64_t to_int(nb::handle value) {
   const long long number = PyLong_AsLongLong(value.ptr());
   if (number == -1 && PyErr_Occurred()) nb::raise_python_error();
   return number;
+}
+
+[[noreturn]] void unknown_dtype(const char* call, const char* name, const std::string& dtype) {
+  fail(ErrorCode::kInvalidArgument,
+       "{}: {} has dtype {}; q4 reads float16, bfloat16, float32, int32, int64 and uint8: convert it (NumPy: "
+       "astype(), torch: to())",
+       call, name, dtype);
+}
+
+/// DLPack's number of a kind of element, as NumPy would call it: "float64".
+std::string dtype_text(int code, int bits, int lanes) {
+  constexpr const char* kKinds[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+  if (code == 6 && lanes == 1) return "bool";
+  const auto kind = code >= 0 && code < 7 ? kKinds[code] : fmt::format("DLPack type {}, ", code);
+  return fmt::format("{}{}{}", kind, bits, lanes == 1 ? "" : fmt::format("x{}", lanes));
+}
+
+bool is_tensor(nb::handle object, const Torch& t) {
+  return PyType_IsSubtype(Py_TYPE(object.ptr()), reinterpret_cast<PyTypeObject*>(t.tensor.ptr()));
 }
 
 void read_extents(const char* call, Array& a, nb::handle shape, nb::handle stride) {
@@ -88,8 +118,7 @@ Array read_tensor(const char* call, const char* name, nb::handle object, const T
       a.dtype = type, known = true;
       break;
     }
-  check(known, "{}: {} has dtype {}; q4 knows float16, bfloat16, float32, int32, int64 and uint8", call, name,
-        nb::str(dtype).c_str());
+  if (!known) unknown_dtype(call, name, nb::cast<std::string>(nb::str(dtype)));
   read_extents(call, a, get(object, t.shape), call_method(object, t.stride));
   if (get(object, t.is_cuda).ptr() == Py_True) {
     a.device = {t.hip ? BackendKind::kHip : BackendKind::kCuda,
@@ -131,14 +160,21 @@ Array read_dlpack(const char* call, const char* name, nb::handle object) {
   if (!PyObject_HasAttrString(object.ptr(), "__dlpack__") && !PyObject_CheckBuffer(object.ptr()))
     type_error("{}: {} is {}; it must be an array (torch, NumPy, or anything with __dlpack__)", call, name,
                nb::str(object.type()).c_str());
+  if (nb::hasattr(object, "mask") && nb::hasattr(object, "filled"))
+    type_error("{}: {} is a masked array, and q4 knows no masks: pass what its filled() returns", call, name);
   nb::ndarray<> writable;
   if (nb::try_cast<nb::ndarray<>>(object, writable))
     array = nb::ndarray<nb::ro>(writable);
   else if (nb::try_cast<nb::ndarray<nb::ro>>(object, array))
     a.writable = false;
+  else if (nb::hasattr(object, "dtype"))
+    type_error(
+        "{}: {} of dtype {} cannot be exported through DLPack (its element type, byte order or memory): "
+        "convert it to native float16, float32 or int32",
+        call, name, nb::repr(object.attr("dtype")).c_str());
   else
-    type_error("{}: {} cannot be exported through DLPack (its element type, byte order or memory); convert it", call,
-               name);
+    type_error("{}: {} is {}, which cannot be exported through DLPack: convert it to an array", call, name,
+               nb::str(object.type()).c_str());
   a.keep = nb::borrow(object);
   const auto dtype = array.dtype();
   using Code = nb::dlpack::dtype_code;
@@ -158,9 +194,7 @@ Array read_dlpack(const char* call, const char* name, nb::handle object) {
   else if (is(Code::UInt, 8))
     a.dtype = DType::kU8;
   else
-    fail(ErrorCode::kInvalidArgument,
-         "{}: {} has DLPack type {} of {} bits; q4 knows float16, bfloat16, float32, int32, int64 and uint8", call,
-         name, dtype.code, dtype.bits);
+    unknown_dtype(call, name, dtype_text(dtype.code, dtype.bits, dtype.lanes));
   check(array.ndim() <= a.shape.size(), "{}: {} has {} dimensions; at most {} are supported", call, name, array.ndim(),
         a.shape.size());
   a.dims = static_cast<int>(array.ndim());
@@ -186,8 +220,7 @@ std::string Array::shape_text() const {
 
 Array read_array(const char* call, const char* name, nb::handle object) {
   const Torch* t = torch();
-  if (t && PyType_IsSubtype(Py_TYPE(object.ptr()), reinterpret_cast<PyTypeObject*>(t->tensor.ptr())))
-    return read_tensor(call, name, object, *t);
+  if (t && is_tensor(object, *t)) return read_tensor(call, name, object, *t);
   return read_dlpack(call, name, object);
 }
 
@@ -226,9 +259,22 @@ TensorView view_of(const char* call, const Array& a) {
   return view;
 }
 
-nb::handle loaded_torch() {
+bool wants_gradient(nb::handle object) {
   const Torch* t = torch();
-  return t ? nb::handle(t->module) : nb::handle();
+  return t && is_tensor(object, *t) && get(object, t->requires_grad).ptr() == Py_True &&
+         t->grad_enabled().ptr() == Py_True;
+}
+
+bool watched(nb::handle object) {
+  const Torch* t = torch();
+  if (!t || !is_tensor(object, *t)) return false;
+  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
+  if (type != t->tensor.ptr() && type != t->parameter.ptr()) return true;
+  if (wants_gradient(object)) return true;
+  if (!t->tracing.is_none() && t->tracing().ptr() == Py_True) return true;
+  if (!t->dispatch_modes.is_none() && to_int(t->dispatch_modes()) > 0) return true;
+  if (!t->functorch.is_none() && !t->functorch().is_none()) return true;
+  return !t->forward_ad.is_none() && to_int(get(t->forward_ad, t->current_level)) >= 0;
 }
 
 void* torch_stream(Device device) {
@@ -243,7 +289,7 @@ void* torch_stream(Device device) {
 
 void finish_torch_stream(Device device) {
   if (device.kind == BackendKind::kCpu || !torch()) return;
-  loaded_torch().attr("cuda").attr("current_stream")(device.ordinal).attr("synchronize")();
+  torch()->module.attr("cuda").attr("current_stream")(device.ordinal).attr("synchronize")();
 }
 
 void* current_stream(const Array& a) {

@@ -58,15 +58,20 @@ Device target(const char* call, nb::handle device, const Array& qweight) {
 }
 
 MatrixPtr from_gptq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb::handle g_idx, nb::handle bias,
-                    std::int64_t group_size, const std::string& zeros, nb::handle device) {
+                    std::int64_t group_size, nb::handle zeros, nb::handle device) {
   constexpr const char* kCall = "Matrix.from_gptq";
   Arrays a{read_array(kCall, "qweight", qweight),
            read_array(kCall, "qzeros", qzeros),
            read_array(kCall, "scales", scales),
            {},
            {}};
-  GptqTensors t{view_of(kCall, a.qweight), view_of(kCall, a.qzeros), view_of(kCall, a.scales), {}, {}, group_size,
-                zero_format(kCall, zeros)};
+  GptqTensors t{view_of(kCall, a.qweight),
+                view_of(kCall, a.qzeros),
+                view_of(kCall, a.scales),
+                {},
+                {},
+                group_size,
+                zeros.is_none() ? ZeroFormat::kAuto : zero_format(kCall, word(kCall, "zeros", zeros))};
   if (!g_idx.is_none()) {
     a.g_idx = read_array(kCall, "g_idx", g_idx);
     if (!a.g_idx->meta && a.g_idx->size() > 0) t.g_idx = view_of(kCall, *a.g_idx);
@@ -92,8 +97,19 @@ MatrixPtr from_awq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb:
   return std::make_shared<Matrix>(QuantizedMatrix::from_awq(runtime(), chosen, t));
 }
 
-nb::object multiply(const MatrixPtr& self, nb::handle x, nb::handle out, nb::handle bias, nb::handle stream,
-                    bool batch_invariant) {
+/// By torch's operator (q4/_torch_ops.py), for an x that torch watches.
+nb::object multiply_watched(const MatrixPtr& matrix, nb::handle x, nb::handle out, nb::handle bias, nb::handle stream,
+                            bool batch_invariant) {
+  check(out.is_none() && stream.is_none(),
+        "matmul: {}= does not go with an x that requires grad, is traced or is of a subclass of torch.Tensor: leave it "
+        "away, or call under torch.no_grad() with x.detach()",
+        out.is_none() ? "stream" : "out");
+  nb::object result = nb::module_::import_("q4._torch_ops").attr("matmul")(x, matrix, batch_invariant);
+  return bias.is_none() ? result : nb::object(result + bias);
+}
+
+nb::object compute(const MatrixPtr& self, nb::handle x, nb::handle out, nb::handle bias, nb::handle stream,
+                   bool batch_invariant) {
   constexpr const char* kCall = "matmul";
   const MatrixPtr matrix = self;
   const Array from = read_array(kCall, "x", x);
@@ -125,6 +141,14 @@ nb::object multiply(const MatrixPtr& self, nb::handle x, nb::handle out, nb::han
   return result;
 }
 
+nb::object multiply(const MatrixPtr& self, nb::handle x, nb::handle out, nb::handle bias, nb::handle stream,
+                    bool batch_invariant) {
+  if (watched(x)) return multiply_watched(self, x, out, bias, stream, batch_invariant);
+  check(!wants_gradient(out),
+        "matmul: out requires grad, but what is written to it has no gradient: pass out.detach()");
+  return compute(self, x, out, bias, stream, batch_invariant);
+}
+
 /// torch asks this before it gives up on x @ W: ten times as fast as the TypeError that it would make of it.
 nb::object torch_function(nb::handle function, nb::handle, nb::tuple operands, nb::handle keywords) {
   const auto name = nb::cast<std::string>(function.attr("__name__"));
@@ -147,6 +171,9 @@ struct Plan {
 
   void run(nb::handle x, nb::handle out, nb::handle stream, int repeat) {
     constexpr const char* kCall = "Plan.run";
+    check(!wants_gradient(x) && !wants_gradient(out),
+          "{}: {} requires grad, but a plan computes none: use x @ W, or call under torch.no_grad()", kCall,
+          wants_gradient(x) ? "x" : "out");
     const Array from = read_array(kCall, "x", x), to = read_array(kCall, "out", out);
     const RowsOf x_rows = rows_of(kCall, from), out_rows = rows_of(kCall, to);
     const auto m = check_operands(kCall, *matrix, from, x_rows, to, out_rows);
@@ -159,16 +186,16 @@ struct Plan {
   }
 };
 
-std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, const std::string& dtype,
-                                const std::string& math, const std::string& gather, std::int64_t reconstruct_from,
-                                bool batch_invariant, bool overlap_previous, const std::string& tactic) {
+std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, nb::handle dtype, nb::handle math,
+                                nb::handle gather, std::int64_t reconstruct_from, bool batch_invariant,
+                                bool overlap_previous, const std::string& tactic) {
   constexpr const char* kCall = "Matrix.plan";
   PlanOptions o;
   o.max_m = max_m;
   o.activation = activation(kCall, dtype);
-  o.math = choice<Math>(kCall, "math", math,
+  o.math = choice<Math>(kCall, "math", word(kCall, "math", math),
                         {{"auto", Math::kAuto}, {"half2", Math::kHalf2}, {"fp32", Math::kFp32}, {"int8", Math::kInt8}});
-  o.gather = choice<Gather>(kCall, "gather", gather,
+  o.gather = choice<Gather>(kCall, "gather", word(kCall, "gather", gather),
                             {{"auto", Gather::kAuto}, {"fused", Gather::kFused}, {"separate", Gather::kSeparate}});
   o.reconstruct_from = reconstruct_from;
   o.batch_invariant = batch_invariant;
@@ -178,7 +205,7 @@ std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, con
   return std::make_unique<Plan>(matrix, MatmulPlan(runtime(), matrix->weights, o), o.activation);
 }
 
-void warmup(const MatrixPtr& matrix, std::int64_t max_m, const std::string& dtype, nb::handle stream) {
+void warmup(const MatrixPtr& matrix, std::int64_t max_m, nb::handle dtype, nb::handle stream) {
   constexpr const char* kCall = "Matrix.warmup";
   PlanOptions o;
   o.activation = activation(kCall, dtype);
@@ -202,9 +229,31 @@ std::string describe(const Matrix& m) {
 
 }  // namespace
 
-DType activation(const char* call, const std::string& text) {
-  return choice<DType>(call, "dtype", text,
-                       {{"float16", DType::kF16}, {"bfloat16", DType::kBF16}, {"float32", DType::kF32}});
+std::string word(const char* call, const char* name, nb::handle object) {
+  if (!PyUnicode_Check(object.ptr()))
+    throw nb::type_error(fmt::format("{}: {} = {}; it must be a str", call, name, nb::repr(object).c_str()).c_str());
+  return nb::cast<std::string>(object);
+}
+
+DType activation(const char* call, nb::handle dtype) {
+  nb::object name = nb::borrow(dtype);
+  if (PyType_Check(dtype.ptr()))  // numpy.float16
+    name = dtype.attr("__name__");
+  else if (!PyUnicode_Check(dtype.ptr()) && nb::hasattr(dtype, "name"))  // numpy.dtype("float16")
+    name = dtype.attr("name");
+  std::string text = nb::cast<std::string>(nb::str(name));
+  if (text.starts_with("torch.")) text.erase(0, 6);
+  for (const auto& [word, type] : std::initializer_list<std::pair<const char*, DType>>{{"float16", DType::kF16},
+                                                                                       {"half", DType::kF16},
+                                                                                       {"fp16", DType::kF16},
+                                                                                       {"bfloat16", DType::kBF16},
+                                                                                       {"bf16", DType::kBF16},
+                                                                                       {"float32", DType::kF32},
+                                                                                       {"fp32", DType::kF32}})
+    if (text == word) return type;
+  fail(ErrorCode::kInvalidArgument,
+       "{}: dtype = {}; it must be float16, bfloat16 or float32, as a str or a dtype of NumPy or torch", call,
+       nb::repr(dtype).c_str());
 }
 
 ZeroFormat zero_format(const char* call, const std::string& text) {
@@ -222,10 +271,15 @@ MatrixPtr load_matrix(const Checkpoint& checkpoint, const std::string& name, nb:
   return std::make_shared<Matrix>(checkpoint.load(runtime(), named ? *named : runtime().best_device(), name, format));
 }
 
-Checkpoint open_checkpoint(nb::handle path) {
+std::string path_text(nb::handle path) {
   nb::object text = nb::steal(PyOS_FSPath(path.ptr()));
   if (!text.is_valid()) nb::raise_python_error();
-  const auto name = nb::cast<std::string>(text);
+  if (PyBytes_Check(text.ptr())) return std::string(PyBytes_AsString(text.ptr()));
+  return nb::cast<std::string>(text);
+}
+
+Checkpoint open_checkpoint(nb::handle path) {
+  const auto name = path_text(path);
   const GilRelease release;
   return Checkpoint::open(name);
 }
@@ -233,7 +287,7 @@ Checkpoint open_checkpoint(nb::handle path) {
 void bind_matrix(nb::module_& m) {
   const auto none = nb::none();
   nb::class_<Plan>(m, "Plan", "x @ W prepared for up to max_m rows: run() launches and allocates nothing.")
-      .def("run", &Plan::run, "x"_a, "out"_a, "stream"_a = none, "repeat"_a = 1,
+      .def("run", &Plan::run, "x"_a.none(), "out"_a.none(), "stream"_a = none, "repeat"_a = 1,
            "out[m, n] = x[m, k] @ W (+ bias of the matrix), m <= max_m; one stream or thread at a time. repeat: so "
            "many times, "
            "for measuring without Python.")
@@ -254,14 +308,14 @@ void bind_matrix(nb::module_& m) {
                             "4-bit weights W[k, n], packed on one device; immutable. x @ W multiplies.");
   matrix
       .def_static(
-          "from_gptq", &from_gptq, "qweight"_a, "qzeros"_a, "scales"_a, "g_idx"_a = none, "bias"_a = none,
-          nb::kw_only(), "group_size"_a = 0, "zeros"_a = "auto", "device"_a = none,
+          "from_gptq", &from_gptq, "qweight"_a.none(), "qzeros"_a.none(), "scales"_a.none(), "g_idx"_a = none,
+          "bias"_a = none, nb::kw_only(), "group_size"_a = 0, "zeros"_a.none() = "auto", "device"_a = none,
           "From int32 qweight [k/8, n], int32 qzeros [groups, n/8], scales [groups, n] (fp16, bf16 or fp32), g_idx "
           "[k] (int32 or int64; None, empty or meta: no act-order) and bias [n]. group_size 0: from the shapes; -1: "
           "one group. zeros: 'v1' (stored + 1), 'v2' (as stored), 'auto' (v1 unless all are 8). device: where the "
           "matrix goes; None: where qweight is. The tensors are read once.")
-      .def_static("from_awq", &from_awq, "qweight"_a, "qzeros"_a, "scales"_a, "bias"_a = none, nb::kw_only(),
-                  "group_size"_a = 0, "device"_a = none,
+      .def_static("from_awq", &from_awq, "qweight"_a.none(), "qzeros"_a.none(), "scales"_a.none(), "bias"_a = none,
+                  nb::kw_only(), "group_size"_a = 0, "device"_a = none,
                   "From AWQ's \"gemm\" layout: int32 qweight [k, n/8], int32 qzeros [groups, n/8], scales [groups, n].")
       .def_static(
           "from_checkpoint",
@@ -271,22 +325,30 @@ void bind_matrix(nb::module_& m) {
           "path"_a, "name"_a, nb::kw_only(), "device"_a = none, "zeros"_a = none,
           "The matrix `name` (\"model.layers.0.self_attn.q_proj\") of a safetensors checkpoint, GPTQ or AWQ; "
           "device None: the best one. For many matrices open a q4.Checkpoint once.")
-      .def("matmul", &multiply, "x"_a, nb::kw_only(), "out"_a = none, "bias"_a = none, "stream"_a = none,
+      .def("matmul", &multiply, "x"_a.none(), nb::kw_only(), "out"_a = none, "bias"_a = none, "stream"_a = none,
            "batch_invariant"_a = false,
            "x[..., k] @ W -> [..., n], in x's dtype (fp16, bf16; fp32 on the CPU) and x's kind of array, on the stream "
            "that "
            "is current in x's framework.")
       .def(
+          "_compute",
+          [none](const MatrixPtr& self, nb::handle x, bool batch_invariant) {
+            return compute(self, x, none, none, none, batch_invariant);
+          },
+          "x"_a, "batch_invariant"_a, "matmul() whoever watches x: for the operators of q4/_torch_ops.py.")
+      .def(
           "__rmatmul__",
           [none](const MatrixPtr& self, nb::handle x) { return multiply(self, x, none, none, none, false); }, "x"_a)
       .def_static("__torch_function__", &torch_function, "function"_a, "types"_a, "args"_a = nb::tuple(),
                   "kwargs"_a = none)
-      .def("plan", &make_plan, "max_m"_a, nb::kw_only(), "dtype"_a = "float16", "math"_a = "auto", "gather"_a = "auto",
-           "reconstruct_from"_a = 0, "batch_invariant"_a = false, "overlap_previous"_a = false, "tactic"_a = "",
-           "Prepares x @ W for up to max_m rows. math: 'auto', 'half2', 'fp32', 'int8'; gather (act-order): 'auto', "
+      .def("plan", &make_plan, "max_m"_a, nb::kw_only(), "dtype"_a.none() = "float16", "math"_a.none() = "auto",
+           "gather"_a.none() = "auto", "reconstruct_from"_a = 0, "batch_invariant"_a = false,
+           "overlap_previous"_a = false, "tactic"_a = "",
+           "Prepares x @ W for up to max_m rows. dtype: of x, as a str or a dtype of NumPy or torch. math: 'auto', "
+           "'half2', 'fp32', 'int8'; gather (act-order): 'auto', "
            "'fused', "
            "'separate'; reconstruct_from: first m that is reconstructed (0: chosen, -1: never).")
-      .def("warmup", &warmup, "max_m"_a, "dtype"_a = "float16", "stream"_a = none,
+      .def("warmup", &warmup, "max_m"_a, "dtype"_a.none() = "float16", "stream"_a = none,
            "Compiles and allocates what x @ W needs for up to max_m rows on a stream (None: torch's current one).")
       .def("__repr__", [](const Matrix& self) { return describe(self); })
       .def_prop_ro(

@@ -18,6 +18,14 @@ void raise(const Error& error) {
   PyErr_SetString(type.ptr(), error.what());
 }
 
+/// copy.copy() and copy.deepcopy() of what cannot change give the object itself.
+void copies_are_itself(nb::object type) {
+  type.attr("__copy__") =
+      nb::cpp_function([](nb::object self) { return self; }, nb::is_method(), nb::scope(type), nb::name("__copy__"));
+  type.attr("__deepcopy__") = nb::cpp_function([](nb::object self, nb::handle) { return self; }, nb::is_method(),
+                                               nb::scope(type), nb::name("__deepcopy__"));
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -32,6 +40,8 @@ NB_MODULE(_native, m) {
   bind_matrix(m);
   bind_runtime(m);
   bind_memory(m);
+  for (const char* name : {"Matrix", "Plan", "Checkpoint", "MatrixEntry", "DeviceInfo", "BackendStatus"})
+    copies_are_itself(m.attr(name));
   nb::module_ old = m.def_submodule("exllama", "The functions of exllama_kernels.");
   bind_exllama(old);
   nb::module_ second = m.def_submodule("exllamav2", "The functions of exllamav2_kernels.");

@@ -16,9 +16,13 @@ void bind_memory(nb::module_& module);
 void bind_matrix(nb::module_& module);
 void bind_runtime(nb::module_& module);
 
-/// "float16", "bfloat16", "float32".
-DType activation(const char* call, const std::string& text);
+/// fp16, bf16 or fp32 by a name ("float16", "fp16"), or as a dtype of NumPy, torch or what is like them.
+DType activation(const char* call, nb::handle dtype);
 /// "auto", "v1", "v2".
 ZeroFormat zero_format(const char* call, const std::string& text);
+/// The text of an argument that must be one of some words. TypeError where it is no str.
+std::string word(const char* call, const char* name, nb::handle object);
+/// The text of a str or os.PathLike.
+std::string path_text(nb::handle path);
 
 }  // namespace q4::python

@@ -18,17 +18,26 @@ using namespace nb::literals;
 
 using Strings = std::vector<std::string>;
 
-void configure_runtime(const std::string& cache_dir, const std::string& cache_mode, const Strings& tuning_files,
-                       int cpu_threads, const Strings& cache_folders, const Strings& packs,
-                       const std::string& pack_public_key, std::uint64_t cache_max_bytes, const std::string& dump_dir,
-                       const std::string& record_untuned) {
+/// Several paths: a list or tuple of them, or one alone.
+Strings paths_of(nb::handle object) {
+  if (!PyList_Check(object.ptr()) && !PyTuple_Check(object.ptr())) return {path_text(object)};
+  Strings paths;
+  for (nb::handle path : object) paths.push_back(path_text(path));
+  return paths;
+}
+
+void configure_runtime(nb::handle cache_dir, nb::handle given_mode, nb::handle tuning_files, int cpu_threads,
+                       nb::handle cache_folders, nb::handle packs, const std::string& pack_public_key,
+                       std::uint64_t cache_max_bytes, nb::handle dump_dir, nb::handle record_untuned) {
   RuntimeOptions options;
-  options.cache_dir = cache_dir;
-  options.tuning_files = tuning_files;
+  options.cache_dir = path_text(cache_dir);
+  options.tuning_files = paths_of(tuning_files);
   options.cpu_threads = cpu_threads;
-  options.cache_folders = cache_folders, options.packs = packs, options.pack_public_key = pack_public_key;
-  options.cache_max_bytes = cache_max_bytes, options.dump_dir = dump_dir;
-  options.record_untuned = record_untuned;
+  options.cache_folders = paths_of(cache_folders), options.packs = paths_of(packs);
+  options.pack_public_key = pack_public_key;
+  options.cache_max_bytes = cache_max_bytes, options.dump_dir = path_text(dump_dir);
+  options.record_untuned = path_text(record_untuned);
+  const auto cache_mode = word("configure", "cache_mode", given_mode);
   const std::pair<const char*, CacheMode> modes[] = {{"read-write", CacheMode::kReadWrite},
                                                      {"read-only", CacheMode::kReadOnly},
                                                      {"off", CacheMode::kOff},
@@ -58,12 +67,13 @@ nb::dict describe(const WarmupReport& report) {
 }
 
 /// `progress` runs here with the GIL; True from it ends the warm-up, and what it raises is raised when that has ended.
-nb::dict warmup(nb::object what, int max_m, const std::string& dtype, const std::string& device, bool act_order,
-                bool bias, std::int64_t group_size, int threads, double deadline, nb::object progress) {
+nb::dict warmup(nb::object what, int max_m, nb::handle dtype, nb::handle device, bool act_order, bool bias,
+                std::int64_t group_size, int threads, double deadline, nb::object progress) {
   WarmupOptions options;
   options.plan.max_m = max_m, options.plan.activation = activation("warmup", dtype);
   options.threads = threads, options.deadline_s = deadline;
-  if (!device.empty()) options.device = Device::parse(device);
+  const bool unnamed = PyUnicode_Check(device.ptr()) && nb::cast<std::string>(device).empty();
+  if (const auto named = unnamed ? std::nullopt : read_device("warmup", device)) options.device = *named;
   bool stop = false;
   std::optional<nb::python_error> raised;
   if (!progress.is_none())
@@ -75,13 +85,19 @@ nb::dict warmup(nb::object what, int max_m, const std::string& dtype, const std:
     };
   options.cancel = [&] { return stop; };
   std::vector<WarmupShape> shapes;
-  const bool checkpoint = nb::isinstance<Checkpoint>(what);
-  if (!checkpoint)
-    for (const auto& [k, n] : nb::cast<std::vector<std::pair<std::int64_t, std::int64_t>>>(what))
-      shapes.push_back({k, n, group_size, act_order, bias});
+  std::optional<Checkpoint> opened;
+  if (nb::isinstance<Checkpoint>(what)) {
+    opened = nb::cast<Checkpoint>(what);
+  } else if (PyUnicode_Check(what.ptr()) || nb::hasattr(what, "__fspath__")) {
+    opened = open_checkpoint(what);
+  } else {
+    std::vector<std::pair<std::int64_t, std::int64_t>> pairs;
+    if (!nb::try_cast(what, pairs))
+      throw nb::type_error("warmup: what must be a Checkpoint, a path of one, or a list of shapes (k, n)");
+    for (const auto& [k, n] : pairs) shapes.push_back({k, n, group_size, act_order, bias});
+  }
   WarmupReport report;
   {
-    const Checkpoint* opened = checkpoint ? nb::cast<const Checkpoint*>(what) : nullptr;
     const GilRelease release;
     report = opened ? runtime().warmup(*opened, options) : runtime().warmup(shapes, options);
   }
@@ -191,14 +207,16 @@ void bind_runtime(nb::module_& m) {
   m.def(
       "cache_dir", [] { return runtime().cache_dir(); }, Release(),
       "Folder of compiled kernels, \"\" if there is none.");
-  m.def("configure", &configure_runtime, nb::kw_only(), "cache_dir"_a = "", "cache_mode"_a = "read-write",
-        "tuning_files"_a = Strings{}, "cpu_threads"_a = 0, "cache_folders"_a = Strings{}, "packs"_a = Strings{},
-        "pack_public_key"_a = "", "cache_max_bytes"_a = RuntimeOptions().cache_max_bytes, "dump_dir"_a = "",
-        "record_untuned"_a = "", "Options for matrices that are made from now on; call it first.");
-  m.def("warmup", &warmup, "what"_a, "max_m"_a, "dtype"_a = "float16", nb::kw_only(), "device"_a = "",
+  m.def("configure", &configure_runtime, nb::kw_only(), "cache_dir"_a.none() = "", "cache_mode"_a.none() = "read-write",
+        "tuning_files"_a = nb::make_tuple(), "cpu_threads"_a = 0, "cache_folders"_a = nb::make_tuple(),
+        "packs"_a = nb::make_tuple(), "pack_public_key"_a = "", "cache_max_bytes"_a = RuntimeOptions().cache_max_bytes,
+        "dump_dir"_a.none() = "", "record_untuned"_a.none() = "",
+        "Options for matrices that are made from now on; call it first.");
+  m.def("warmup", &warmup, "what"_a, "max_m"_a, "dtype"_a.none() = "float16", nb::kw_only(), "device"_a = nb::none(),
         "act_order"_a = false, "bias"_a = false, "group_size"_a = 128, "threads"_a = 0, "deadline"_a = 0.0,
         "progress"_a = nb::none(),
-        "Finds or compiles, and loads, every kernel that plans of a Checkpoint or of a list of (k, n) need. "
+        "Finds or compiles, and loads, every kernel that plans of a Checkpoint (or the path of one) or of a list of "
+        "(k, n) need. "
         "progress(done, total, kernel) may return True to stop. Returns what came of each kernel.");
   m.def("cache_counters", &cache_counters, "Where kernels came from since configure(), and the time it took.");
   m.def("tuning", &tuning, "The tuning records in use, as dicts.");

@@ -79,14 +79,19 @@ def assert_close(out: Any, x: Any, dense: Any, relative: float = 1e-3) -> None:
 _TYPES = {"float16": "F16", "int32": "I32", "int64": "I64", "float32": "F32"}
 
 
-def save_checkpoint(folder: Path, matrices: dict[str, Sample], group: int, **config: Any) -> Path:
+def save_checkpoint(
+    folder: Path, matrices: dict[str, Sample], group: int, *, bias: dict[str, Any] = {}, **config: Any
+) -> Path:
     """A GPTQ checkpoint: model.safetensors and config.json."""
     header: dict[str, Any] = {}
     blobs: list[bytes] = []
     at = 0
     for name, sample in matrices.items():
-        for part in ("qweight", "qzeros", "scales", "g_idx"):
-            array = np.ascontiguousarray(getattr(sample, part))
+        parts = {part: getattr(sample, part) for part in ("qweight", "qzeros", "scales", "g_idx")}
+        if name in bias:
+            parts["bias"] = bias[name]
+        for part, array in parts.items():
+            array = np.ascontiguousarray(array)
             header[f"{name}.{part}"] = {
                 "dtype": _TYPES[array.dtype.name],
                 "shape": list(array.shape),

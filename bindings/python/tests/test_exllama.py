@@ -192,7 +192,7 @@ def bad_tensors() -> list[Any]:
         ((w.astype(np.int64), z, s, None), "qweight has dtype int64"),
         ((w, z.astype(np.float32), s, None), "qzeros has dtype fp32"),
         ((w, z, s.astype(np.int32), None), "scales has dtype int32"),
-        ((w, z, s.astype(np.float64), None), "scales has DLPack type"),
+        ((w, z, s.astype(np.float64), None), "scales has dtype float64"),
         ((w[0], z, s, None), "qweight has shape"),
         ((w[None], z, s, None), "qweight has shape"),
         ((w[:, :12], z, s, None), "n = 12"),

@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+from copy import copy, deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
+import q4
+from samples import gptq, save_checkpoint
 
 HERE = Path(__file__).parent
 BEGIN = """
@@ -83,3 +87,11 @@ for i in range(20):
     assert (i, os.waitpid(child, 0)[1]) == (i, 0)
 os._exit(0)
 """)
+
+
+def test_copies_are_the_object_itself(tmp_path: Path) -> None:
+    W = q4.Matrix.from_gptq(*gptq(64, 16, 32).tensors())
+    checkpoint = q4.Checkpoint(save_checkpoint(tmp_path, {"a": gptq(64, 16, 32)}, 32))
+    values: list[Any] = [W, W.plan(1), checkpoint, checkpoint.matrices[0], q4.devices()[-1], q4.backends()[0]]
+    for value in values:
+        assert copy(value) is value and deepcopy(value) is value and deepcopy([value])[0] is value

@@ -1,5 +1,7 @@
 """The modern module on NumPy arrays."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -116,6 +118,68 @@ def test_plans() -> None:
         W.warmup(0)
 
 
+class BFloat16:
+    """As ml_dtypes.bfloat16 and torch.bfloat16 call themselves."""
+
+    name = "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "dtype, expected",
+    [
+        ("float16", "fp16"),
+        ("fp16", "fp16"),
+        (np.float16, "fp16"),
+        (np.dtype("float16"), "fp16"),
+        ("half", "fp16"),
+        (np.float32, "fp32"),
+        (np.dtype("<f4"), "fp32"),
+        ("float32", "fp32"),
+        (np.str_("bf16"), "bf16"),
+        (BFloat16(), "bf16"),
+        ("torch.bfloat16", "bf16"),
+    ],
+)
+def test_dtypes_by_any_name(dtype: Any, expected: str) -> None:
+    W = q4.Matrix.from_gptq(*gptq(64, 16, 32).tensors())
+    assert W.plan(16, dtype=dtype).dtype == expected
+    W.warmup(2, dtype)
+    q4.warmup([(64, 16)], 2, dtype, device="cpu")
+
+
+def test_what_is_no_dtype() -> None:
+    W = q4.Matrix.from_gptq(*gptq(64, 16, 32).tensors())
+    for wrong in (None, 3, float, np.float64, np.dtype("int8"), "float", "float64", object()):
+        for call in (
+            lambda dtype: W.plan(16, dtype=dtype),
+            lambda dtype: W.warmup(16, dtype),
+            lambda dtype: q4.warmup([(64, 16)], 2, dtype, device="cpu"),
+        ):
+            with pytest.raises(ValueError, match="dtype = .*; it must be float16, bfloat16 or float32"):
+                call(wrong)
+    for options in ({"math": None}, {"math": 3}, {"gather": np.float16}):
+        with pytest.raises(TypeError, match="; it must be a str"):
+            W.plan(16, **options)  # type: ignore[arg-type]
+
+
+def test_paths_and_devices_of_any_kind(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model", {"a": gptq(64, 16, 32)}, 32)
+    (tmp_path / "tuning.jsonl").write_text("")
+    for form in (Path, str, lambda path: os.fsencode(path)):
+        folder = form(tmp_path / "cache")
+        q4.configure(cache_dir=folder, tuning_files=[form(tmp_path / "tuning.jsonl")], cache_folders=(folder,))
+        assert q4.cache_dir() == str(tmp_path / "cache")
+        if form is not str:
+            q4.configure(tuning_files=form(tmp_path / "tuning.jsonl"), record_untuned=form(tmp_path / "untuned"))
+    q4.configure()
+    for device in ("cpu", -1):
+        assert q4.warmup(tmp_path / "model", 2, device=device)["complete"]
+    with pytest.raises(TypeError, match="PathLike"):
+        q4.configure(cache_dir=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="list of shapes"):
+        q4.warmup([(64, 16, 3)], 2, device="cpu")  # type: ignore[list-item]
+
+
 class Exported:
     """An array of no framework that q4 knows."""
 
@@ -154,7 +218,11 @@ def test_errors() -> None:
         (lambda: q4.Matrix.from_awq(w, z, s), "scales|qzeros|n ="),
         (lambda: x[:, :56] @ W, "k = 64"),
         (lambda: x.astype(np.int32) @ W, "x has dtype int32"),
-        (lambda: x.astype(np.float64) @ W, "DLPack type"),
+        (lambda: x.astype(np.float64) @ W, "x has dtype float64; .* convert it"),
+        (lambda: x.astype(np.complex64) @ W, "x has dtype complex64"),
+        (lambda: (x > 0) @ W, "x has dtype bool"),
+        (lambda: x.astype(np.int8) @ W, "x has dtype int8"),
+        (lambda: q4.Matrix.from_gptq(w.astype(np.uint16), z, s), "qweight has dtype uint16"),
         (lambda: q4.matmul(x, W, out=out[:1]), "out has shape"),
         (lambda: q4.matmul(x, W, out=out[None]), "dimensions"),
         (lambda: q4.matmul(x, W, out=out.astype(np.float32)), "out has dtype"),
@@ -171,8 +239,14 @@ def test_errors() -> None:
     with pytest.raises(TypeError):
         W @ x  # type: ignore[operator]
     for wrong in (None, "x", 3, object()):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="x is <class"):
             q4.matmul(wrong, W)
+    with pytest.raises(TypeError, match="'>f2'"):
+        x.astype(">f2") @ W
+    with pytest.raises(TypeError, match="qzeros is <class 'NoneType'>"):
+        q4.Matrix.from_gptq(w, None, s)
+    with pytest.raises(TypeError, match=r"filled\(\)"):
+        np.ma.masked_array(x, x > 0) @ W
     with pytest.raises(TypeError, match="stream"):
         q4.matmul(x, W, stream="0")
     if not any(d.device.startswith("cuda") for d in q4.devices()):
@@ -248,10 +322,32 @@ def test_no_framework_is_imported() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-def test_command() -> None:
-    def run(*arguments: str) -> Any:
-        return subprocess.run([sys.executable, "-m", "q4", *arguments], capture_output=True, text=True)
+def test_command(tmp_path: Path) -> None:
+    def run(*arguments: str, **options: Any) -> Any:
+        return subprocess.run([sys.executable, "-m", "q4", *arguments], capture_output=True, text=True, **options)
 
-    result = run("info")
-    assert result.returncode == 0 and "cpu: available" in result.stdout
-    assert run("nonsense").returncode == 2
+    for arguments in ((), ("info",)):
+        result = run(*arguments)
+        assert result.returncode == 0 and "cpu: available" in result.stdout
+    for option in ("--help", "-h", "help"):
+        result = run(option)
+        assert result.returncode == 0 and "usage: q4" in result.stdout and not result.stderr
+    assert run("--version").stdout == f"q4 {q4.__version__}\n"
+    for wrong in (("nonsense",), ("--nonsense",), ("info", "more")):
+        result = run(*wrong)
+        assert result.returncode == 2 and " ".join(wrong) in result.stderr and "usage" in result.stderr
+    result = run("bench", env=dict(os.environ, PATH=str(tmp_path)))
+    assert result.returncode == 1 and "q4-bench is neither" in result.stderr
+
+
+def test_command_into_what_does_not_read_it() -> None:
+    """`q4 info | head -1`, with the reader gone before the first line, and a full disk."""
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run([sys.executable, "-m", "q4", "info"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert result.returncode == -signal.SIGPIPE and result.stderr == ""
+    for arguments in (["info"], ["--help"]):
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([sys.executable, "-m", "q4", *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert result.returncode == 1 and "No space left" in result.stderr and "Traceback" not in result.stderr

@@ -1,5 +1,7 @@
 """Both modules on torch tensors: on the CPU wherever torch is, on CUDA where a GPU is; skipped without torch."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Iterator
@@ -113,8 +115,6 @@ def test_linear(device: Any) -> None:
     assert torch.equal(linear(x.transpose(0, 1)).transpose(0, 1), y)
     assert torch.equal(torch.ops.q4.matmul(x, linear._number, 64), y)
     assert "in_features=256" in repr(linear) and not list(linear.parameters())
-    with torch.enable_grad(), pytest.raises(RuntimeError, match="no_grad"):
-        linear(x.clone().requires_grad_())
     number = linear._number
     del linear
     with pytest.raises(RuntimeError, match="freed"):
@@ -136,6 +136,123 @@ def test_compile_makes_one_graph(device: Any) -> None:
     torch_library.opcheck(
         torch.ops.q4.matmul.default, (x, linear._number, 256), test_utils=("test_schema", "test_faketensor")
     )
+
+
+def dense(sample: Sample, device: Any, dtype: Any = torch.float32) -> Any:
+    return torch.from_numpy(sample.dense).to(device, dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients(device: Any, bias: bool) -> None:
+    """By x @ W, q4.matmul, torch.matmul, Linear, compiled and in functional form: dx = dy @ W^T, never a silent nothing."""
+    sample = gptq(600, 64, 32, act_order=True)
+    dtype = torch.float32 if device.type == "cpu" else torch.float16
+    own = torch.linspace(-1, 1, 64, device=device) if bias else None
+    W = q4.Matrix.from_gptq(*tensors(sample, device), torch.from_numpy(sample.g_idx), own)
+    linear = q4_torch.Linear(W)
+    x0 = torch.from_numpy(activations(6, 600)).to(device, dtype).view(2, 3, 600)
+    weights = torch.randn(2, 3, 64, device=device, dtype=dtype)
+    expected = (weights.float() @ dense(sample, device).T).to(dtype)
+    extra = torch.ones(64, device=device, dtype=dtype, requires_grad=True)
+    with torch.enable_grad():
+        ways: list[Any] = [
+            lambda x: x @ W,
+            lambda x: torch.matmul(x, W),
+            lambda x: q4.matmul(x, W),
+            lambda x: q4.matmul(x, W, bias=extra),
+            lambda x: q4.matmul(x, W, batch_invariant=True),
+            lambda x: W.matmul(x),
+            linear,
+            lambda x: linear(x.transpose(0, 1)).transpose(0, 1),
+            torch.compile(linear, backend="aot_eager", fullgraph=True),
+        ]
+        for i, way in enumerate(ways):
+            x = x0.clone().requires_grad_()
+            y = way(x)
+            assert y.requires_grad and y.grad_fn is not None, i
+            (y * weights).sum().backward()
+            torch.testing.assert_close(x.grad, expected, rtol=2e-3, atol=2e-3)
+            torch.testing.assert_close(y.detach(), linear(x0) + (1 if i == 3 else 0), rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(extra.grad, weights.sum((0, 1)), rtol=2e-3, atol=2e-3)
+        functional = torch.func.grad(lambda x: ((x @ W) * weights).sum())(x0)
+        torch.testing.assert_close(functional, expected, rtol=2e-3, atol=2e-3)
+        each = torch.func.vmap(torch.func.grad(lambda x, w: ((x @ W) * w).sum()))(x0[0], weights[0])
+        torch.testing.assert_close(each, expected[0], rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(torch.func.vmap(lambda x: x @ W, in_dims=1)(x0).transpose(0, 1), x0 @ W)
+        tangent = torch.randn_like(x0)
+        _, derivative = torch.func.jvp(lambda x: x @ W, (x0,), (tangent,))
+        torch.testing.assert_close(derivative, tangent @ dense(sample, device, dtype), rtol=2e-3, atol=2e-3)
+        with torch.autograd.forward_ad.dual_level():
+            dual = linear(torch.autograd.forward_ad.make_dual(x0, tangent))
+            torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, derivative)
+        x = x0.clone().requires_grad_()
+        through = torch.utils.checkpoint.checkpoint(linear, x, use_reentrant=False)
+        (through * weights).sum().backward()
+        torch.testing.assert_close(x.grad, expected, rtol=2e-3, atol=2e-3)
+        number = q4_torch._torch_ops.number_of(W)
+        torch_library.opcheck(torch.ops.q4.matmul.default, (x0.clone().requires_grad_(), number, 64))
+        assert not (x0 @ W).requires_grad  # nothing to record
+
+
+def test_what_has_no_gradient_says_so() -> None:
+    sample = gptq(64, 16, 32)
+    W = q4.Matrix.from_gptq(*tensors(sample, "cpu"))
+    plan, out = W.plan(4, dtype=torch.float32), torch.empty(4, 16)
+    with torch.enable_grad():
+        x = torch.ones(4, 64, requires_grad=True)
+        history = torch.ones(4, 16, requires_grad=True) * 2
+        for call, text in (
+            (lambda: q4.matmul(x, W, out=out), "out= does not go with an x that requires grad"),
+            (lambda: q4.matmul(x.detach(), W, out=history), "out requires grad"),
+            (lambda: q4.matmul(x, W, stream=0), "stream="),
+            (lambda: plan.run(x, out), "Plan.run: x requires grad"),
+            (lambda: plan.run(x.detach(), history), "Plan.run: out requires grad"),
+        ):
+            with pytest.raises(ValueError, match=text):
+                call()
+        y = x @ W
+        (first,) = torch.autograd.grad((y * y).sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match="second derivatives"):
+            first.sum().backward()
+    plan.run(x, out)  # under no_grad
+    assert torch.equal(out, x.detach() @ W)
+
+
+def test_trace_and_fake_tensors(tmp_path: Path) -> None:
+    sample = gptq(64, 16, 32)
+    linear = q4_torch.Linear.from_gptq(*tensors(sample, "cpu"))
+    x = torch.from_numpy(activations(4, 64))
+    for function in (linear, lambda x: x @ linear.matrix):
+        traced = torch.jit.trace(function, x)
+        for m in (1, 4, 9):
+            given = torch.from_numpy(activations(m, 64, m))
+            close(traced(given), given, sample)
+    torch.jit.save(torch.jit.trace(linear, x), tmp_path / "traced.pt")
+    close(torch.jit.load(tmp_path / "traced.pt")(x), x, sample)
+    script = "import sys, torch, q4.torch; torch.jit.load(sys.argv[1])(torch.ones(4, 64, dtype=torch.half))"
+    result = subprocess.run([sys.executable, "-c", script, tmp_path / "traced.pt"], capture_output=True, text=True)
+    assert result.returncode != 0 and "no longer exists" in result.stderr
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for fake in (mode.from_tensor(x), torch.empty(4, 64, dtype=torch.half)):
+            for y in (linear(fake), fake @ linear.matrix):
+                assert type(y) is type(fake) and y.shape == (4, 16)
+
+
+class Named(torch.Tensor):
+    """A subclass of Tensor, as libraries make them."""
+
+
+def test_subclasses_keep_their_class() -> None:
+    sample = gptq(64, 16, 32)
+    W = q4.Matrix.from_gptq(*tensors(sample, "cpu"))
+    x = torch.from_numpy(activations(4, 64)).as_subclass(Named)
+    assert type(x @ W) is Named
+    close((x @ W).as_subclass(torch.Tensor), x.as_subclass(torch.Tensor), sample)
+    parameter = torch.nn.Parameter(torch.from_numpy(activations(4, 64)))
+    close(parameter @ W, parameter.detach(), sample)
 
 
 class Model(torch.nn.Module):
@@ -183,6 +300,46 @@ def test_replace_linears_leaves_what_is_not_supported(tmp_path: Path) -> None:
         q4_torch.replace_linears(model, tmp_path)
     assert q4_torch.replace_linears(model, tmp_path, strict=False) == ["first"]
     assert isinstance(model.block["second"], torch.nn.Linear)
+
+
+class WithBias(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(64, 32)
+        self.second = torch.nn.Linear(32, 16)
+        self.table = torch.nn.Embedding(32, 16)
+        self.twin = self.first
+
+    def forward(self, x: Any) -> Any:
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_replace_linears_keeps_the_bias(device: Any, tmp_path: Path) -> None:
+    """The checkpoint's where it has one, else the module's own; embeddings and second names of a module."""
+    samples = {name: gptq(64, 32, 32, seed=i) for i, name in enumerate(("first", "twin"))}
+    samples["second"] = gptq(32, 16, 32, seed=3)
+    samples["table"] = gptq(32, 16, 32, seed=4)
+    save_checkpoint(tmp_path, samples, 32, bias={"second": np.linspace(0, 1, 16).astype(np.float16)})
+    model = WithBias().half().to(device)
+    own = model.first.bias
+    assert sorted(q4_torch.replace_linears(model, tmp_path)) == ["first", "second", "twin"]
+    assert isinstance(model.table, torch.nn.Embedding) and isinstance(model.twin, q4_torch.Linear)
+    assert model.first.bias is own and "bias=True" in repr(model.second) and model.second.bias is None
+    x = torch.from_numpy(activations(4, 64)).to(device)
+    expected = x.float() @ dense(samples["first"], device) + own.float()
+    torch.testing.assert_close(model.first(x).float(), expected, rtol=5e-3, atol=5e-3)
+    expected = expected @ dense(samples["second"], device) + torch.linspace(0, 1, 16, device=device)
+    torch.testing.assert_close(model(x).float(), expected, rtol=5e-3, atol=5e-3)
+    with torch.enable_grad():
+        model.first(x).sum().backward()
+    torch.testing.assert_close(own.grad, torch.full_like(own, 4))
+    with torch.device("meta"):
+        empty = WithBias()
+    with pytest.raises(ValueError, match="'first' has a bias, but the checkpoint has none"):
+        q4_torch.replace_linears(empty, tmp_path)
+    with pytest.raises(ValueError, match=r"bias has shape \[3\]"):
+        q4_torch.Linear(model.first.matrix, torch.zeros(3))
 
 
 @needs_cuda

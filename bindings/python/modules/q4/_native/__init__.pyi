@@ -1,18 +1,21 @@
 """Types of the extension module. An array is a torch tensor or anything with __dlpack__; see the docstrings."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from q4._native import exllama as exllama
 from q4._native import exllamav2 as exllamav2
 
-_Dtype = Literal["float16", "bfloat16", "float32"]
+_Dtype = Any  # "float16", "bfloat16", "float32", or a dtype of NumPy or torch that is called so
+_Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 _Zeros = Literal["auto", "v1", "v2"]
 
 version: str
 
 class Plan:
+    def __copy__(self) -> Plan: ...
+    def __deepcopy__(self, memo: Any) -> Plan: ...
     def run(self, x: Any, out: Any, stream: Any = None, repeat: int = 1) -> None: ...
     def tactic(self, m: int) -> str: ...
     def tactics(self, m: int) -> list[str]: ...
@@ -24,6 +27,8 @@ class Plan:
     def workspace_bytes(self) -> int: ...
 
 class Matrix:
+    def __copy__(self) -> Matrix: ...
+    def __deepcopy__(self, memo: Any) -> Matrix: ...
     __array_ufunc__: None
     @staticmethod
     def from_gptq(
@@ -34,7 +39,7 @@ class Matrix:
         bias: Any = None,
         *,
         group_size: int = 0,
-        zeros: _Zeros = "auto",
+        zeros: _Zeros | None = "auto",
         device: Any = None,
     ) -> Matrix: ...
     @staticmethod
@@ -48,6 +53,7 @@ class Matrix:
     def matmul(
         self, x: Any, *, out: Any = None, bias: Any = None, stream: Any = None, batch_invariant: bool = False
     ) -> Any: ...
+    def _compute(self, x: Any, batch_invariant: bool) -> Any: ...
     def __rmatmul__(self, x: Any) -> Any: ...
     def plan(
         self,
@@ -166,23 +172,23 @@ def best_device() -> str: ...
 def cache_dir() -> str: ...
 def configure(
     *,
-    cache_dir: str = "",
+    cache_dir: _Path = "",
     cache_mode: Literal["read-write", "read-only", "off", "require-prebuilt"] = "read-write",
-    tuning_files: list[str] = [],
+    tuning_files: _Path | Sequence[_Path] = (),
     cpu_threads: int = 0,
-    cache_folders: list[str] = [],
-    packs: list[str] = [],
+    cache_folders: _Path | Sequence[_Path] = (),
+    packs: _Path | Sequence[_Path] = (),
     pack_public_key: str = "",
     cache_max_bytes: int = 1 << 30,
-    dump_dir: str = "",
-    record_untuned: str = "",
+    dump_dir: _Path = "",
+    record_untuned: _Path = "",
 ) -> None: ...
 def warmup(
-    what: Checkpoint | list[tuple[int, int]],
+    what: Checkpoint | _Path | list[tuple[int, int]],
     max_m: int,
     dtype: _Dtype = "float16",
     *,
-    device: str = "",
+    device: Any = None,
     act_order: bool = False,
     bias: bool = False,
     group_size: int = 128,
