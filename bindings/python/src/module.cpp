@@ -2,6 +2,7 @@
 #include "bindings/python/src/module.hpp"
 
 #include <q4/error.hpp>
+#include <string_view>
 
 #include "bindings/python/src/gil.hpp"
 
@@ -18,12 +19,11 @@ void raise(const Error& error) {
   PyErr_SetString(type.ptr(), error.what());
 }
 
-/// copy.copy() and copy.deepcopy() of what cannot change give the object itself.
-void copies_are_itself(nb::object type) {
-  type.attr("__copy__") =
-      nb::cpp_function([](nb::object self) { return self; }, nb::is_method(), nb::scope(type), nb::name("__copy__"));
-  type.attr("__deepcopy__") = nb::cpp_function([](nb::object self, nb::handle) { return self; }, nb::is_method(),
-                                               nb::scope(type), nb::name("__deepcopy__"));
+/// `name` of a class gives the object itself: what cannot change needs no copies.
+template <class... Args>
+void gives_itself(nb::object type, const char* name) {
+  type.attr(name) =
+      nb::cpp_function([](nb::object self, Args...) { return self; }, nb::is_method(), nb::scope(type), nb::name(name));
 }
 
 }  // namespace
@@ -40,8 +40,10 @@ NB_MODULE(_native, m) {
   bind_matrix(m);
   bind_runtime(m);
   bind_memory(m);
-  for (const char* name : {"Matrix", "Plan", "Checkpoint", "MatrixEntry", "DeviceInfo", "BackendStatus"})
-    copies_are_itself(m.attr(name));
+  for (const char* name : {"Matrix", "Plan", "Checkpoint", "MatrixEntry", "DeviceInfo", "BackendStatus"}) {
+    gives_itself<>(m.attr(name), "__copy__");
+    if (std::string_view(name) != "Matrix") gives_itself<nb::handle>(m.attr(name), "__deepcopy__");  // q4/_matrix.py
+  }
   nb::module_ old = m.def_submodule("exllama", "The functions of exllama_kernels.");
   bind_exllama(old);
   nb::module_ second = m.def_submodule("exllamav2", "The functions of exllamav2_kernels.");

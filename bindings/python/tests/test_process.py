@@ -1,15 +1,17 @@
 """Threads, fork() and exit: each script runs in a process of its own, which must end in time and without a signal."""
 
 import os
+import pickle
 import subprocess
 import sys
 from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import q4
-from samples import gptq, save_checkpoint
+from samples import activations, awq, gptq, save_checkpoint
 
 HERE = Path(__file__).parent
 BEGIN = """
@@ -92,6 +94,25 @@ os._exit(0)
 def test_copies_are_the_object_itself(tmp_path: Path) -> None:
     W = q4.Matrix.from_gptq(*gptq(64, 16, 32).tensors())
     checkpoint = q4.Checkpoint(save_checkpoint(tmp_path, {"a": gptq(64, 16, 32)}, 32))
-    values: list[Any] = [W, W.plan(1), checkpoint, checkpoint.matrices[0], q4.devices()[-1], q4.backends()[0]]
+    values: list[Any] = [W.plan(1), checkpoint, checkpoint.matrices[0], q4.devices()[-1], q4.backends()[0]]
     for value in values:
         assert copy(value) is value and deepcopy(value) is value and deepcopy([value])[0] is value
+    assert copy(W) is W
+
+
+@pytest.mark.skipif(not hasattr(q4.Matrix, "unpack"), reason="this library does not unpack matrices")
+@pytest.mark.parametrize("kind", ["gptq", "act-order", "v2", "bias", "awq"])
+def test_pickle_and_deepcopy_keep_every_bit(kind: str) -> None:
+    sample = gptq(64, 16, 32, act_order=kind == "act-order", zeros="v2" if kind == "v2" else "v1")
+    bias = activations(1, 16)[0] if kind == "bias" else None
+    if kind == "awq":
+        W = q4.Matrix.from_awq(*awq(64, 16, 32).tensors())
+    else:
+        W = q4.Matrix.from_gptq(*sample.tensors(), sample.g_idx, bias, zeros="v2" if kind == "v2" else "v1")
+    x = activations(3, 64)
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        for again in (pickle.loads(pickle.dumps(W, protocol)), deepcopy(W)):
+            assert again is not W and repr(again) == repr(W) and again.zeros == W.zeros
+            assert np.array_equal(x @ again, x @ W)
+            for name, tensor in W.unpack().items():  # type: ignore[attr-defined]
+                assert np.array_equal(again.unpack()[name], tensor), name

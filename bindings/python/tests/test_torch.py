@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 import exllama_kernels as ek  # noqa: E402
 import q4  # noqa: E402
 import q4.torch as q4_torch  # noqa: E402
+from q4 import _torch_ops  # noqa: E402
 from torch import library as torch_library  # noqa: E402
 from samples import Sample, activations, assert_close, gptq, save_checkpoint  # noqa: E402
 
@@ -190,7 +191,7 @@ def test_gradients(device: Any, bias: bool) -> None:
         through = torch.utils.checkpoint.checkpoint(linear, x, use_reentrant=False)
         (through * weights).sum().backward()
         torch.testing.assert_close(x.grad, expected, rtol=2e-3, atol=2e-3)
-        number = q4_torch._torch_ops.number_of(W)
+        number = _torch_ops.number_of(W)
         torch_library.opcheck(torch.ops.q4.matmul.default, (x0.clone().requires_grad_(), number, 64))
         assert not (x0 @ W).requires_grad  # nothing to record
 

@@ -33,6 +33,7 @@ from q4._native import (  # noqa: E402
     tuning,
     warmup,
 )
+from q4 import _matrix as _matrix  # noqa: E402  (matrices can be pickled from now on)
 from q4._native import version as __version__  # noqa: E402
 from q4.errors import (  # noqa: E402
     CompileError,

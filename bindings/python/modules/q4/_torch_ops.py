@@ -9,6 +9,7 @@ import torch
 from torch import library as torch_library
 from torch.autograd import forward_ad
 
+from q4 import _matrix
 from q4._native import Matrix
 from q4.errors import NotFound, Unsupported
 
@@ -54,7 +55,7 @@ def _fake(x: torch.Tensor, matrix: int, n: int, batch_invariant: bool = False) -
     return x.new_empty((*x.shape[:-1], n))
 
 
-def _dense_rows(matrix: Matrix, first: int, count: int, like: torch.Tensor) -> torch.Tensor:
+def _unit_rows(matrix: Matrix, first: int, count: int, like: torch.Tensor) -> torch.Tensor:
     """W[first : first + count] as rows of the identity times W."""
     unit = like.new_zeros((count, matrix.k))
     unit[torch.arange(count), torch.arange(first, first + count)] = 1
@@ -65,15 +66,21 @@ def _dense_rows(matrix: Matrix, first: int, count: int, like: torch.Tensor) -> t
 
 
 def _matmul_backward(grad: torch.Tensor, matrix: int, k: int) -> torch.Tensor:
-    """grad @ W^T, with W reconstructed some rows at a time; in fp32 on the CPU, in grad's dtype on a GPU."""
+    """grad @ W^T, some rows of W at a time: on the CPU in fp32, on a GPU in grad's dtype and multiplied out."""
     found = _matrix_of("q4.matmul_backward", matrix)
-    rows = grad.detach().reshape(-1, found.n)
+    rows = grad.reshape(-1, found.n)
+    tensors = None
     if rows.device.type == "cpu":
         rows = rows.float()
+        tensors = _matrix.unpack(found) if _matrix.can_unpack() else None
     result = rows.new_empty((len(rows), k))
     for first in range(0, k, _DENSE_ROWS):
-        count = min(_DENSE_ROWS, k - first)
-        result[:, first : first + count] = rows @ _dense_rows(found, first, count, rows).T
+        last = min(first + _DENSE_ROWS, k)
+        if tensors is not None:
+            dense = torch.from_numpy(_matrix.dense_rows(tensors, first, last))
+        else:
+            dense = _unit_rows(found, first, last - first, rows)
+        torch.matmul(rows, dense.T, out=result[:, first:last])
     return result.to(grad.dtype).view(*grad.shape[:-1], k)
 
 
@@ -103,7 +110,9 @@ def _no_second(ctx: Any, *gradients: torch.Tensor) -> Any:
     raise Unsupported("q4.matmul: second derivatives are not supported: do not pass create_graph=True")
 
 
-_torch_library: Any = torch_library  # hardly annotated
+_torch_library: Any = torch_library  # these are hardly annotated
+_torch: Any = torch
+_forward_ad: Any = forward_ad
 _library = _torch_library.Library("q4", "FRAGMENT")
 _library.define("matmul(Tensor x, int matrix, int n, bool batch_invariant=False) -> Tensor")
 _library.define("matmul_backward(Tensor grad, int matrix, int k) -> Tensor")
@@ -148,7 +157,7 @@ class _MatmulBackward(torch.autograd.Function):
 
 def matmul(x: torch.Tensor, matrix: Matrix, batch_invariant: bool = False) -> torch.Tensor:
     """x @ W by the operator: for an x that autograd, a tracer, a dispatch mode or a subclass of Tensor watches."""
-    lasting = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    lasting = _torch.jit.is_tracing() or torch.compiler.is_exporting()
     options = (number_of(matrix, random=lasting), matrix.n, batch_invariant)
 
     def multiply(given: torch.Tensor) -> torch.Tensor:
@@ -156,14 +165,14 @@ def matmul(x: torch.Tensor, matrix: Matrix, batch_invariant: bool = False) -> to
         y: torch.Tensor = _Matmul.apply(given, *options) if function else torch.ops.q4.matmul(given, *options)
         return y
 
-    if forward_ad._current_level < 0:
+    if _forward_ad._current_level < 0:
         return multiply(x)
-    primal, tangent = forward_ad.unpack_dual(x)
+    primal, tangent = _forward_ad.unpack_dual(x)
     y = multiply(primal)
     if tangent is None:
         return y
     derivative = multiply(tangent)
     if matrix.has_bias:
         derivative = derivative - multiply(torch.zeros_like(tangent))
-    dual: torch.Tensor = forward_ad.make_dual(y, derivative)
+    dual: torch.Tensor = _forward_ad.make_dual(y, derivative)
     return dual
