@@ -1,0 +1,187 @@
+"""q4 for Hugging Face transformers (5 or later): GPTQ and AWQ checkpoints run on q4. Imports transformers and torch.
+
+    AutoModelForCausalLM.from_pretrained(folder, quantization_config=q4.transformers.Q4Config())
+
+for one model, or q4.transformers.install() once and from_pretrained(folder) for all.
+"""
+
+import os
+import re
+from typing import Any
+
+import torch
+from transformers import quantizers
+from transformers.utils import quantization_config as hf_config
+
+import q4
+from q4 import _matrix
+from q4._native import Checkpoint, MatrixEntry
+from q4._torch_linear import Linear, torch_device
+from q4._torch_replace import bias_to_keep, check_shape
+
+_auto: Any = quantizers.auto
+_Mixin: Any = hf_config.QuantizationConfigMixin
+_HfQuantizer: Any = quantizers.base.HfQuantizer
+METHODS = ("gptq", "awq")
+
+
+class Q4Config(_Mixin):  # type: ignore[misc,unused-ignore]
+    """Runs a quantized checkpoint on q4; keeps what the checkpoint's own quantization_config says, and saves it again.
+
+    device: where all matrices go ("cuda:0"); None: where transformers puts the layers that they belong to.
+    """
+
+    def __init__(self, device: Any = None, **checkpoint: Any) -> None:
+        self.quant_method = "q4"
+        self.device = device
+        self.checkpoint = {key: value for key, value in checkpoint.items() if value is not None}
+
+    def to_dict(self) -> "dict[str, Any]":
+        """What config.json holds: the checkpoint's own configuration, which every loader knows."""
+        return dict(self.checkpoint) or {"quant_method": "q4"}
+
+    def __iter__(self) -> Any:
+        yield from self.to_dict().items()
+
+    def to_diff_dict(self) -> "dict[str, Any]":
+        return self.to_dict()
+
+
+class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
+    """Puts a q4.torch.Linear in the place of each module that the checkpoint has a matrix for."""
+
+    requires_calibration = True  # q4 reads quantized checkpoints; it makes none
+
+    def validate_environment(self, *args: Any, **options: Any) -> None:
+        if options.get("from_tf") or options.get("from_flax"):
+            raise q4.Unsupported("Q4Config: only safetensors checkpoints are read, none of TensorFlow or Flax")
+
+    def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **options: Any) -> Any:
+        """Empty Linears, so that transformers neither makes nor expects dense weights."""
+        if not checkpoint_files:
+            raise q4.InvalidArgument("Q4Config: from_pretrained() gave no checkpoint files; pass a folder or a hub name")
+        folder = os.path.dirname(os.fspath(checkpoint_files[0]))  # a hub cache's links, not what they lead to
+        self._checkpoint = Checkpoint(folder)
+        self._entries = _modules_of(model, self._checkpoint)
+        names = {"qweight", "qzeros", "scales", "g_idx", "bias"}
+        ignored = set(model._keys_to_ignore_on_load_unexpected or ())
+        for name, entry in self._entries.items():
+            module = model.get_submodule(name)
+            check_shape(entry, module)
+            linear = Linear.empty(entry.k, entry.n)
+            if bias_to_keep(module, entry, loaded_later=True) is not None:
+                linear.bias = module.bias
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, linear)
+            parts = names if linear.bias is None else names - {"bias"}
+            ignored.add(rf"(^|\.){re.escape(name)}\.({'|'.join(sorted(parts))})$")
+        model._keys_to_ignore_on_load_unexpected = ignored
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
+        for name, entry in self._entries.items():
+            device = self.quantization_config.device
+            place = torch_device(str(device)) if device is not None else _device_around(model, name)
+            model.get_submodule(name)._take(self._checkpoint.load(entry.name, place))
+        del self._checkpoint
+        return model
+
+    def is_serializable(self, *args: Any, **options: Any) -> bool:
+        return _matrix.can_unpack()
+
+    @property
+    def is_trainable(self) -> bool:
+        return True  # adapters over frozen weights
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def _modules_of(model: Any, checkpoint: Checkpoint) -> "dict[str, MatrixEntry]":
+    """Each matrix by the name of its module, which may have the base model's prefix more or less than the checkpoint."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    prefix = f"{model.base_model_prefix}."
+    # A base model (AutoModel) has no prefix, and no place for what stands beside it in the checkpoint, such as lm_head.
+    base = not any(name.startswith(prefix) for name in modules)
+    prefixed = any(entry.name.startswith(prefix) for entry in checkpoint.matrices)
+    found: "dict[str, MatrixEntry]" = {}
+    lost = []
+    for entry in checkpoint.matrices:
+        names = (entry.name, prefix + entry.name, entry.name.removeprefix(prefix))
+        name = next((name for name in names if name in modules), None)
+        if name is not None:
+            if isinstance(modules[name], torch.nn.Embedding):
+                continue
+            if entry.unsupported:
+                raise q4.Unsupported(f"Q4Config: {entry.unsupported}")
+            found[name] = entry
+        elif not (base and prefixed and not entry.name.startswith(prefix)):
+            lost.append(entry.name)
+    if lost:
+        raise q4.NotFound(
+            f"Q4Config: {type(model).__name__} has no modules for {len(lost)} of the checkpoint's matrices, '{lost[0]}'"
+            " among them: their layers would be without weights. Experts that transformers fuses into one tensor are not"
+            " supported yet"
+        )
+    return found
+
+
+def _device_around(model: Any, name: str) -> torch.device:
+    """Where transformers put what is nearest to a module."""
+    while name:
+        name = name.rpartition(".")[0]
+        for parameter in model.get_submodule(name).parameters():
+            if parameter.device.type != "meta":
+                return torch.device(parameter.device)
+    return torch.device("cpu")
+
+
+class _Either:
+    """In the place of a configuration class of transformers: q4 where it can, else the class that was there."""
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+
+    def from_dict(self, config: "dict[str, Any]", **options: Any) -> Any:
+        bits = config.get("bits", config.get("w_bit", 4))
+        chosen = Q4Config if bits == 4 else self.before
+        return chosen.from_dict(config, **options)
+
+
+def install() -> None:
+    """From now on from_pretrained() runs every 4-bit GPTQ and AWQ checkpoint on q4, in this process."""
+    mapping = _auto.AUTO_QUANTIZATION_CONFIG_MAPPING
+    for method in METHODS:
+        if not isinstance(mapping[method], _Either):
+            mapping[method] = _Either(mapping[method])
+
+
+def uninstall() -> None:
+    """Undoes install()."""
+    mapping = _auto.AUTO_QUANTIZATION_CONFIG_MAPPING
+    for method in METHODS:
+        if isinstance(mapping[method], _Either):
+            mapping[method] = mapping[method].before
+
+
+def _register() -> None:
+    """Names q4 to transformers. Its merge of two configurations takes the checkpoint's alone: ours must come through."""
+    if "q4" in _auto.AUTO_QUANTIZER_MAPPING:
+        return
+    _auto.register_quantization_config("q4")(Q4Config)
+    _auto.register_quantizer("q4")(Q4Quantizer)
+    merge = _auto.AutoHfQuantizer.merge_quantization_configs
+
+    def merge_quantization_configs(checkpoint: Any, given: Any) -> Any:
+        if not isinstance(given, Q4Config):
+            return merge(checkpoint, given)
+        own = checkpoint if isinstance(checkpoint, dict) else checkpoint.to_dict()
+        return Q4Config(given.device, **{key: value for key, value in own.items() if key != "device"})
+
+    _auto.AutoHfQuantizer.merge_quantization_configs = staticmethod(merge_quantization_configs)
+
+
+_register()
+
+__all__ = ["METHODS", "Q4Config", "Q4Quantizer", "install", "uninstall"]

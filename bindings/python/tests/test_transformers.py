@@ -1,0 +1,220 @@
+"""q4.transformers against the real package: a tiny random Llama, loaded, generated with, trained over and saved again."""
+
+import json
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers", minversion="5.0")
+
+import q4  # noqa: E402
+import q4.torch  # noqa: E402
+import q4.transformers as q4_transformers  # noqa: E402
+from samples import Sample, gptq  # noqa: E402
+
+LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, VOCABULARY = 2, 64, 128, 4, 2, 96
+
+
+def llama(**options: Any) -> Any:
+    return transformers.LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=64,
+        dtype=torch.float32,
+        **options,
+    )
+
+
+def save(folder: Path, config: Any, *, shards: int = 1, zeros: str = "v1", **quantization: Any) -> Any:
+    """A dense model, and in the folder its 4-bit checkpoint; the dense model has the dequantized weights."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    tensors = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    if not config.tie_word_embeddings:
+        tensors["lm_head.weight"] = model.lm_head.weight.detach()
+    samples: dict[str, Sample] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) or name == "lm_head":
+            continue
+        sample = samples[name] = gptq(
+            module.in_features, module.out_features, 32, act_order=True, zeros=zeros, seed=len(samples)
+        )
+        module.weight.data.copy_(torch.from_numpy(sample.dense.T))
+        del tensors[f"{name}.weight"]
+        for part in ("qweight", "qzeros", "scales", "g_idx"):
+            tensors[f"{name}.{part}"] = torch.from_numpy(getattr(sample, part))
+    folder.mkdir(exist_ok=True)
+    names = sorted(tensors)
+    files = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)] if shards > 1 else ["model.safetensors"]
+    for i, file in enumerate(files):
+        save_file({name: tensors[name].contiguous() for name in names[i::shards]}, folder / file, {"format": "pt"})
+    if shards > 1:
+        index = {"metadata": {}, "weight_map": {name: files[i % shards] for i, name in enumerate(names)}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    written = json.loads(config.to_json_string(use_diff=False))
+    written["architectures"] = ["LlamaForCausalLM"]
+    written["quantization_config"] = {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": 32,
+        "desc_act": True,
+        "sym": False,
+        "checkpoint_format": "gptq_v2" if zeros == "v2" else "gptq",
+        **quantization,
+    }
+    (folder / "config.json").write_text(json.dumps(written))
+    return model
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    yield
+    q4_transformers.uninstall()
+
+
+def same(model: Any, dense: Any) -> None:
+    ids = torch.arange(10)[None] * 7 % VOCABULARY
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, dense(ids).logits, rtol=1e-3, atol=1e-3)
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(ids, **options), dense.generate(ids, **options))
+
+
+def check_linears(model: Any) -> None:
+    linears = [m for m in model.modules() if isinstance(m, q4.torch.Linear)]
+    assert len(linears) == 7 * LAYERS and all(m.matrix is not None for m in linears)
+    assert not any(p.device.type == "meta" for p in model.parameters())
+
+
+@pytest.mark.parametrize("shards, zeros, tied", [(1, "v1", False), (3, "v2", True)])
+def test_one_model_by_its_config(tmp_path: Path, shards: int, zeros: str, tied: bool) -> None:
+    dense = save(tmp_path / "m", llama(tie_word_embeddings=tied), shards=shards, zeros=zeros)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "m", quantization_config=q4_transformers.Q4Config(), output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    check_linears(model)
+    same(model, dense)
+    if not hasattr(q4.Matrix, "unpack"):
+        with pytest.raises(ValueError, match="not serializable"):
+            model.save_pretrained(tmp_path / "again")
+        return
+    model.save_pretrained(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "gptq" and config["bits"] == 4 and "device" not in config
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "again", quantization_config=q4_transformers.Q4Config(device="cpu")
+    )
+    same(again, dense)
+    assert all(torch.equal(again.state_dict()[k], v) for k, v in model.state_dict().items())
+
+
+def test_every_model_after_install(tmp_path: Path) -> None:
+    dense = save(tmp_path / "four", llama())
+    save(tmp_path / "eight", llama(), bits=8)
+    q4_transformers.install()
+    q4_transformers.install()
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "four")
+    check_linears(model)
+    same(model, dense)
+    base = transformers.AutoModel.from_pretrained(tmp_path / "four")
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(base(ids)[0], dense.model(ids)[0], rtol=1e-3, atol=1e-3)
+    with pytest.raises(ImportError):  # 8 bits are left to transformers, which asks for its own packages
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "eight")
+    q4_transformers.uninstall()
+    with pytest.raises(ImportError):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "four")
+
+
+def test_through_links_as_a_hub_cache_has_them(tmp_path: Path) -> None:
+    dense = save(tmp_path / "blobs", llama())
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    for i, file in enumerate(sorted((tmp_path / "blobs").iterdir())):
+        blob = file.rename(file.with_name(f"{i:064x}"))
+        (folder / file.name).symlink_to(blob)
+    same(transformers.AutoModelForCausalLM.from_pretrained(folder, quantization_config=q4_transformers.Q4Config()), dense)
+
+
+def test_static_cache_and_compile(tmp_path: Path) -> None:
+    dense = save(tmp_path / "m", llama())
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "m", quantization_config=q4_transformers.Q4Config()
+    )
+    ids = torch.arange(10)[None]
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    expected = dense.generate(ids, **options)
+    assert torch.equal(model.generate(ids, cache_implementation="static", disable_compile=True, **options), expected)
+    model.forward = torch.compile(model.forward, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, dense(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_reach_what_is_trained(tmp_path: Path) -> None:
+    """As adapters need it: the gradient of the embeddings, through every frozen 4-bit layer, is the dense model's."""
+    dense = save(tmp_path / "m", llama())
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "m", quantization_config=q4_transformers.Q4Config()
+    )
+    ids = torch.arange(10)[None]
+    for each in (model, dense):
+        each(ids, labels=ids).loss.backward()
+    got, expected = model.model.embed_tokens.weight.grad, dense.model.embed_tokens.weight.grad
+    assert float(expected.abs().max()) > 0
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(q4.Matrix, "unpack"), reason="this library does not unpack matrices")
+def test_peft_adapters_on_top(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    dense = save(tmp_path / "m", llama())
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "m", quantization_config=q4_transformers.Q4Config()
+    )
+    ids = torch.arange(10)[None]
+    gradients = []
+    for base in (model, dense):
+        config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+        config._register_custom_module({q4.torch.Linear: peft.tuners.lora.Linear})
+        torch.manual_seed(1)
+        adapted = peft.get_peft_model(base, config)
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.01)
+        adapted(ids, labels=ids).loss.backward()
+        gradients.append({name: p.grad for name, p in adapted.named_parameters() if p.requires_grad})
+    assert len(gradients[0]) == 2 * 2 * LAYERS and gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
+    save(tmp_path / "m", llama())
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["num_hidden_layers"] = 1
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LookupError, match="no modules for 7 of the checkpoint's matrices, 'model.layers.1"):
+        transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "m", quantization_config=q4_transformers.Q4Config()
+        )
+    config["num_hidden_layers"], config["intermediate_size"] = LAYERS, 256
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is Linear of 256 -> 64 features, but the checkpoint's matrix is 128 x 64"):
+        transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "m", quantization_config=q4_transformers.Q4Config()
+        )
+    with pytest.raises(ValueError, match="calibrat|pre_quantized|pre-quantized"):
+        plain = tmp_path / "plain"
+        transformers.LlamaForCausalLM(llama()).save_pretrained(plain)
+        transformers.AutoModelForCausalLM.from_pretrained(plain, quantization_config=q4_transformers.Q4Config())
