@@ -104,6 +104,51 @@ TEST_CASE("cpu threads: a job that starts a job does not wait for itself") {
   }
 }
 
+TEST_CASE("cpu threads: two jobs run at once, and each index is run once") {
+  cpu::ThreadPool pool(3);
+  std::atomic<int> running[2] = {0, 0}, met[2] = {0, 0};
+  on_threads(2, [&](int user) {
+    pool.run(8, [&](std::int64_t, int) {
+      ++running[user];
+      for (int i = 0; i < 5000 && running[1 - user] == 0; ++i)
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      met[user] += running[1 - user] > 0;
+    });
+  });
+  for (const int user : {0, 1}) {
+    CHECK(running[user] == 8);
+    CHECK(met[user] > 0);
+  }
+  std::atomic<int> wrong{0};
+  on_threads(4, [&](int user) {  // more callers than places
+    for (int round = 0; round < 200; ++round) {
+      std::atomic<int> taken[37] = {};
+      pool.run(
+          37, [&](std::int64_t index, int) { ++taken[index]; }, 1 + (user + round) % 3);
+      for (const auto& times : taken) wrong += times != 1;
+    }
+  });
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("cpu threads: any number of them gives the same bits, also where k goes in parts") {
+  MatrixSpec spec;
+  spec.k = 8192;
+  spec.n = 72;
+  for (const std::int64_t m : {1, 5, 16, 64, 70}) {
+    const HostRows x = random_rows(DType::kF16, m, spec.k);
+    std::vector<HostRows> outs;
+    for (const int threads : {1, 2, 5, 16}) {
+      CpuDevice cpu(threads);
+      HostRows& out = outs.emplace_back(DType::kF16, m, spec.n);
+      run(*cpu.device, pack(*cpu.device, spec), options_for(m, DType::kF16), x, out);
+      CAPTURE(m);
+      CAPTURE(threads);
+      CHECK(same_bits(out, outs.front()));
+    }
+  }
+}
+
 TEST_CASE("cpu threads: an embedder's pool gets every task, and the bits are the same") {
   MatrixSpec spec;
   spec.k = 512;

@@ -58,7 +58,7 @@ struct Rows {
 
 /// Immutable and prepared: kernels compiled and loaded, workspace allocated, a tactic chosen for each bucket of m.
 /// run() only launches: no allocation, compile, synchronization or lock, so it can be captured in a CUDA graph. On the
-/// CPU it computes and returns when done; the plans of one Runtime take turns at its threads.
+/// CPU it computes and returns when done; two plans of one Runtime may run at once from two threads, and share its own.
 ///
 /// Work that was launched, and every graph that was captured, must have ended before the last copy of a plan is gone.
 /// A plan's workspace serves one stream at a time. Threads or streams that run at the same time each use a plan of

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -15,7 +16,7 @@ namespace {
 
 thread_local bool working = false;  // inside a job's body: jobs that it starts run in this thread
 
-constexpr int kSpins = 2000;  // of a pause, some tens of nanoseconds each
+constexpr std::chrono::microseconds kSpin{100};  // before a thread sleeps
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -25,12 +26,16 @@ void pause() {
 #endif
 }
 
+/// Looks often and pauses seldom: hypervisors take a thread that does little but pause off its core.
 template <class T>
 void wait_while(const std::atomic<T>& value, T old) {
-  for (int spin = 0; spin < kSpins; ++spin) {
-    if (value.load(std::memory_order_acquire) != old) return;
+  constexpr int kLooks = 64;
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int look = 0; look < kLooks; ++look)
+      if (value.load(std::memory_order_acquire) != old) return;
     pause();
-  }
+  } while (std::chrono::steady_clock::now() < end);
   value.wait(old, std::memory_order_acquire);
 }
 
@@ -83,13 +88,14 @@ ThreadPool::ThreadPool(int threads, ParallelFor parallel_for)
   affinity_.resize(sizeof(cpu_set_t));
   if (sched_getaffinity(0, affinity_.size(), reinterpret_cast<cpu_set_t*>(affinity_.data())) != 0) affinity_.clear();
 #endif
+  for (Job& job : jobs_) job.ranges = std::make_unique<Range[]>(std::size_t(threads_));
 }
 
 ThreadPool::~ThreadPool() {
   const bool here = getpid() == process_;
   stop_.store(true, std::memory_order_relaxed);
-  job_.fetch_add(1, std::memory_order_release);
-  if (here) job_.notify_all();
+  posted_.fetch_add(1, std::memory_order_release);
+  if (here) posted_.notify_all();
   for (std::thread& worker : workers_) {
     if (here) {
       worker.join();
@@ -101,13 +107,15 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::ready() {
   if (threads_ == 1 || embedded() || getpid() != process_) return;
-  const std::lock_guard lock(mutex_);
-  if (workers_.empty()) start();
+  if (!started_.load(std::memory_order_acquire)) start();
 }
 
 void ThreadPool::start() {
+  const std::lock_guard lock(starting_);
+  if (started_.load(std::memory_order_relaxed)) return;
   workers_.reserve(std::size_t(threads_ - 1));
   for (int worker = 1; worker < threads_; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
+  started_.store(true, std::memory_order_release);
 }
 
 void ThreadPool::run(std::int64_t count, int threads, Chunk chunk, void* self) {
@@ -116,22 +124,33 @@ void ThreadPool::run(std::int64_t count, int threads, Chunk chunk, void* self) {
     return;
   }
   if (parallel_for_) return run_embedded(count, threads, chunk, self);
-  const std::lock_guard lock(mutex_);
-  if (workers_.empty()) start();
-  const std::uint32_t job = job_.load(std::memory_order_relaxed) + 1;
-  const std::uint64_t first = std::uint64_t(job) << kIndexBits;
-  ticket_.store(first | kIndex, std::memory_order_relaxed);  // no index to take while the fields change
-  count_.store(std::uint64_t(count), std::memory_order_release);
-  chunk_.store(chunk, std::memory_order_release);
-  self_.store(self, std::memory_order_release);
-  taking_part_.store(threads, std::memory_order_release);
-  done_.store(0, std::memory_order_relaxed);
-  ticket_.store(first, std::memory_order_release);
-  job_.store(job, std::memory_order_release);
-  job_.notify_all();
-  share(job, 0);
-  for (std::uint64_t done; (done = done_.load(std::memory_order_acquire)) != std::uint64_t(count);)
-    wait_while(done_, done);
+  ready();
+  for (Job& job : jobs_) {
+    const std::unique_lock lock(job.mutex, std::try_to_lock);
+    if (lock.owns_lock()) return run_job(job, std::uint64_t(count), threads, chunk, self);
+  }
+  const std::lock_guard lock(jobs_[0].mutex);
+  run_job(jobs_[0], std::uint64_t(count), threads, chunk, self);
+}
+
+void ThreadPool::run_job(Job& job, std::uint64_t count, int threads, Chunk chunk, void* self) {
+  const std::uint64_t tag = std::uint64_t(++job.number) << kIndexBits;
+  for (int i = 0; i < threads_; ++i)  // no index to take while the fields change
+    job.ranges[std::size_t(i)].ticket.store(tag | kIndex, std::memory_order_relaxed);
+  job.count.store(count, std::memory_order_release);
+  job.chunk.store(chunk, std::memory_order_release);
+  job.self.store(self, std::memory_order_release);
+  job.taking_part.store(threads, std::memory_order_release);
+  job.done.store(0, std::memory_order_relaxed);
+  for (std::uint64_t i = 0; i < std::uint64_t(threads); ++i)
+    job.ranges[i].ticket.store(tag | (i * count / std::uint64_t(threads)), std::memory_order_release);
+  posted_.fetch_add(1, std::memory_order_release);
+  posted_.notify_all();
+  std::uint64_t done = 0;
+  while (take(job, 0, done)) {}
+  flush(job, done);
+  while ((done = job.done.load(std::memory_order_acquire)) != count) wait_while(job.done, done);
+  job.taking_part.store(0, std::memory_order_release);
 }
 
 void ThreadPool::run_embedded(std::int64_t count, int threads, Chunk chunk, void* self) {
@@ -152,22 +171,38 @@ void ThreadPool::run_embedded(std::int64_t count, int threads, Chunk chunk, void
   job.share(0);  // what is left if some task was not called
 }
 
-void ThreadPool::share(std::uint32_t job, int worker) {
-  const std::uint64_t number = (std::uint64_t(job) << kIndexBits) >> kIndexBits;  // as much as a ticket keeps of it
-  std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
-  while (ticket >> kIndexBits == number) {
-    const std::uint64_t index = ticket & kIndex, count = count_.load(std::memory_order_acquire);
-    const Chunk chunk = chunk_.load(std::memory_order_acquire);
-    void* const self = self_.load(std::memory_order_acquire);
-    if (index >= count || worker >= taking_part_.load(std::memory_order_acquire)) return;
-    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+/// One index of `owner`'s range.
+bool ThreadPool::take_from(Job& job, Range& range, int owner, int worker, std::uint64_t& done) {
+  std::uint64_t ticket = range.ticket.load(std::memory_order_acquire);
+  for (;;) {
+    const std::uint64_t index = ticket & kIndex, count = job.count.load(std::memory_order_acquire);
+    const Chunk chunk = job.chunk.load(std::memory_order_acquire);
+    void* const self = job.self.load(std::memory_order_acquire);
+    const auto threads = std::uint64_t(job.taking_part.load(std::memory_order_acquire));
+    if (index == kIndex || worker >= int(threads) || index >= std::uint64_t(owner + 1) * count / threads) return false;
+    if (!range.ticket.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire))
       continue;
     working = true;
     chunk(self, std::int64_t(index), worker);
     working = false;
-    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) done_.notify_one();
-    ticket = ticket_.load(std::memory_order_acquire);
+    ++done;
+    return true;
   }
+}
+
+/// From one's own range, else from the others'.
+bool ThreadPool::take(Job& job, int worker, std::uint64_t& done) {
+  const int threads = job.taking_part.load(std::memory_order_acquire);
+  for (int i = 0, owner = worker; i < threads && worker < threads; ++i, owner = owner + 1 < threads ? owner + 1 : 0)
+    if (take_from(job, job.ranges[std::size_t(owner)], owner, worker, done)) return true;
+  return false;
+}
+
+void ThreadPool::flush(Job& job, std::uint64_t& done) {
+  if (done == 0) return;
+  const std::uint64_t all = job.count.load(std::memory_order_relaxed);  // which stays until all are done
+  if (job.done.fetch_add(done, std::memory_order_acq_rel) + done == all) job.done.notify_one();
+  done = 0;
 }
 
 void ThreadPool::serve(int worker) {
@@ -175,12 +210,18 @@ void ThreadPool::serve(int worker) {
   if (!affinity_.empty())
     sched_setaffinity(0, affinity_.size(), reinterpret_cast<const cpu_set_t*>(affinity_.data()));  // advice
 #endif
-  std::uint32_t seen = 0;
-  for (;;) {
-    wait_while(job_, seen);
+  const bool low = worker < (threads_ + 1) / 2;
+  Job &mine = jobs_[low ? 0 : 1], &other = jobs_[low ? 1 : 0];
+  for (std::uint32_t seen = 0;;) {
+    wait_while(posted_, seen);
     if (stop_.load(std::memory_order_acquire)) return;
-    seen = job_.load(std::memory_order_acquire);
-    share(seen, worker);
+    seen = posted_.load(std::memory_order_acquire);
+    std::uint64_t done_mine = 0, done_other = 0;
+    do {
+      while (take(mine, worker, done_mine)) flush(other, done_other);
+      flush(mine, done_mine);
+    } while (take(other, worker, done_other));
+    flush(other, done_other);
   }
 }
 

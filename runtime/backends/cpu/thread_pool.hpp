@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <q4/runtime.hpp>
 #include <string>
@@ -12,10 +13,14 @@
 
 namespace q4::cpu {
 
-/// run() from several threads at once is safe: the jobs take turns, each with the whole pool. Threads start at
-/// ready() or the first job, spin for some tens of microseconds between jobs and then sleep. In a child process after
-/// fork(), where the threads do not exist, jobs run in the calling thread; so do jobs that a job starts. Threads keep
-/// the affinity mask that the pool was made under, whichever thread runs the first job.
+/// Each job's indices are split into one contiguous range a thread, so that a thread meets the same weights each time;
+/// who is done takes what is left of others' ranges, one index at a time. Threads start at ready() or the first job,
+/// spin for about 100 us between jobs and then sleep.
+///
+/// run() from two threads at once is safe: both jobs run, the first threads prefer the one, the last threads the other,
+/// and each caller works on its own. More callers wait for one of the two places. In a child process after fork(),
+/// where the threads do not exist, jobs run in the calling thread; so do jobs that a job starts. Threads keep the
+/// affinity mask that the pool was made under, whichever thread runs the first job.
 ///
 /// With an embedder's parallel_for there are no threads here, no lock and no turns: each run() hands it up to threads()
 /// tasks, which share the chunks.
@@ -48,30 +53,43 @@ class ThreadPool {
 
  private:
   using Chunk = void (*)(void* self, std::int64_t index, int worker);
+  // A job is numbered; a ticket is its number and the next index to take of one thread's range. A job's fields change
+  // only while every taken index is done and the tickets are void, so a late worker that reads them then fails its
+  // compare-exchange on the old ticket.
+  static constexpr int kIndexBits = 40, kJobs = 2;
+  static constexpr std::uint64_t kIndex = (std::uint64_t(1) << kIndexBits) - 1;
+  struct alignas(64) Range {
+    std::atomic<std::uint64_t> ticket{0};
+  };
+  struct Job {
+    std::mutex mutex;  // held for a job
+    std::unique_ptr<Range[]> ranges;
+    std::uint32_t number = 0;  // of the job that the mutex's owner runs
+    alignas(64) std::atomic<std::uint64_t> count{0};
+    std::atomic<Chunk> chunk{nullptr};
+    std::atomic<void*> self{nullptr};
+    std::atomic<int> taking_part{0};                 // workers below this number
+    alignas(64) std::atomic<std::uint64_t> done{0};  // indices finished
+  };
+
   void run(std::int64_t count, int threads, Chunk chunk, void* self);
   void run_embedded(std::int64_t count, int threads, Chunk chunk, void* self);
+  void run_job(Job& job, std::uint64_t count, int threads, Chunk chunk, void* self);
   void start();
   void serve(int worker);
-  void share(std::uint32_t job, int worker);
+  static bool take(Job& job, int worker, std::uint64_t& done);
+  static bool take_from(Job& job, Range& range, int owner, int worker, std::uint64_t& done);
+  static void flush(Job& job, std::uint64_t& done);
 
   const int threads_;
   const int process_;
   const ParallelFor parallel_for_;
   std::vector<unsigned char> affinity_;  // a cpu_set_t, empty where there is none
-  std::mutex mutex_;                     // held for a job
+  std::mutex starting_;
+  std::atomic<bool> started_{false};
   std::vector<std::thread> workers_;
-
-  // A job is numbered; a ticket is its number and the next index to take. Fields change only while every taken index is
-  // done and the ticket is void, so a late worker that reads them then fails its compare-exchange on the old ticket.
-  static constexpr int kIndexBits = 40;
-  static constexpr std::uint64_t kIndex = (std::uint64_t(1) << kIndexBits) - 1;
-  std::atomic<std::uint64_t> ticket_{0};
-  std::atomic<std::uint64_t> count_{0};
-  std::atomic<Chunk> chunk_{nullptr};
-  std::atomic<void*> self_{nullptr};
-  std::atomic<int> taking_part_{0};                 // workers below this number
-  alignas(64) std::atomic<std::uint32_t> job_{0};   // what workers wait for
-  alignas(64) std::atomic<std::uint64_t> done_{0};  // indices finished
+  Job jobs_[kJobs];
+  alignas(64) std::atomic<std::uint32_t> posted_{0};  // jobs so far: what workers wait for
   std::atomic<bool> stop_{false};
 };
 
