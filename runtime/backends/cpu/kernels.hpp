@@ -31,10 +31,11 @@ struct PackX {
   int segment;
   std::int64_t rows;  // of x here; sets the distance between blocks
   void* out;
-  float* sums;  // [block][segment][row]: sum of x over the segment
+  float* sums;              // [block][segment][row]: sum of x over the segment; unused by AMX
+  std::int64_t begin, end;  // blocks to pack here
 };
 
-/// One tile of columns times `rows` packed rows: y = x W, fp32, overwritten.
+/// One tile of columns times `rows` packed rows, blocks [begin, end): y = x W, fp32.
 struct TileJob {
   const std::byte* weights;
   std::int64_t blocks;
@@ -45,9 +46,10 @@ struct TileJob {
   std::int64_t row;     // first row; a multiple of 16 for AMX, of panel_rows for `panel`, as in pack_x_panel
   int rows;
   int terms;
-  float* y;                // [rows][64], room for rows rounded up to 16 for AMX
-  void* scratch;           // kScratch bytes
-  std::int64_t begin = 0;  // AMX alone: the first block; from a later one on, y is added to, not overwritten
+  float* y;                 // [rows][64]
+  void* scratch;            // kScratch bytes
+  std::int64_t begin, end;  // blocks to multiply here
+  bool add = false;         // to y instead of overwriting it
 };
 
 /// y (+ bias) to rows of out.

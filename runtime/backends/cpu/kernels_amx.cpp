@@ -10,10 +10,13 @@ namespace {
 struct Amx : Avx512 {};
 using Base = Fp32Kernels<Amx>;
 using Terms = Bf16Terms<Amx>;
-constexpr int kRows = 16;  // of a tile register
-constexpr int kStep = 32;  // packed rows of W that one instruction multiplies
-constexpr int kTileElements = kRows * kStep, kTileFloats = kRows * 16;
-constexpr int kPanelColumns = kBlock / 2 * 32;  // elements of the panel from one 16 columns to the next
+constexpr int kRows = 16;   // of a tile register
+constexpr int kStep = 32;   // packed rows of W that one instruction multiplies
+constexpr int kGroup = 16;  // columns of a tile register
+constexpr int kTileElements = kRows * kStep, kTileFloats = kRows * kGroup;
+constexpr int kSteps = kBlock / kStep;
+
+// --- activations -----------------------------------------------------------------------------------------------------
 
 void pack_x(const PackX& job, std::int64_t row_begin, std::int64_t row_end) {
   const int terms = bf16_terms(job.element);
@@ -21,175 +24,198 @@ void pack_x(const PackX& job, std::int64_t row_begin, std::int64_t row_end) {
   alignas(64) float values[kBlock];
   for (std::int64_t row = row_begin; row < row_end; ++row) {
     const bool last = row + 1 == job.rows;
-    for (std::int64_t block = 0; block < job.blocks; ++block) {
+    for (std::int64_t block = job.begin; block < job.end; ++block) {
       Base::load_block(job, row, block, values);
-      Base::sum_segments(job, row, block, values);
       auto* to = static_cast<std::uint16_t*>(job.out) + (block * groups + row / kRows) * terms * kBlock * kRows;
-      for (int step = 0; step < kBlock / kStep; ++step)
+      for (int step = 0; step < kSteps; ++step)
         Terms::split(values + step * kStep, terms, to + step * kTileElements + row % kRows * kStep, kBlock * kRows,
                      kStep);
       for (int pad = row % kRows + 1; last && pad < kRows; ++pad)
-        for (int tile = 0; tile < terms * kBlock / kStep; ++tile)
+        for (int tile = 0; tile < terms * kSteps; ++tile)
           std::memset(to + tile * kTileElements + pad * kStep, 0, kStep * 2);
     }
   }
 }
 
-/// One block's codes as bf16 pairs in the order of tile rows: [column / 16][kBlock / 2][16][2].
-void decode(const std::byte* at, int segment_rows, std::uint16_t* panel) {
-  for (int segment = 0; segment < kBlock / segment_rows; ++segment, at += segment_bytes(segment_rows)) {
-    const auto* words = reinterpret_cast<const std::uint32_t*>(at + kHeader);
-    for (int octet = 0; octet < segment_rows / 8; ++octet, words += kTile, panel += 4 * 32) {
-      for (int column = 0; column < kTile; column += 16) {
-        const __m512i lanes = _mm512_loadu_si512(words + column);
-        std::uint16_t* to = panel + column / 16 * kPanelColumns;
-        unroll<4>([&](auto i)
-                      __attribute__((always_inline)) { _mm512_store_si512(to + i * 32, Terms::pairs<i>(lanes)); });
-      }
-    }
+// --- weights ---------------------------------------------------------------------------------------------------------
+
+/// q - zero, which bf16 holds exactly: sums need no correction for the zeros.
+class Decoder {
+ public:
+  /// Of the segment at `at`.
+  void zeros(const std::byte* at) {
+    const __m512i bytes = _mm512_loadu_si512(at + kTile * 2);
+    usual_ = _mm512_cmpneq_epi8_mask(bytes, _mm512_set1_epi8(8)) == 0;
+    if (usual_) return;
+    const __m512i repeat = _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0);
+    unroll<kTile / kGroup>([&](auto g) __attribute__((always_inline)) {
+      const __m512i lanes = _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(bytes, g));
+      zeros_[g] = _mm512_shuffle_epi8(lanes, repeat);
+    });
   }
+
+  /// 8 packed rows of the 16 columns of `group` as bf16 pairs in the order of tile rows.
+  void octet(const std::uint32_t* words, int group, std::uint16_t* to) const {
+    const __m512i lanes = _mm512_loadu_si512(words + group * kGroup);
+    if (usual_) {
+      unroll<4>([&](auto i)
+                    __attribute__((always_inline)) { _mm512_store_si512(to + i * 32, Terms::pairs<i>(lanes)); });
+      return;
+    }
+    const __m512i low = _mm512_set1_epi8(15), zero = zeros_[group];
+    const __m512i even = _mm512_sub_epi8(_mm512_and_si512(lanes, low), zero);
+    const __m512i odd = _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi32(lanes, 4), low), zero);
+    _mm512_store_si512(to, value(even));
+    _mm512_store_si512(to + 32, value(odd));
+    _mm512_store_si512(to + 64, value(_mm512_srli_epi16(even, 8)));
+    _mm512_store_si512(to + 96, value(_mm512_srli_epi16(odd, 8)));
+  }
+
+ private:
+  /// vpermw reads the low five bits of each half: a difference of -15 to 15.
+  static __m512i value(__m512i differences) {
+    alignas(64) static constexpr std::uint16_t kTable[32] = {
+        0x0000, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0, 0x4100, 0x4110, 0x4120,
+        0x4130, 0x4140, 0x4150, 0x4160, 0x4170, 0xC180, 0xC170, 0xC160, 0xC150, 0xC140, 0xC130,
+        0xC120, 0xC110, 0xC100, 0xC0E0, 0xC0C0, 0xC0A0, 0xC080, 0xC040, 0xC000, 0xBF80};
+    return _mm512_permutexvar_epi16(differences, _mm512_load_si512(kTable));
+  }
+
+  __m512i zeros_[kTile / kGroup];
+  bool usual_ = true;  // 8 everywhere, as in symmetric quantization
+};
+
+/// y += scale * product for one tile register's `rows` rows and 16 columns.
+void add(const float* product, int rows, const std::byte* header, int column, float* y) {
+  const __m512 scale = Amx::load_f16(reinterpret_cast<const std::uint16_t*>(header) + column);
+  y += column;
+  for (int row = 0; row < rows; ++row, y += kTile, product += kGroup)
+    _mm512_storeu_ps(y, _mm512_fmadd_ps(scale, _mm512_load_ps(product), _mm512_loadu_ps(y)));
 }
 
+/// Tiles 0..3 hold sums, 4 to 6 terms of x, with `rows` rows; 6 or 7 and 7 weights, with 16.
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1, start = 0, reserved[14] = {};
   std::uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-/// The products of a unit, 32 rows (or 16) by 32 columns over one segment, on their way from tiles 0..3 into y.
-struct Products {
-  const std::byte* header = nullptr;  // null: none
-  const float* sums;
-  float* y;
-  int column, tiles;  // 2: no second group of rows
-
-  /// y += scale (product - (zero - 8) sum of x) for one tile.
-  void add(const float* products, int tile) const {
-    if (!header) return;
-    const int first = column + tile % 2 * 16;
-    const __m512 scale = Amx::load_f16(reinterpret_cast<const std::uint16_t*>(header) + first);
-    const __m512 zero = _mm512_sub_ps(Amx::load_u8(reinterpret_cast<const std::uint8_t*>(header + kTile * 2) + first),
-                                      _mm512_set1_ps(8));
-    const float *product = products + tile * kTileFloats, *sum = sums + tile / 2 * kRows;
-    float* to = y + tile / 2 * kRows * kTile + first;
-    for (int row = 0; row < kRows; ++row, to += kTile) {
-      const __m512 part = _mm512_fnmadd_ps(zero, _mm512_set1_ps(sum[row]), _mm512_load_ps(product + row * 16));
-      _mm512_storeu_ps(to, _mm512_fmadd_ps(scale, part, _mm512_loadu_ps(to)));
-    }
+  TileConfig(int count, int terms) {
+    for (int tile = 0; tile < (terms == 3 ? 7 : 6); ++tile) rows[tile] = std::uint8_t(count);
   }
 };
 
-/// Keeps the tile unit busy. Tiles 0..3 hold the sums of two groups of rows (0, 1 and 2, 3) by two of columns; 4 and 5
-/// x, 6 and 7 weights. Each tile of sums is stored just before the first product of the next unit wants it, and added
-/// to y between the products that follow. Stored all four at once and added in one go, they fill the processor's store
-/// buffer, and the products wait: they then take half as long again.
-class Multiplier {
- public:
-  explicit Multiplier(const TileJob& job)
-      : job_(job),
-        slots_((job.rows + 2 * kRows - 1) / (2 * kRows) * (kTile / 32) * (kBlock / kStep) * job.terms),
-        lines_(int(block_bytes(job.segment) / 64) + 1) {}
+// The intrinsics want literal numbers of tiles.
+template <int kTile>
+void load_tile(const std::uint16_t* from) {
+  if constexpr (kTile == 4) _tile_loadd(4, from, 64);
+  if constexpr (kTile == 5) _tile_loadd(5, from, 64);
+  if constexpr (kTile == 6) _tile_loadd(6, from, 64);
+  if constexpr (kTile == 7) _tile_loadd(7, from, 64);
+}
 
-  /// All rows times one decoded block.
-  void block(std::int64_t block, const std::uint16_t* panel) {
-    const int segments = kBlock / job_.segment, steps = job_.segment / kStep;
-    const std::int64_t groups = (job_.x_rows + kRows - 1) / kRows, group_elements = group();
-    const std::byte* at = job_.weights + block * block_bytes(job_.segment);
-    const auto* x = static_cast<const std::uint16_t*>(job_.x) + (block * groups + job_.row / kRows) * group_elements;
-    const float* sums = job_.sums + block * segments * job_.x_rows + job_.row;
-    ahead_ = at + block_bytes(job_.segment);
-    for (int row = 0; row < job_.rows; row += 2 * kRows, x += 2 * group_elements) {
-      const bool two = job_.rows - row > kRows;
-      for (int column = 0; column < kTile; column += 32) {
-        for (int segment = 0; segment < segments; ++segment) {
-          const std::int64_t offset = std::int64_t(segment) * steps * kTileElements;
-          const std::uint16_t* weights = panel + column / 16 * kPanelColumns + offset;
-          if (two) {
-            unit<true>(x + offset, weights, steps);
-          } else {
-            unit<false>(x + offset, weights, steps);
-          }
-          before_ = {at + segment * segment_bytes(job_.segment), sums + segment * job_.x_rows + row,
-                     job_.y + row * kTile, column, two ? 4 : 2};
-        }
-      }
-    }
-  }
+template <int kSum>
+void store_sum(float* products) {
+  float* to = products + kSum * kTileFloats;
+  if constexpr (kSum == 0) _tile_stored(0, to, 64);
+  if constexpr (kSum == 0) _tile_zero(0);
+  if constexpr (kSum == 1) _tile_stored(1, to, 64);
+  if constexpr (kSum == 1) _tile_zero(1);
+  if constexpr (kSum == 2) _tile_stored(2, to, 64);
+  if constexpr (kSum == 2) _tile_zero(2);
+  if constexpr (kSum == 3) _tile_stored(3, to, 64);
+  if constexpr (kSum == 3) _tile_zero(3);
+}
 
-  void finish() {
-    store_0();
-    store_1();
-    store_2();
-    store_3();
-    for (int tile = 0; tile < before_.tiles; ++tile) before_.add(products_, tile);
-  }
+/// sum += x_term * weights.
+template <int kSum, int kTerm, int kWeights>
+void product() {
+  constexpr int kCase = kSum * 100 + kTerm * 10 + kWeights;
+  if constexpr (kCase == 6) _tile_dpbf16ps(0, 4, 6);
+  if constexpr (kCase == 16) _tile_dpbf16ps(0, 5, 6);
+  if constexpr (kCase == 107) _tile_dpbf16ps(1, 4, 7);
+  if constexpr (kCase == 117) _tile_dpbf16ps(1, 5, 7);
+  if constexpr (kCase == 206) _tile_dpbf16ps(2, 4, 6);
+  if constexpr (kCase == 216) _tile_dpbf16ps(2, 5, 6);
+  if constexpr (kCase == 307) _tile_dpbf16ps(3, 4, 7);
+  if constexpr (kCase == 317) _tile_dpbf16ps(3, 5, 7);
+  if constexpr (kCase == 7) _tile_dpbf16ps(0, 4, 7);  // from here on: three terms
+  if constexpr (kCase == 17) _tile_dpbf16ps(0, 5, 7);
+  if constexpr (kCase == 27) _tile_dpbf16ps(0, 6, 7);
+  if constexpr (kCase == 127) _tile_dpbf16ps(1, 6, 7);
+  if constexpr (kCase == 207) _tile_dpbf16ps(2, 4, 7);
+  if constexpr (kCase == 217) _tile_dpbf16ps(2, 5, 7);
+  if constexpr (kCase == 227) _tile_dpbf16ps(2, 6, 7);
+  if constexpr (kCase == 327) _tile_dpbf16ps(3, 6, 7);
+}
 
- private:
-  std::int64_t group() const { return std::int64_t(job_.terms) * kBlock * kRows; }
+// --- products --------------------------------------------------------------------------------------------------------
 
-  // The intrinsics want literal numbers of tiles.
-  void store_0() {
-    _tile_stored(0, products_, 64);
-    _tile_zero(0);
+/// Up to 16 rows from `row` on times a tile of 64 columns. While a step of 32 packed rows is multiplied, the next one is
+/// decoded into the other half of 8 KiB: the first-level cache, which two threads may share, holds all that is in use.
+/// A sum is stored just before the first product of the next segment wants its tile, and added to y after that step.
+template <int kTerms>
+void multiply(const TileJob& job, int row) {
+  constexpr int kHalf = kTile * kStep;  // elements
+  constexpr int kGroups = kTile / kGroup, kOctets = kStep / 8;
+  constexpr int kAhead = 4096;  // bytes: of the weights asked for
+  const int rows = job.rows - row < kRows ? job.rows - row : kRows;
+  const TileConfig config(rows, kTerms);
+  _tile_loadconfig(&config);
+  alignas(64) std::uint16_t ring[2 * kHalf];
+  alignas(64) float products[kGroups * kTileFloats];
+  const std::int64_t block_x = (job.x_rows + kRows - 1) / kRows * kTerms * kBlock * kRows;
+  const auto* x = static_cast<const std::uint16_t*>(job.x) + job.begin * block_x +
+                  (job.row + row) / kRows * kTerms * kBlock * kRows;
+  float* const y = job.y + std::int64_t(row) * kTile;
+  const int segment_steps = job.segment / kStep, segment_size = int(segment_bytes(job.segment));
+  const int lines = int((block_bytes(job.segment) / 64 + kSteps - 1) / kSteps);
+  const std::byte *header = job.weights + job.begin * block_bytes(job.segment), *before = nullptr;
+  const std::byte* ahead = header + kAhead;
+  Decoder decoder;
+  decoder.zeros(header);
+  const auto* words = reinterpret_cast<const std::uint32_t*>(header + kHeader);
+  const auto decode = [&](int group, std::uint16_t* to) __attribute__((always_inline)) {
+    for (int octet = 0; octet < kOctets; ++octet)
+      decoder.octet(words + octet * kTile, group, to + group * kTileElements + octet * 4 * 32);
+  };
+  const auto add_all = [&] {
+    for (int c = 0; c < kGroups; ++c) add(products + c * kTileFloats, rows, before, c * kGroup, y);
+  };
+  for (int group = 0; group < kGroups; ++group) decode(group, ring);
+  const std::int64_t steps = (job.end - job.begin) * kSteps;
+  int in_segment = 0, in_block = 0;
+  for (std::int64_t step = 0; step < steps; ++step) {
+    const std::uint16_t* from = ring + (step & 1) * kHalf;
+    std::uint16_t* to = ring + (~step & 1) * kHalf;
+    const bool first = in_segment == 0, more = step + 1 < steps, last = in_segment + 1 == segment_steps;
+    if (more && last) decoder.zeros(header + segment_size);
+    words = reinterpret_cast<const std::uint32_t*>(header + (last ? segment_size : 0) + kHeader) +
+            (last ? 0 : (in_segment + 1) * kOctets * kTile);
+    unroll<kTerms>([&](auto term) __attribute__((always_inline)) {
+      load_tile<4 + term>(x + term * kBlock * kRows + in_block * kTileElements);
+    });
+    unroll<kGroups>([&](auto c) __attribute__((always_inline)) {
+      constexpr int kWeights = kTerms == 3 ? 7 : 6 + c % 2;
+      load_tile<kWeights>(from + c * kTileElements);
+      if (first) store_sum<c>(products);
+      unroll<kTerms>([&](auto term) __attribute__((always_inline)) { product<c, term, kWeights>(); });
+      if (more) decode(c, to);
+    });
+    for (int line = 0; line < lines; ++line, ahead += 64) Amx::prefetch(ahead);
+    if (first && before) add_all();
+    if (++in_segment == segment_steps) in_segment = 0, before = header, header += segment_size;
+    if (++in_block == kSteps) in_block = 0, x += block_x;
   }
-  void store_1() {
-    _tile_stored(1, products_ + kTileFloats, 64);
-    _tile_zero(1);
-  }
-  void store_2() {
-    _tile_stored(2, products_ + 2 * kTileFloats, 64);
-    _tile_zero(2);
-  }
-  void store_3() {
-    _tile_stored(3, products_ + 3 * kTileFloats, 64);
-    _tile_zero(3);
-  }
-
-  template <bool kTwo>
-  void unit(const std::uint16_t* x, const std::uint16_t* weights, int steps) {
-    const int last = steps * job_.terms - 1;
-    int slot = 0, added = 0;
-    for (int step = 0; step < steps; ++step, x += kTileElements, weights += kTileElements) {
-      _tile_loadd(6, weights, 64);
-      _tile_loadd(7, weights + kPanelColumns, 64);
-      for (int term = 0; term < job_.terms; ++term, ++slot) {
-        const std::uint16_t* from = x + term * kBlock * kRows;
-        _tile_loadd(4, from, 64);
-        if (slot == 0) store_0();
-        _tile_dpbf16ps(0, 4, 6);
-        if (slot == 0) store_1();
-        _tile_dpbf16ps(1, 4, 7);
-        if constexpr (kTwo) _tile_loadd(5, from + group(), 64);
-        if (slot == 0 && (kTwo || before_.tiles > 2)) store_2();
-        if constexpr (kTwo) _tile_dpbf16ps(2, 5, 6);
-        if (slot == 0 && (kTwo || before_.tiles > 2)) store_3();
-        if constexpr (kTwo) _tile_dpbf16ps(3, 5, 7);
-        for (; added < before_.tiles && (added * last < slot * 4 || slot == last); ++added)
-          before_.add(products_, added);
-        for (due_ += lines_; due_ >= slots_; due_ -= slots_, ahead_ += 64) Amx::prefetch(ahead_);
-      }
-    }
-  }
-
-  const TileJob& job_;
-  Products before_{};
-  const int slots_, lines_;           // of a block: products of a step and term; lines to ask for meanwhile
-  const std::byte* ahead_ = nullptr;  // in the next block
-  int due_ = 0;                       // lines, in parts of slots_
-  alignas(64) float products_[4 * kTileFloats];
-};
+  unroll<kGroups>([&](auto c) __attribute__((always_inline)) { store_sum<c>(products); });
+  add_all();
+}
 
 void amx(const TileJob& job) {
-  static constexpr TileConfig kConfig;
-  _tile_loadconfig(&kConfig);
-  if (job.begin == 0) std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
-  auto* panel = static_cast<std::uint16_t*>(job.scratch);
-  Multiplier multiplier(job);
-  for (std::int64_t block = job.begin; block < job.blocks; ++block) {
-    decode(job.weights + block * block_bytes(job.segment), job.segment, panel);
-    multiplier.block(block, panel);
+  if (!job.add) std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
+  for (int row = 0; row < job.rows; row += kRows) {
+    if (job.terms == 1) multiply<1>(job, row);
+    if (job.terms == 2) multiply<2>(job, row);
+    if (job.terms == 3) multiply<3>(job, row);
   }
-  multiplier.finish();
   _tile_release();
 }
 

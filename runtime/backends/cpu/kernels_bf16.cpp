@@ -17,7 +17,7 @@ constexpr int kPanelColumns = kVectors * 16;
 void pack_x(const PackX& job, std::int64_t row_begin, std::int64_t row_end) {
   alignas(64) float values[kBlock];
   for (std::int64_t row = row_begin; row < row_end; ++row) {
-    for (std::int64_t block = 0; block < job.blocks; ++block) {
+    for (std::int64_t block = job.begin; block < job.end; ++block) {
       Base::load_block(job, row, block, values);
       Base::sum_segments(job, row, block, values);
       Terms::split(values, 1, static_cast<std::uint16_t*>(job.out) + (block * job.rows + row) * kBlock, kBlock, kBlock);
@@ -96,8 +96,8 @@ using Rows = std::make_integer_sequence<int, kRows>;
 using WideRows = std::make_integer_sequence<int, kWideRows>;
 
 void direct(const TileJob& job) {
-  std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
-  for (std::int64_t block = 0; block < job.blocks; ++block) {
+  if (!job.add) std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
+  for (std::int64_t block = job.begin; block < job.end; ++block) {
     for (int row = 0, count = 0; row < job.rows; row += count) {
       count = Base::pass_rows(job.rows - row, kRows);
       const bool wide = count <= kWideRows;
@@ -129,9 +129,9 @@ void decode(const std::byte* at, int segment_rows, std::uint16_t* panel) {
 }
 
 void panel(const TileJob& job) {
-  std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
+  if (!job.add) std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
   auto* panel = static_cast<std::uint16_t*>(job.scratch);
-  for (std::int64_t block = 0; block < job.blocks; ++block) {
+  for (std::int64_t block = job.begin; block < job.end; ++block) {
     decode(job.weights + block * block_bytes(job.segment), job.segment, panel);
     for (int column = 0; column < kTile; column += kPanelColumns) {
       for (int row = 0, count = 0; row < job.rows; row += count) {

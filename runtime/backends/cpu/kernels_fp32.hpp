@@ -70,7 +70,7 @@ struct Fp32Kernels {
   static void pack_x(const PackX& job, std::int64_t row_begin, std::int64_t row_end) {
     float* out = static_cast<float*>(job.out);
     for (std::int64_t row = row_begin; row < row_end; ++row) {
-      for (std::int64_t block = 0; block < job.blocks; ++block) {
+      for (std::int64_t block = job.begin; block < job.end; ++block) {
         float* values = out + (block * job.rows + row) * kBlock;
         load_block(job, row, block, values);
         sum_segments(job, row, block, values);
@@ -95,7 +95,7 @@ struct Fp32Kernels {
     alignas(64) float values[S::kPanelRows][kBlock];
     for (std::int64_t row = row_begin, rows = 0; row < row_end; row += rows) {
       rows = group_rows(job.rows - row);
-      for (std::int64_t block = 0; block < job.blocks; ++block) {
+      for (std::int64_t block = job.begin; block < job.end; ++block) {
         for (int r = 0; r < rows; ++r) {
           load_block(job, row + r, block, values[r]);
           sum_segments(job, row + r, block, values[r]);
@@ -186,8 +186,8 @@ struct Fp32Kernels {
   }
 
   static void direct(const TileJob& job) {
-    std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
-    for (std::int64_t block = 0; block < job.blocks; ++block) {
+    if (!job.add) std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
+    for (std::int64_t block = job.begin; block < job.end; ++block) {
       for (int row = 0, count = 0; row < job.rows; row += count) {
         count = pass_rows(job.rows - row, S::kRows);
         const bool wide = count <= S::kWideRows;
@@ -202,12 +202,12 @@ struct Fp32Kernels {
 
   /// The first rows of a block decode it for the others. The panel is [kTile / kPanelColumns][kBlock][kPanelColumns].
   static void panel(const TileJob& job) {
-    std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
+    if (!job.add) std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
     float* panel = static_cast<float*>(job.scratch);
     const std::size_t bytes = block_bytes(job.segment);
     const std::size_t passes = kTile / kPanelColumns * ((job.rows + S::kPanelRows - 1) / S::kPanelRows);
     const std::size_t lines = (bytes / 64 + passes - 1) / passes;
-    for (std::int64_t block = 0; block < job.blocks; ++block) {
+    for (std::int64_t block = job.begin; block < job.end; ++block) {
       const std::byte* ahead = job.weights + (block + 1) * bytes;
       for (int column = 0; column < kTile; column += kPanelColumns) {
         for (int row = 0, count = 0; row < job.rows; row += count) {

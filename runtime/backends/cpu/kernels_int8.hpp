@@ -65,7 +65,7 @@ struct Int8Kernels {
     float* const totals = job.sums + job.blocks * segments * job.rows;
     alignas(64) float values[kBlock];
     for (std::int64_t row = row_begin; row < row_end; ++row) {
-      for (std::int64_t block = 0; block < job.blocks; ++block) {
+      for (std::int64_t block = job.begin; block < job.end; ++block) {
         Base::load_block(job, row, block, values);
         auto* to = static_cast<std::int8_t*>(job.out) + (block * job.rows + row) * kBlock;
         for (int segment = 0; segment < segments; ++segment) {
@@ -136,8 +136,8 @@ struct Int8Kernels {
 
   /// Codes are decoded in registers: three operations beside 2 R products, so nothing is kept for later rows.
   static void direct(const TileJob& job) {
-    std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
-    for (std::int64_t block = 0; block < job.blocks; ++block) {
+    if (!job.add) std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
+    for (std::int64_t block = job.begin; block < job.end; ++block) {
       for (int row = 0, count = 0; row < job.rows; row += count) {
         count = Base::pass_rows(job.rows - row, S::kRows);
         const bool wide = count <= S::kWideRows;

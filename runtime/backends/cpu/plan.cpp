@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "runtime/backends/cpu/blas.hpp"
 #include "runtime/base/check.hpp"
@@ -14,6 +15,9 @@ namespace {
 constexpr std::int64_t kUsualRows = 256;  // of a task
 constexpr std::int64_t kFewRows = 4;      // that the fp32 kernels decode and multiply as fast as memory comes
 constexpr std::size_t kAlign = 256;
+// Up to so many rows take k in parts, where there are fewer tiles than so many tasks. Parts have sums of their own, which
+// cost 2 to 5 us: no part has fewer blocks than these, or than the second where there are few tiles.
+constexpr std::int64_t kSplitRows = 64, kSplitTasks = 256, kSplitBlocks = 24, kFewTiles = 16, kFewTilesBlocks = 8;
 constexpr Path kPaths[] = {Path::kDirect, Path::kPanel, Path::kDirectBf16, Path::kPanelBf16,
                            Path::kAmx,    Path::kInt8,  Path::kBlas};
 
@@ -28,6 +32,15 @@ std::int64_t l2_bytes() {
 
 /// Of one row of a block of x.
 std::int64_t amx_block_bytes(Element element) { return kBlock * 2 * bf16_terms(element); }
+
+/// The system gives memory when it is first written, which takes longer than a multiplication: now, not in run().
+void touch(std::byte* memory, std::size_t bytes, ThreadPool& pool) {
+  constexpr std::size_t kPiece = std::size_t(1) << 20;
+  pool.run(std::int64_t((bytes + kPiece - 1) / kPiece), [&](std::int64_t piece, int) {
+    const std::size_t at = std::size_t(piece) * kPiece;
+    std::memset(memory + at, 0, std::min(kPiece, bytes - at));
+  });
+}
 
 Element element_of(DType type) {
   switch (type) {
@@ -103,7 +116,10 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
   }
   layout_workspace(options.max_m);
   pool_.ready();
-  if (options.own_workspace) own_workspace_ = make_buffer(ledger, workspace_bytes_, MemoryKind::kWorkspace);
+  if (options.own_workspace) {
+    own_workspace_ = make_buffer(ledger, workspace_bytes_, MemoryKind::kWorkspace);
+    touch(static_cast<std::byte*>(own_workspace_.get()), workspace_bytes_, pool_);
+  }
 }
 
 bool CpuPlan::valid(Path path) const {
@@ -138,6 +154,12 @@ std::int64_t CpuPlan::task_blocks(const CpuConfig& config, std::int64_t rows) co
   const std::int64_t fit = std::max<std::int64_t>(8, l2_bytes() / 2 / (rows * amx_block_bytes(element_)));
   const std::int64_t parts = (matrix_->blocks + fit - 1) / fit;
   return rows > kPartialRows ? matrix_->blocks : (matrix_->blocks + parts - 1) / parts;
+}
+
+std::int64_t CpuPlan::k_parts(std::int64_t rows) const {
+  if (batch_invariant_ || rows > kSplitRows) return 1;
+  const std::int64_t fewest = matrix_->tiles < kFewTiles ? kFewTilesBlocks : kSplitBlocks;
+  return std::max<std::int64_t>(1, std::min(kSplitTasks / matrix_->tiles, matrix_->blocks / fewest));
 }
 
 bool CpuPlan::competes(const CpuConfig& config, std::int64_t m) const {
@@ -222,10 +244,15 @@ void CpuPlan::layout_workspace(std::int64_t max_m) {
   const std::size_t sums = int8_ ? 2 : 1;  // scales and sums
   scratch_at_ = sums_at_ + round_up(rows * packed_k / std::size_t(matrix_->segment) * sums * sizeof(float), kAlign);
   workspace_bytes_ = scratch_at_ + std::size_t(pool_.threads()) * kThreadScratch;
+  std::size_t partial = 0;
+  for (std::int64_t m = 1; m <= std::min(chunk_rows_, kSplitRows); ++m)
+    if (const std::int64_t parts = k_parts(m); parts > 1) partial = std::size_t(parts) * round_up(std::size_t(m), 16);
   if (valid(Path::kAmx) &&
-      task_blocks({Path::kAmx}, std::min(std::int64_t(round_up(rows, 32)), kPartialRows)) < matrix_->blocks) {
+      task_blocks({Path::kAmx}, std::min(std::int64_t(round_up(rows, 32)), kPartialRows)) < matrix_->blocks)
+    partial = std::max(partial, std::size_t(kPartialRows));
+  if (partial > 0) {
     partial_at_ = round_up(workspace_bytes_, kAlign);
-    workspace_bytes_ = partial_at_ + std::size_t(matrix_->tiles) * kTile * kPartialRows * sizeof(float);
+    workspace_bytes_ = partial_at_ + counters_bytes() + std::size_t(matrix_->tiles) * kTile * partial * sizeof(float);
   }
   if (blas_from_ > 0 || forced_config_.path == Path::kBlas) {
     dense_at_ = round_up(workspace_bytes_, kAlign);

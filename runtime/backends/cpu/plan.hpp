@@ -69,9 +69,25 @@ class CpuPlan final : public PlanBackend {
   bool competes(const CpuConfig& config, std::int64_t m) const;
   std::vector<CpuConfig> configs(std::int64_t m) const;
   CpuConfig parse(const std::string& name) const;
+  /// Parts of k that are added in order, for so few rows that tiles alone would not keep all threads busy to the end. A
+  /// matter of the shape, never of the threads: it shapes the bits.
+  std::int64_t k_parts(std::int64_t rows) const;
   void layout_workspace(std::int64_t max_m);
+  std::size_t counters_bytes() const { return round_up(std::size_t(matrix_->tiles) * sizeof(std::uint32_t), 256); }
+
+  using Multiply = void (*)(const TileJob&);
   PackX pack_job(const Rows& rows, std::byte* workspace) const;
+  TileJob tile_job(const PackX& packing, std::int64_t tile, int worker, std::byte* workspace) const;
   void run_tiles(const CpuConfig& config, const Rows& rows, std::byte* workspace) const;
+  void pack_rows(void (*pack_x)(const PackX&, std::int64_t, std::int64_t), const PackX& packing,
+                 const CpuConfig& config) const;
+  /// A rest that the panel kernel's groups of rows would cross belongs to the task before.
+  std::int64_t rest_rows(const CpuConfig& config) const;
+  static std::int64_t end_of(std::int64_t begin, std::int64_t size, std::int64_t count, std::int64_t rest);
+  void multiply_parts(Multiply multiply, const PackX& packing, const CpuConfig& config, const Rows& rows,
+                      std::int64_t parts, std::byte* workspace) const;
+  void multiply_rows(Multiply multiply, const PackX& packing, const CpuConfig& config, const Rows& rows,
+                     std::byte* workspace) const;
   void run_blas(const Rows& rows, std::byte* workspace) const;
   /// Sums [count][y_stride] of one tile to rows from `row` on. `scratch`: kScratch bytes.
   void store(const Rows& rows, std::int64_t row, int count, std::int64_t tile, float* y, std::int64_t y_stride,

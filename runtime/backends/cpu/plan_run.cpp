@@ -1,5 +1,6 @@
 // Runs one prepared multiplication on the pool.
 #include <algorithm>
+#include <atomic>
 
 #include "runtime/backends/cpu/blas.hpp"
 #include "runtime/backends/cpu/exact.hpp"
@@ -35,63 +36,78 @@ PackX CpuPlan::pack_job(const Rows& rows, std::byte* workspace) const {
   job.rows = rows.count;
   job.out = workspace;
   job.sums = reinterpret_cast<float*>(workspace + sums_at_);
+  job.begin = 0;
+  job.end = matrix_->blocks;
   return job;
 }
 
 void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* workspace) const {
   const Path path = config.path;
   const bool bf16 = path == Path::kDirectBf16 || path == Path::kPanelBf16;
-  const auto pack_x = path == Path::kAmx     ? kernels_.pack_x_amx
-                      : path == Path::kInt8  ? kernels_.pack_x_int8
-                      : bf16                 ? kernels_.pack_x_bf16
-                      : path == Path::kPanel ? kernels_.pack_x_panel
-                                             : kernels_.pack_x;
-  const auto multiply = path == Path::kAmx          ? kernels_.amx
-                        : path == Path::kInt8       ? kernels_.int8
-                        : path == Path::kDirectBf16 ? kernels_.direct_bf16
-                        : path == Path::kPanelBf16  ? kernels_.panel_bf16
-                        : path == Path::kDirect     ? kernels_.direct
-                                                    : kernels_.panel;
-  // Rows that a kernel takes at a time: tasks begin at multiples.
-  const std::size_t step = path == Path::kAmx ? 2 * 16 : path == Path::kPanel ? std::size_t(kernels_.panel_rows) : 1;
   const PackX packing = pack_job(rows, workspace);
-  // Few values are packed sooner than the pool wakes up.
-  const auto pack_rows =
-      std::int64_t(round_up(std::max<std::size_t>(1, (std::size_t(1) << 15) / std::size_t(packing.blocks * kBlock)),
-                            path == Path::kPanel ? step : 1));  // AMX packs row by row
-  // A rest that the panel kernel's groups would cross belongs to the task before.
-  const std::int64_t rest = path == Path::kPanel ? kernels_.panel_rows : 1;
-  const auto tasks = [&](std::int64_t count, std::int64_t size) {
-    return std::max<std::int64_t>((count - rest) / size, 0) + 1;
-  };
-  const auto end_of = [&](std::int64_t begin, std::int64_t size) {
-    return rows.count - begin - size < rest ? rows.count : begin + size;
-  };
-  const auto pack_task = [&](std::int64_t task, int) {
-    pack_x(packing, task * pack_rows, end_of(task * pack_rows, pack_rows));
-  };
-  pool_.run(tasks(rows.count, pack_rows), pack_task, config.threads);
+  pack_rows(path == Path::kAmx     ? kernels_.pack_x_amx
+            : path == Path::kInt8  ? kernels_.pack_x_int8
+            : bf16                 ? kernels_.pack_x_bf16
+            : path == Path::kPanel ? kernels_.pack_x_panel
+                                   : kernels_.pack_x,
+            packing, config);
+  const Multiply multiply = path == Path::kAmx          ? kernels_.amx
+                            : path == Path::kInt8       ? kernels_.int8
+                            : path == Path::kDirectBf16 ? kernels_.direct_bf16
+                            : path == Path::kPanelBf16  ? kernels_.panel_bf16
+                            : path == Path::kDirect     ? kernels_.direct
+                                                        : kernels_.panel;
+  const std::int64_t parts = k_parts(rows.count);
+  if (parts > 1) {
+    multiply_parts(multiply, packing, config, rows, parts, workspace);
+  } else {
+    multiply_rows(multiply, packing, config, rows, workspace);
+  }
+}
 
-  const std::int64_t most = task_rows(config), parts = (rows.count + most - 1) / most;
-  const auto part = std::int64_t(round_up(std::size_t((rows.count + parts - 1) / parts), step));
-  const std::int64_t blocks = matrix_->blocks, some = task_blocks(config, part),
-                     step_rows = some < blocks ? part : rows.count;
-  std::int64_t first = 0, begin = 0;
-  const auto multiply_task = [&](std::int64_t task, int worker) {
-    const std::int64_t tile = task % matrix_->tiles, row = first + task / matrix_->tiles * part;
-    const std::int64_t end = std::min(begin + some, blocks);
-    std::byte* scratch = workspace + scratch_at_ + std::size_t(worker) * kThreadScratch;
-    auto* y = some < blocks ? reinterpret_cast<float*>(workspace + partial_at_) + tile * kPartialRows * kTile
-                            : reinterpret_cast<float*>(scratch + kScratch);
-    const int count = int(end_of(row, part) - row);
-    multiply({matrix_->tile(tile), end, matrix_->segment, packing.out, packing.sums, rows.count, row, count,
-              bf16_terms(element_), y, scratch, begin});
-    if (end < blocks) return;
-    store(rows, row, count, tile, y, kTile, scratch);
-  };
-  for (; first < rows.count; first += step_rows)
-    for (begin = 0; begin < blocks; begin += some)
-      pool_.run(tasks(step_rows, part) * matrix_->tiles, multiply_task, config.threads);
+std::int64_t CpuPlan::rest_rows(const CpuConfig& config) const {
+  return config.path == Path::kPanel ? kernels_.panel_rows : 1;
+}
+
+std::int64_t CpuPlan::end_of(std::int64_t begin, std::int64_t size, std::int64_t count, std::int64_t rest) {
+  return count - begin - size < rest ? count : begin + size;
+}
+
+void CpuPlan::pack_rows(void (*pack_x)(const PackX&, std::int64_t, std::int64_t), const PackX& packing,
+                        const CpuConfig& config) const {
+  constexpr std::int64_t kPiece = 1 << 12,
+                         kAlone = 4 * kPiece;  // values: so few are packed sooner than threads wake up
+  const std::int64_t rest = rest_rows(config), values = packing.blocks * kBlock;
+  if (values * packing.rows <= kAlone) return pack_x(packing, 0, packing.rows);
+  const auto some = std::int64_t(round_up(std::size_t(std::max<std::int64_t>(1, kPiece / values)), std::size_t(rest)));
+  const std::int64_t row_parts = std::max<std::int64_t>((packing.rows - rest) / some, 0) + 1;
+  const std::int64_t block_parts = std::max<std::int64_t>(1, some * values / (2 * kPiece));
+  pool_.run(
+      row_parts * block_parts,
+      [&](std::int64_t task, int) {
+        const std::int64_t row = task / block_parts * some, part = task % block_parts;
+        PackX piece = packing;
+        piece.begin = part * packing.blocks / block_parts;
+        piece.end = (part + 1) * packing.blocks / block_parts;
+        pack_x(piece, row, end_of(row, some, packing.rows, rest));
+      },
+      config.threads);
+}
+
+TileJob CpuPlan::tile_job(const PackX& packing, std::int64_t tile, int worker, std::byte* workspace) const {
+  TileJob job{};
+  job.weights = matrix_->tile(tile);
+  job.blocks = job.end = matrix_->blocks;
+  job.segment = matrix_->segment;
+  job.x = packing.out;
+  job.sums = packing.sums;
+  job.x_rows = packing.rows;
+  job.rows = int(packing.rows);
+  job.terms = bf16_terms(element_);
+  auto* scratch = workspace + scratch_at_ + std::size_t(worker) * kThreadScratch;
+  job.scratch = scratch;
+  job.y = reinterpret_cast<float*>(scratch + kScratch);
+  return job;
 }
 
 void CpuPlan::store(const Rows& rows, std::int64_t row, int count, std::int64_t tile, float* y, std::int64_t y_stride,
@@ -116,6 +132,63 @@ void CpuPlan::store(const Rows& rows, std::int64_t row, int count, std::int64_t 
                 columns, reinterpret_cast<float*>(scratch)});
     kernels_.store(job);
   }
+}
+
+// Few rows: parts of k are tasks, so that threads finish together. Who finishes a tile's last part adds them in order.
+void CpuPlan::multiply_parts(Multiply multiply, const PackX& packing, const CpuConfig& config, const Rows& rows,
+                             std::int64_t parts, std::byte* workspace) const {
+  auto* const done = reinterpret_cast<std::uint32_t*>(workspace + partial_at_);
+  std::fill(done, done + matrix_->tiles, 0u);
+  const std::int64_t size = rows.count * kTile;
+  auto* const partial = reinterpret_cast<float*>(workspace + partial_at_ + counters_bytes());
+  pool_.run(
+      matrix_->tiles * parts,
+      [&](std::int64_t task, int worker) {
+        const std::int64_t tile = task / parts, part = task % parts;
+        TileJob job = tile_job(packing, tile, worker, workspace);
+        job.y = partial + task * size;
+        job.begin = part * matrix_->blocks / parts;
+        job.end = (part + 1) * matrix_->blocks / parts;
+        multiply(job);
+        if (std::atomic_ref(done[tile]).fetch_add(1, std::memory_order_acq_rel) + 1 != std::uint32_t(parts)) return;
+        job.y = partial + tile * parts * size;
+        for (std::int64_t other = 1; other < parts; ++other) {
+          const float* from = job.y + other * size;
+          for (std::int64_t i = 0; i < rows.count * kTile; ++i) job.y[i] += from[i];
+        }
+        store(rows, job.row, job.rows, tile, job.y, kTile, static_cast<std::byte*>(job.scratch));
+      },
+      config.threads);
+}
+
+void CpuPlan::multiply_rows(Multiply multiply, const PackX& packing, const CpuConfig& config, const Rows& rows,
+                            std::byte* workspace) const {
+  // Rows that a kernel takes at a time: tasks begin at multiples.
+  const std::size_t step = config.path == Path::kAmx     ? 2 * 16
+                           : config.path == Path::kPanel ? std::size_t(kernels_.panel_rows)
+                                                         : 1;
+  const std::int64_t rest = rest_rows(config);
+  const std::int64_t most = task_rows(config), parts = (rows.count + most - 1) / most;
+  const auto part = std::int64_t(round_up(std::size_t((rows.count + parts - 1) / parts), step));
+  const std::int64_t blocks = matrix_->blocks, some = task_blocks(config, part),
+                     step_rows = some < blocks ? part : rows.count;
+  std::int64_t first = 0, begin = 0;
+  const auto multiply_task = [&](std::int64_t task, int worker) {
+    const std::int64_t tile = task % matrix_->tiles;
+    TileJob job = tile_job(packing, tile, worker, workspace);
+    job.row = first + task / matrix_->tiles * part;
+    job.rows = int(end_of(job.row, part, rows.count, rest) - job.row);
+    job.begin = begin;
+    job.end = std::min(begin + some, blocks);
+    job.add = begin > 0;
+    if (some < blocks)
+      job.y = reinterpret_cast<float*>(workspace + partial_at_ + counters_bytes()) + tile * kPartialRows * kTile;
+    multiply(job);
+    if (job.end == blocks) store(rows, job.row, job.rows, tile, job.y, kTile, static_cast<std::byte*>(job.scratch));
+  };
+  const std::int64_t tasks = (std::max<std::int64_t>((step_rows - rest) / part, 0) + 1) * matrix_->tiles;
+  for (; first < rows.count; first += step_rows)
+    for (begin = 0; begin < blocks; begin += some) pool_.run(tasks, multiply_task, config.threads);
 }
 
 void CpuPlan::run_blas(const Rows& rows, std::byte* workspace) const {
