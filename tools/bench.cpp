@@ -33,7 +33,7 @@ constexpr const char* kExamples =
     "||ref||\n"
     "against fp64 over sampled rows and columns, out filled with NaN before. Exit 1 if any point is over its "
     "tolerance. On the CPU the floor is max(packed bytes / read bandwidth, operations / best peak), all measured in "
-    "this\nrun, and reconstruct + BLAS is timed at every point.\n";
+    "this\nrun, and reconstruct + BLAS and, where it is\ninstalled, oneDNN (dense bf16) are timed at every point.\n";
 
 Math parse_math(const std::string& text) {
   if (text == "int8") return Math::kInt8;
@@ -122,6 +122,7 @@ int main(int argc, char** argv) {
       .add_option("--versus", options.versus, "time this tactic too, or the \"default\" one, in turn with what runs")
       ->type_name("T");
   tool.app.add_flag("--dense", options.dense, "time the dense BLAS on unquantized weights too");
+  tool.app.add_flag("--scaling", options.scaling, "CPU: time 1, 2, 4, ... threads too, each beside its own ceilings");
   tool.app.add_option("--baseline", options.baseline, "CSV of others' times: peer,k,n,group,act_order,m,us")
       ->type_name("FILE");
   tool.app.add_option("--csv", options.csv, "write kernel,k,n,group,act_order,m,us,tflops,gbps,rel_err")

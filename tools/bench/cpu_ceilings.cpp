@@ -14,6 +14,7 @@
 #include "runtime/backends/cpu/kernels.hpp"
 #include "runtime/backends/cpu/thread_pool.hpp"
 #include "runtime/base/check.hpp"
+#include "tools/bench/onednn.hpp"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -106,6 +107,18 @@ double rate(cpu::ThreadPool& pool, const Loop& loop) {
   return best / 1e9;
 }
 
+/// Microseconds from handing out one empty task a thread to the last one's end: the median of many.
+double barrier_us(cpu::ThreadPool& pool) {
+  std::vector<double> times(200);
+  for (double& us : times) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.run(pool.threads(), [](std::int64_t, int) {});
+    us = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+  }
+  std::nth_element(times.begin(), times.begin() + 100, times.end());
+  return times[100];
+}
+
 double blas_rate() {
   constexpr std::int64_t kSize = 1024;
   const std::vector<float> a(kSize * kSize, 1.0f), b(kSize * kSize, 1.0f);
@@ -127,6 +140,7 @@ CpuCeilings measure_cpu_ceilings(DeviceBackend& backend) {
   constexpr std::size_t kBytes = std::size_t(48) << 20;
   result.read_gbps = double(kBytes) / backend.read_floor_us(kBytes) / 1e3;
   cpu::ThreadPool pool(backend.info().compute_units);
+  result.barrier_us = barrier_us(pool);
 #if defined(__x86_64__)
   const auto runs = [most = backend.info().arch](const char* isa) { return tools::runs(isa, most); };
   result.fp32 = rate(pool, runs("avx512") ? Loop{fma512, 32.0 * kSums}
@@ -152,6 +166,7 @@ void CpuCeilings::merge(const CpuCeilings& other) {
                             &CpuCeilings::amx_bf16, &CpuCeilings::amx_int8, &CpuCeilings::blas})
     this->*member = std::max(this->*member, other.*member);
   blas_name = other.blas_name;
+  barrier_us = barrier_us > 0 ? std::min(barrier_us, other.barrier_us) : other.barrier_us;
 }
 
 double CpuCeilings::vector_peak(DType activation, Math math) const {
@@ -178,14 +193,15 @@ std::string CpuCeilings::str() const {
   return fmt::format(
       "ceilings of this run, all threads: read {:.1f} GB/s (huge pages); 1e9 operations/s: fp32 FMA {}, VDPBF16PS {}, "
       "int8 "
-      "dot {}, AMX bf16 {}, AMX int8 {}, sgemm {} ({})",
+      "dot {}, AMX bf16 {}, AMX int8 {}, sgemm {} ({}); a job of empty tasks {:.1f} us; oneDNN: {}",
       read_gbps, or_none(fp32), or_none(bf16), or_none(int8), or_none(amx_bf16), or_none(amx_int8), or_none(blas),
-      blas_name);
+      blas_name, barrier_us, onednn_name());
 }
 
 Json CpuCeilings::json() const {
-  return {{"read_gbps", read_gbps}, {"fp32_fma", fp32},     {"bf16_dot", bf16}, {"int8_dot", int8},
-          {"amx_bf16", amx_bf16},   {"amx_int8", amx_int8}, {"sgemm", blas},    {"blas", blas_name}};
+  return {{"read_gbps", read_gbps},   {"fp32_fma", fp32},       {"bf16_dot", bf16}, {"int8_dot", int8},
+          {"amx_bf16", amx_bf16},     {"amx_int8", amx_int8},   {"sgemm", blas},    {"blas", blas_name},
+          {"barrier_us", barrier_us}, {"onednn", onednn_name()}};
 }
 
 }  // namespace q4::tools

@@ -20,6 +20,7 @@ struct CpuCeilings {
   double amx_bf16 = 0;    ///< TDPBF16PS
   double amx_int8 = 0;    ///< TDPBUSD
   double blas = 0;        ///< cblas_sgemm of a square matrix, with the BLAS's own threads
+  double barrier_us = 0;  ///< handing one empty task to each thread, and waiting for all: the least that was seen
   std::string blas_name;  ///< or why there is none
 
   /// Best of these and `other`: a ceiling is the most that was seen.

@@ -18,7 +18,7 @@ std::string bench_table(const BenchRun& run, const BenchOptions& options) {
   std::vector<std::string> header = {"k x n",   "group", "m",        "us",      "95% interval",
                                      "TFLOP/s", "GB/s",  "floor us", "x floor", "rel_err"};
   const bool cpu = run.info.device.kind == BackendKind::kCpu;
-  if (cpu) header.insert(header.end(), {"vector peak", "rec+blas us", "x blas"});
+  if (cpu) header.insert(header.end(), {"vector peak", "rec+blas us", "x blas", "oneDNN us", "x oneDNN"});
   if (!options.versus.empty()) header.insert(header.end(), {"other us", "gain", "its 95% interval"});
   if (options.dense) header.insert(header.end(), {"dense us", "x dense"});
   if (run.baseline)
@@ -38,8 +38,8 @@ std::string bench_table(const BenchRun& run, const BenchOptions& options) {
                                     ratio(p.us.value, p.floor_us),
                                     fmt::format("{:.1e}{}", p.error, p.exact ? "" : " WRONG")};
     if (cpu)
-      row.insert(row.end(),
-                 {fmt::format("{:.0f}%", 100 * p.vector_share), number(p.blas_us), ratio(p.us.value, p.blas_us)});
+      row.insert(row.end(), {fmt::format("{:.0f}%", 100 * p.vector_share), number(p.blas_us),
+                             ratio(p.us.value, p.blas_us), number(p.onednn_us), ratio(p.us.value, p.onednn_us)});
     if (!options.versus.empty())
       row.insert(row.end(),
                  {number(p.versus_us), percent(p.gain.value), percent(p.gain.low) + ".." + percent(p.gain.high)});
@@ -52,10 +52,11 @@ std::string bench_table(const BenchRun& run, const BenchOptions& options) {
     row.push_back(p.kernel);
     table.add(row);
   }
-  return fmt::format("{} ({}, {}), {} activations{}, {}\n{}\n{}", run.info.device.str(), run.info.name, run.info.arch,
+  return fmt::format("{} ({}, {}), {} activations{}, {}\n{}\n{}{}", run.info.device.str(), run.info.name, run.info.arch,
                      to_string(options.activation), options.math == Math::kInt8 ? " quantized to int8" : "",
                      options.untuned ? "default tactics" : fmt::format("tuning records: {}", run.tuning_records),
-                     cpu ? run.ceilings.str() + "\n" : "", table.str());
+                     cpu ? run.ceilings.str() + "\n" : "", table.str(),
+                     run.scaling.empty() ? "" : "\n" + scaling_table(run.scaling));
 }
 
 Json bench_json(const BenchRun& run, const BenchOptions& options) {
@@ -65,7 +66,7 @@ Json bench_json(const BenchRun& run, const BenchOptions& options) {
            {"tuning_records", run.tuning_records},
            {"points", Json::array()}};
   const bool cpu = run.info.device.kind == BackendKind::kCpu;
-  if (cpu) out["ceilings"] = run.ceilings.json();
+  if (cpu) out["ceilings"] = run.ceilings.json(), out["scaling"] = scaling_json(run.scaling);
   for (const Point& p : run.points) {
     Json point{{"kernel", p.kernel},
                {"k", p.problem.k},
@@ -81,7 +82,7 @@ Json bench_json(const BenchRun& run, const BenchOptions& options) {
                {"rel_err", p.error},
                {"exact", p.exact},
                {"floor_us", p.floor_us}};
-    if (cpu) point["vector_share"] = p.vector_share, point["blas_us"] = p.blas_us;
+    if (cpu) point["vector_share"] = p.vector_share, point["blas_us"] = p.blas_us, point["onednn_us"] = p.onednn_us;
     if (options.dense) point["dense_us"] = p.dense_us;
     if (!options.versus.empty())
       point["versus_us"] = p.versus_us, point["gain"] = {p.gain.value, p.gain.low, p.gain.high};

@@ -4,34 +4,20 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "runtime/base/check.hpp"
+#include "tools/bench/onednn.hpp"
+#include "tools/bench/timed.hpp"
 #include "tools/common/common.hpp"
 
 namespace q4::tools {
 namespace {
 
-using autotune::Interval;
 using autotune::Problem;
 using autotune::Rig;
 using autotune::Variant;
 
-constexpr int kMostSamples = 25, kFewestSamples = 3;
 constexpr const char* kBlasTactic = "reconstruct+blas";
-
-/// Samples until there are enough or `seconds` are over.
-template <class F>
-Interval timed(const F& sample, double seconds) {
-  const auto start = std::chrono::steady_clock::now();
-  sample();  // the first one also learns how long a run takes
-  std::vector<double> us;
-  while (us.size() < kFewestSamples ||
-         (us.size() < kMostSamples &&
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds))
-    us.push_back(sample());
-  return autotune::median_interval(us);
-}
 
 /// One after the other in turn, as the tuner's final does: drift of clocks and neighbours cancels.
 void measure_pairs(const Rig& rig, Variant& tuned, Variant& standard, double seconds, Point& point) {
@@ -63,15 +49,21 @@ double blas_us(const Rig& rig, const BenchOptions& options, std::int64_t m) {
   return timed([&] { return rig.sample(*blas, m); }, options.seconds / 2).value;
 }
 
-Point measure_point(const Rig& rig, const Runtime& untuned, const Problem& problem, const BenchOptions& options,
-                    std::int64_t m) {
-  Point point{problem, m, ""};
+/// Of a point that runs as the options say.
+PlanOptions plan_options(const BenchOptions& options, std::int64_t m) {
   PlanOptions plan;
   plan.max_m = m;
   plan.activation = options.activation;
   plan.tactic = options.tactic;
   plan.math = options.math;
   plan.batch_invariant = options.batch_invariant;
+  return plan;
+}
+
+Point measure_point(const Rig& rig, const Runtime& untuned, const Problem& problem, const BenchOptions& options,
+                    std::int64_t m) {
+  Point point{problem, m, ""};
+  const PlanOptions plan = plan_options(options, m);
   const auto variant = rig.prepare(plan);
   point.kernel = variant->plans.front().tactic(m);
   point.error = rig.error(*variant, m);
@@ -87,6 +79,8 @@ Point measure_point(const Rig& rig, const Runtime& untuned, const Problem& probl
     point.versus_us = point.us.value;
   }
   if (!rig.gpu()) point.blas_us = blas_us(rig, options, m);
+  if (!rig.gpu() && onednn_available())
+    point.onednn_us = time_onednn(problem.k, problem.n, m, rig.cold_bytes(), options.seconds / 2);
   if (options.dense)
     if (const auto dense = rig.prepare_dense(m))
       point.dense_us = timed([&] { return rig.sample(*dense, m); }, options.seconds).value;
@@ -141,6 +135,10 @@ void measure_points(const Runtime& runtime, Device device, const std::vector<Pro
       run.ceilings.merge(measure_cpu_ceilings(rig.backend()));
       for (std::size_t i = first; i < run.points.size(); ++i)
         compare_with_ceilings(run.ceilings, options, run.points[i]);
+      if (options.scaling)
+        for (const ScalingPoint& point :
+             measure_scaling(workload, options.m, plan_options(options, 0), options.seconds))
+          run.scaling.push_back(point);
     }
     progress.line(fmt::format("[{}/{}] {} {}x{}: {} copies of the weights, {}", index + 1, problems.size(),
                               problem.label, problem.k, problem.n, rig.copies(), megabytes(rig.cold_bytes())));

@@ -11,6 +11,7 @@
 #include "autotune/statistics.hpp"
 #include "tools/bench/baseline.hpp"
 #include "tools/bench/cpu_ceilings.hpp"
+#include "tools/bench/scaling.hpp"
 #include "tools/common/shapes.hpp"
 
 namespace q4::tools {
@@ -21,7 +22,7 @@ struct BenchOptions {
   DType activation = DType::kF16;
   Math math = Math::kAuto;
   std::string tactic, csv, baseline, versus;
-  bool untuned = false, dense = false, batch_invariant = false;
+  bool untuned = false, dense = false, batch_invariant = false, scaling = false;
   double seconds = 1;      ///< of a point
   std::int64_t chain = 0;  ///< layers; 0: points, no chain
 
@@ -37,6 +38,7 @@ struct Point {
   autotune::Interval us = {};
   double error = 0, floor_us = 0, dense_us = 0;
   double blas_us = 0, vector_share = 0;  ///< CPU: reconstruct + BLAS; share of the vector unit's measured peak
+  double onednn_us = 0;                  ///< CPU: dense bf16
   bool exact = false;
   double versus_us = 0;
   autotune::Interval gain = {};  ///< over what it is compared with, of paired rounds
@@ -51,6 +53,7 @@ struct BenchRun {
   std::vector<Point> points;
   std::size_t refused = 0;  ///< of them: a tactic that does not exist, for example
   CpuCeilings ceilings;
+  std::vector<ScalingPoint> scaling;  ///< CPU, where the options ask for it
   std::optional<Baseline> baseline;
 };
 

@@ -1,0 +1,199 @@
+// The few calls of oneDNN's C interface (version 3) that a matmul needs.
+#include "tools/bench/onednn.hpp"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "runtime/base/check.hpp"
+#include "tools/bench/timed.hpp"
+
+namespace q4::tools {
+namespace {
+
+// As dnnl_types.h of oneDNN 3 has them.
+using Handle = struct Opaque*;
+using Dims = std::int64_t[12];
+struct Version {
+  int major, minor, patch;
+};
+struct Argument {
+  int name;
+  Handle memory;
+};
+constexpr int kCpu = 1, kInOrder = 1, kBf16 = 2, kAnyLayout = 1, kQueryWeights = 131;
+constexpr int kSource = 1, kResult = 17, kWeights = 33;
+void* const kAllocate = reinterpret_cast<void*>(~std::size_t{0});
+
+struct Library {
+  std::string name;
+  bool available = false;
+  const Version* (*version)() = nullptr;
+  int (*engine_create)(Handle*, int, std::size_t) = nullptr;
+  int (*stream_create)(Handle*, Handle, unsigned) = nullptr;
+  int (*stream_wait)(Handle) = nullptr;
+  int (*memory_desc_create_with_strides)(Handle*, int, const Dims, int, const Dims) = nullptr;
+  int (*memory_desc_create_with_tag)(Handle*, int, const Dims, int, int) = nullptr;
+  int (*memory_create)(Handle*, Handle, Handle, void*) = nullptr;
+  int (*memory_get_data_handle)(Handle, void**) = nullptr;
+  int (*matmul_primitive_desc_create)(Handle*, Handle, Handle, Handle, Handle, Handle, Handle) = nullptr;
+  int (*reorder_primitive_desc_create)(Handle*, Handle, Handle, Handle, Handle, Handle) = nullptr;
+  Handle (*primitive_desc_query_md)(Handle, int, int) = nullptr;
+  int (*primitive_create)(Handle*, Handle) = nullptr;
+  int (*primitive_execute)(Handle, Handle, int, const Argument*) = nullptr;
+  int (*memory_destroy)(Handle) = nullptr;
+  int (*primitive_destroy)(Handle) = nullptr;
+};
+
+template <class F>
+bool find(void* library, const char* name, F& function) {
+  function = reinterpret_cast<F>(dlsym(library, name));
+  return function != nullptr;
+}
+
+bool find_all(void* at, Library& l) {
+  return find(at, "dnnl_engine_create", l.engine_create) && find(at, "dnnl_stream_create", l.stream_create) &&
+         find(at, "dnnl_stream_wait", l.stream_wait) &&
+         find(at, "dnnl_memory_desc_create_with_strides", l.memory_desc_create_with_strides) &&
+         find(at, "dnnl_memory_desc_create_with_tag", l.memory_desc_create_with_tag) &&
+         find(at, "dnnl_memory_create", l.memory_create) &&
+         find(at, "dnnl_memory_get_data_handle", l.memory_get_data_handle) &&
+         find(at, "dnnl_matmul_primitive_desc_create", l.matmul_primitive_desc_create) &&
+         find(at, "dnnl_reorder_primitive_desc_create", l.reorder_primitive_desc_create) &&
+         find(at, "dnnl_primitive_desc_query_md", l.primitive_desc_query_md) &&
+         find(at, "dnnl_primitive_create", l.primitive_create) &&
+         find(at, "dnnl_primitive_execute", l.primitive_execute) && find(at, "dnnl_memory_destroy", l.memory_destroy) &&
+         find(at, "dnnl_primitive_destroy", l.primitive_destroy);
+}
+
+Library open_library() {
+  Library library;
+  const char* named = std::getenv("Q4_ONEDNN");
+  const std::string file = named && *named ? named : "libdnnl.so.3";
+  void* at = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!at) {
+    library.name = fmt::format("{} not found; install oneDNN 3 (Debian 13: libdnnl3) or set Q4_ONEDNN", file);
+    return library;
+  }
+  if (!find(at, "dnnl_version", library.version) || library.version()->major != 3 || !find_all(at, library)) {
+    library.name = fmt::format("{} is not oneDNN 3; install it (Debian 13: libdnnl3) or set Q4_ONEDNN", file);
+    return library;
+  }
+  const Version& v = *library.version();
+  library.name = fmt::format("{} {}.{}.{}", file, v.major, v.minor, v.patch);
+  library.available = true;
+  return library;
+}
+
+const Library& library() {
+  static const Library instance = open_library();
+  return instance;
+}
+
+void call(int status, const char* what) {
+  if (status != 0)
+    fail(ErrorCode::kUnsupported,
+         "oneDNN: {} of {} failed with status {} (3: not implemented for this processor); time without it by "
+         "Q4_ONEDNN=none",
+         what, library().name, status);
+}
+
+Handle plain(std::int64_t rows, std::int64_t columns) {
+  const Dims dims = {rows, columns}, strides = {columns, 1};
+  Handle desc = nullptr;
+  call(library().memory_desc_create_with_strides(&desc, 2, dims, kBf16, strides), "a memory descriptor");
+  return desc;
+}
+
+}  // namespace
+
+const std::string& onednn_name() { return library().name; }
+bool onednn_available() { return library().available; }
+
+struct OneDnnMatmul::State {
+  Handle engine = nullptr, stream = nullptr, primitive = nullptr, x = nullptr, out = nullptr;
+  std::vector<Handle> weights;
+
+  Handle memory(Handle desc) const {
+    Handle result = nullptr;
+    call(library().memory_create(&result, desc, engine, kAllocate), "memory");
+    return result;
+  }
+  static std::uint16_t* data(Handle memory) {
+    void* at = nullptr;
+    call(library().memory_get_data_handle(memory, &at), "memory's address");
+    return static_cast<std::uint16_t*>(at);
+  }
+  ~State() {
+    for (const Handle memory : weights) library().memory_destroy(memory);
+    for (const Handle memory : {x, out})
+      if (memory) library().memory_destroy(memory);
+    if (primitive) library().primitive_destroy(primitive);
+  }
+};
+
+OneDnnMatmul::OneDnnMatmul(std::int64_t k, std::int64_t n, std::int64_t m, std::size_t copies)
+    : state_(std::make_unique<State>()) {
+  const Library& l = library();
+  if (!l.available) fail(ErrorCode::kUnsupported, "oneDNN: {}", l.name);
+  State& s = *state_;
+  call(l.engine_create(&s.engine, kCpu, 0), "an engine");
+  call(l.stream_create(&s.stream, s.engine, kInOrder), "a stream");
+  const Handle x = plain(m, k), w = plain(k, n), out = plain(m, n);
+  const Dims dims = {k, n};
+  Handle any = nullptr, product = nullptr, reorder = nullptr, packing = nullptr;
+  call(l.memory_desc_create_with_tag(&any, 2, dims, kBf16, kAnyLayout), "a memory descriptor");
+  call(l.matmul_primitive_desc_create(&product, s.engine, x, any, nullptr, out, nullptr), "a matmul");
+  call(l.primitive_create(&s.primitive, product), "a matmul");
+  s.x = s.memory(x), s.out = s.memory(out);
+  const Handle best = l.primitive_desc_query_md(product, kQueryWeights, 0), source = s.memory(w);
+  std::uint16_t* values = State::data(source);
+  for (std::int64_t row = 0; row < k; ++row)
+    for (std::int64_t column = 0; column < n; ++column) {
+      const float value = weight(row, column);
+      std::uint32_t bits;
+      std::memcpy(&bits, &value, sizeof bits);
+      values[row * n + column] = std::uint16_t(bits >> 16);
+    }
+  call(l.reorder_primitive_desc_create(&reorder, w, s.engine, best, s.engine, nullptr), "a reorder");
+  call(l.primitive_create(&packing, reorder), "a reorder");
+  for (std::size_t copy = 0; copy < copies; ++copy) {
+    s.weights.push_back(s.memory(best));
+    const Argument arguments[] = {{kSource, source}, {kResult, s.weights.back()}};
+    call(l.primitive_execute(packing, s.stream, 2, arguments), "a reorder");
+  }
+  call(l.stream_wait(s.stream), "a reorder");
+  l.memory_destroy(source);
+  l.primitive_destroy(packing);
+}
+
+OneDnnMatmul::~OneDnnMatmul() = default;
+
+void OneDnnMatmul::run(std::size_t copy) const {
+  const State& s = *state_;
+  const Argument arguments[] = {{kSource, s.x}, {kWeights, s.weights[copy % s.weights.size()]}, {kResult, s.out}};
+  call(library().primitive_execute(s.primitive, s.stream, 3, arguments), "a matmul");
+  call(library().stream_wait(s.stream), "a matmul");
+}
+
+double time_onednn(std::int64_t k, std::int64_t n, std::int64_t m, std::size_t cold_bytes, double seconds) {
+  const OneDnnMatmul matmul(k, n, m, std::max<std::size_t>(2, cold_bytes / std::size_t(2 * k * n)));
+  for (std::int64_t i = 0; i < m * k; ++i) matmul.x()[i] = std::uint16_t(0x3F00 + i % 255);  // 0.5 to 2
+  std::size_t copy = 0;
+  const auto sample = [&] {
+    const auto start = std::chrono::steady_clock::now();
+    matmul.run(copy++ % matmul.copies());
+    return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+  };
+  return timed(sample, seconds).value;
+}
+
+std::size_t OneDnnMatmul::copies() const { return state_->weights.size(); }
+std::uint16_t* OneDnnMatmul::x() const { return State::data(state_->x); }
+const std::uint16_t* OneDnnMatmul::out() const { return State::data(state_->out); }
+
+}  // namespace q4::tools
