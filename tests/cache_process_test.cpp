@@ -253,7 +253,7 @@ TEST_CASE("q4-cache: build without a GPU, pack, verify; the pack serves every pl
   const auto built = q4_cache(
       "build --json --target sm_80,sm_90a/132 --shape 256x512 --group 64 --act-order --max-m 16 --cache-dir " + folder);
   REQUIRE_MESSAGE(built.status == 0, built.out);
-  const auto json = nlohmann::json::parse(built.out);
+  const auto json = nlohmann::json::parse(built.json());
   REQUIRE(json["targets"].size() == 2);
   for (const auto& target : json["targets"]) {
     CHECK(target["kernels"].get<int>() >= 5);  // two packers, the remap, and kernels for m

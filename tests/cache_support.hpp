@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -67,6 +68,8 @@ inline int finish(pid_t child) {
 struct Ran {
   int status = 0;
   std::string out;  ///< with what it wrote to stderr
+  /// The object that a tool with --json printed, after the progress on stderr.
+  std::string json() const { return out.substr(std::min(out.find('{'), out.size())); }
 };
 /// One of the built tools: `q4-cache verify x`; `environment` is "A=b C=d".
 inline Ran run_tool(const std::string& line, const std::string& environment = "") {

@@ -40,7 +40,7 @@ TuningRecord record(std::int64_t k) {
 
 Json parsed(const Ran& ran) {
   REQUIRE_MESSAGE(!ran.out.empty(), ran.status);
-  return Json::parse(ran.out);
+  return Json::parse(ran.json());
 }
 
 }  // namespace
