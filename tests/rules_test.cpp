@@ -182,7 +182,8 @@ TEST_CASE("macros Q4_* are under ten") {
     }
     macros.insert(mine.begin(), mine.end());
   }
-  macros.erase("Q4_Q4_H");  // an include guard
+  for (const char* guard : {"Q4_Q4_H", "Q4_VERSION_H"}) macros.erase(guard);
+  std::erase_if(macros, [](const std::string& name) { return begins(name, "Q4_VERSION"); });  // C has no constants
   std::string names;
   for (const auto& name : macros) names += name + " ";
   CHECK_MESSAGE(macros.size() < 10, macros.size() << ": " << names);

@@ -73,7 +73,7 @@ class TuningDb;
 
 /// A file or a pack that a Runtime takes tuning records from.
 struct TuningSource {
-  std::string path;    ///< "/home/me/.cache/q4/tuning.jsonl", "/opt/llama.q4pack"
+  std::string path;    ///< "/opt/q4/tuning.jsonl", "/opt/llama.q4pack"
   bool pack = false;   ///< what q4-cache pack put in
   bool named = false;  ///< by RuntimeOptions::tuning_files or $Q4_TUNING: a problem with it fails every plan
   std::shared_ptr<const TuningDb> records;  ///< null where there is a problem

@@ -70,7 +70,8 @@ make_system() {
 as_root() { chroot "$system" /usr/bin/env DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin bash -c "$1" </dev/null; }
 # As the user, in the clone, with an environment of his own; only the language is the host's, which ccache hashes.
 as_user() {
-  chroot --userspec=user:user "$system" /usr/bin/env -i HOME=/home/user USER=user PATH=/usr/local/bin:/usr/bin:/bin \
+  local name=user
+  chroot --userspec=$name:$name "$system" /usr/bin/env -i HOME=/home/$name USER=$name PATH=/usr/local/bin:/usr/bin:/bin \
     ${LANG:+LANG="$LANG"} ${LC_ALL:+LC_ALL="$LC_ALL"} bash -c "cd '$root' && $1" </dev/null
 }
 
