@@ -1,8 +1,13 @@
 // The AMX kernels, on a model of the tiles where the processor has none: every path of rows, segments, zeros and terms.
 #include <doctest/doctest.h>
 
+#include <cstdlib>
+#include <memory>
+#include <optional>
+
 #include "amx_model.hpp"
 #include "cpu_device.hpp"
+#include "runtime/backends/cpu/packed.hpp"
 #include "runtime/backends/cpu/plan.hpp"
 
 namespace q4::test {
@@ -21,11 +26,14 @@ std::optional<cpu::Kernels> modelled() {
 struct Modelled {
   cpu::Kernels kernels;
   cpu::ThreadPool pool;
-  Modelled(const cpu::Kernels& table, int threads) : kernels(table), pool(threads) {}
+  std::shared_ptr<MemoryLedger> ledger = std::make_shared<MemoryLedger>();
+  Modelled(const cpu::Kernels& table, int threads) : kernels(table), pool(threads) {
+    ledger->open({}, {}, nullptr, {cpu::allocate_aligned, std::free});
+  }
 
   HostRows product(const Packed& packed, const PlanOptions& options, const HostRows& x, std::int64_t n) {
-    const cpu::CpuPlan plan(std::static_pointer_cast<const cpu::CpuMatrix>(packed.matrix), kernels, pool, options,
-                            nullptr);
+    const cpu::CpuPlan plan(std::static_pointer_cast<const cpu::CpuMatrix>(packed.matrix), kernels, pool, ledger,
+                            options, nullptr);
     HostRows out(options.activation, x.rows(), n, n + 16);
     plan.run(nullptr, x.data(), x.row_stride(), out.data(), out.row_stride(), x.rows(), nullptr);
     CHECK(out.padding_intact());
