@@ -69,7 +69,7 @@ struct Ran {
   int status = 0;
   std::string out;  ///< with what it wrote to stderr
   /// The object that a tool with --json printed, after the progress on stderr.
-  std::string json() const { return out.substr(std::min(out.find('{'), out.size())); }
+  std::string json() const { return out.substr(std::min(out.find("{\n"), out.size())); }
 };
 /// One of the built tools: `q4-cache verify x`; `environment` is "A=b C=d".
 inline Ran run_tool(const std::string& line, const std::string& environment = "") {
