@@ -153,6 +153,32 @@ TEST_CASE("checkpoint: which files a path means") {
   CHECK(opened(folder / "link.safetensors") == "only");
 }
 
+TEST_CASE("checkpoint: a model of a Hugging Face cache is the snapshot that its ref names") {
+  const TempFolder cache;
+  const GptqMatrix matrix = make_gptq({.k = 16, .n = 8, .group_size = 8});
+  for (const char* folder : {"blobs", "refs", "snapshots", "snapshots/abc", "snapshots/def"})
+    fs::create_directory(cache / folder);
+  write_safetensors(cache / "blobs/1", file_tensors("one", matrix));
+  write_file(cache / "blobs/2", R"({"quantization_config":{"quant_method":"gptq","checkpoint_format":"gptq_v2"}})");
+  fs::create_symlink("../../blobs/1", cache / "snapshots/abc/model.safetensors");
+  fs::create_symlink("../../blobs/2", cache / "snapshots/abc/config.json");
+  write_file(cache / "refs/main", "abc");
+  const Checkpoint checkpoint = Checkpoint::open(cache.path());
+  CHECK(checkpoint.matrices().at(0).name == "one");
+  CHECK(checkpoint.config().zeros == ZeroFormat::kV2);
+  CHECK(Checkpoint::open(cache / "snapshots/abc").matrices().at(0).name == "one");
+  write_file(cache / "refs/main", "../blobs");
+  CHECK(error_of([&] { Checkpoint::open(cache.path()); }).find("not a plain file name") != std::string::npos);
+  fs::remove(cache / "blobs/1");  // an interrupted download
+  write_file(cache / "refs/main", "abc");
+  CHECK(error_of([&] {
+          Checkpoint::open(cache.path());
+        }).find("a symbolic link to ../../blobs/1, which does not exist") != std::string::npos);
+  fs::remove(cache / "snapshots/abc/model.safetensors");
+  fs::create_symlink("model.safetensors", cache / "snapshots/abc/model.safetensors");
+  CHECK(error_of([&] { Checkpoint::open(cache.path()); }).find("leads back to itself") != std::string::npos);
+}
+
 TEST_CASE("checkpoint: an index that lies is an error") {
   const TempFolder folder;
   write_safetensors(folder / "a.safetensors", file_tensors("a", make_gptq({.k = 16, .n = 8, .group_size = 8})));

@@ -7,6 +7,7 @@
 
 #include "runtime/runtime.hpp"
 #include "runtime/tuning_format.hpp"
+#include "tools/common/checkpoint_summary.hpp"
 #include "tools/common/common.hpp"
 #include "tools/common/tool.hpp"
 
@@ -17,6 +18,7 @@ using namespace q4::tools;
 
 constexpr const char* kExamples =
     "  q4-info                     what is here, what is missing and the remedy\n"
+    "  q4-info models/llama-3-8b-gptq   format, groups, shapes, and what would not load and why\n"
     "  q4-info --json | jq .devices[0].arch\n"
     "  Q4_LOG=debug q4-info        with the library's own messages\n";
 
@@ -164,11 +166,20 @@ int info(const Tool& tool) {
   return status_of(files);
 }
 
+int print_summary(const Tool& tool, const std::string& checkpoint) {
+  const Json summary = summarize_checkpoint(checkpoint);
+  fmt::print("{}",
+             tool.json ? summary.dump(2, ' ', false, Json::error_handler_t::replace) + "\n" : summary_text(summary));
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   Tool tool("q4-info", "Lists the devices that q4 can use, what is missing for the others, and the files in use.",
             kExamples);
+  std::string checkpoint;
+  tool.app.add_option("CHECKPOINT", checkpoint, "a model's folder or .safetensors file: says what it is instead");
   tool.add_json("print one JSON object");
-  return tool.run(argc, argv, [&] { return info(tool); });
+  return tool.run(argc, argv, [&] { return checkpoint.empty() ? info(tool) : print_summary(tool, checkpoint); });
 }

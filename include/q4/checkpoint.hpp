@@ -16,11 +16,12 @@ enum class QuantFormat : std::uint8_t { kGptq, kAwq };
 /// quantization_config.json and quant_config.json merged, synonyms resolved; what they leave open comes from the
 /// tensors' shapes.
 struct QuantConfig {
+  std::string tool;  ///< quant_method and what the tool says of its version; empty if the configuration says neither
   QuantFormat format = QuantFormat::kGptq;
   std::int64_t group_size = -1;          ///< -1: one group. Matrices may differ: see MatrixEntry
   bool desc_act = false;                 ///< claimed; whether a matrix has act-order, its g_idx says
   bool sym = true;                       ///< claimed; the stored zeros are what counts
-  ZeroFormat zeros = ZeroFormat::kAuto;  ///< kV2 for checkpoint_format "gptq_v2" and for AWQ, else kAuto
+  ZeroFormat zeros = ZeroFormat::kAuto;  ///< of GPTQ: kV2 for checkpoint_format "gptq_v2" and for AWQ, else kAuto
 };
 
 /// What one quantized matrix of the checkpoint is, before anything is loaded. Of one that is not supported k, n and the
@@ -29,6 +30,8 @@ struct MatrixEntry {
   std::string name;         ///< prefix: "model.layers.0.self_attn.q_proj"
   std::string unsupported;  ///< why it cannot be loaded: file, tensor, value and limit; empty if it can
   bool damaged = false;     ///< it is unsupported because its tensors contradict each other or the configuration
+  std::string packing;      ///< the format that it is stored in: "GPTQ", "AWQ gemv", "Marlin", ...
+  /// What gptq() or awq() give: kAwq for AWQ gemm, kGptq for every other packing, which is converted
   QuantFormat format = QuantFormat::kGptq;
   std::int64_t bits = 0;  ///< of a weight: 4 if it can be loaded
   std::int64_t k = 0, n = 0, groups = 0;
@@ -51,9 +54,10 @@ class Q4_API Checkpoint {
   /// `path`: a .safetensors file, an index (*.index.json), or a folder. In a folder: model.safetensors, else
   /// model.safetensors.index.json, else the only other index of safetensors, else the only .safetensors file, else all
   /// shards of one set; the index of the model before it was quantized is passed over where its files are gone. A
-  /// matrix is every name with a .qweight; a checkpoint without any opens, and matrices() is empty. One that cannot be
-  /// loaded is listed with the reason, and an error only when it is requested. Throws kNotFound, kIo, kCorrupt,
-  /// kOutOfMemory or kUnsupported (another quant_method) with file, tensor, field, value and remedy.
+  /// matrix is every name with a .qweight, .weight_packed, or .B and .s; a checkpoint without any opens, and matrices()
+  /// is empty. One that cannot be loaded is listed with the reason, and an error only when it is requested. Throws
+  /// kNotFound, kIo, kCorrupt, kOutOfMemory or kUnsupported (another quant_method) with file, tensor, field, value and
+  /// remedy.
   static Checkpoint open(const std::string& path);
 
   const QuantConfig& config() const;
@@ -62,7 +66,8 @@ class Q4_API Checkpoint {
 
   /// Host views of one matrix, aligned for their type. gptq() throws kInvalidArgument for an AWQ matrix and the other
   /// way round; both throw kNotFound as find() does, and the error of a matrix that is not supported. Where a symmetric
-  /// checkpoint stores no zeros, qzeros is 8 everywhere and `zeros` is kV2.
+  /// checkpoint stores no zeros, qzeros is 8 everywhere and `zeros` is kV2. Packings other than GPTQ and AWQ gemm are
+  /// converted exactly, and kept: load() converts again and keeps nothing.
   GptqTensors gptq(const std::string& name) const;
   AwqTensors awq(const std::string& name) const;
   /// Whether load() gives a matrix with act-order: what its g_idx says, by the rule of GptqTensors::g_idx. Throws

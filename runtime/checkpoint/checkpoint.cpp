@@ -23,7 +23,7 @@ class Checkpoint::Impl {
       const MatrixEntry& entry = matrix.entry;
       index_.emplace(entry.name, entries_.size());
       entries_.push_back(entry);
-      if (entry.unsupported.empty() && matrix.qzeros.tensor == nullptr)
+      if (entry.unsupported.empty() && matrix.zeros.tensor == nullptr)
         zero_words = std::max(zero_words, static_cast<std::size_t>(entry.groups * (entry.n / 8)));
     }
     eights_.assign(zero_words, 0x88888888u);
@@ -52,7 +52,7 @@ class Checkpoint::Impl {
 
   /// The stored zeros; 8 everywhere where there are none.
   TensorView zeros(const checkpoint::Matrix& matrix) const {
-    if (matrix.qzeros.tensor != nullptr) return view(matrix.qzeros, matrix.entry.name + ".qzeros");
+    if (matrix.zeros.tensor != nullptr) return view(matrix.zeros, matrix.name("qzeros"));
     return {eights_.data(), DType::kI32, matrix.entry.groups, matrix.entry.n / 8};
   }
 
@@ -85,7 +85,52 @@ class Checkpoint::Impl {
     return view;
   }
 
+  /// A GPTQ matrix as it is stored.
+  GptqTensors tensors(const checkpoint::Matrix& matrix) const {
+    GptqTensors tensors;
+    tensors.qweight = view(matrix.codes, matrix.name("qweight"));
+    tensors.qzeros = zeros(matrix);
+    tensors.scales = view(matrix.scales, matrix.name("scales"));
+    tensors.zeros = matrix.zeros.tensor == nullptr ? ZeroFormat::kV2 : matrix.zero_format;
+    add_optional(matrix, tensors);
+    return tensors;
+  }
+
+  /// One that was converted; refers to `repacked`.
+  GptqTensors repacked_tensors(const checkpoint::Matrix& matrix, const checkpoint::Repacked& repacked) const {
+    const MatrixEntry& entry = matrix.entry;
+    GptqTensors tensors;
+    tensors.qweight = {repacked.qweight.data(), DType::kI32, entry.k / 8, entry.n};
+    tensors.qzeros = {repacked.qzeros.data(), DType::kI32, entry.groups, entry.n / 8};
+    if (repacked.qzeros.empty()) tensors.qzeros = zeros(matrix);
+    tensors.scales = {repacked.scales.data(), *checkpoint::public_type(matrix.scales.tensor->dtype), entry.groups,
+                      entry.n};
+    tensors.zeros = repacked.qzeros.empty() ? ZeroFormat::kV2 : matrix.zero_format;
+    add_optional(matrix, tensors);
+    return tensors;
+  }
+
+  /// Converted once, and kept.
+  const checkpoint::Repacked& repacked(const checkpoint::Matrix& matrix) const {
+    check_unchanged(matrix);
+    const std::lock_guard lock(mutex_);
+    auto& kept = repacked_[&matrix];
+    if (!kept) kept = std::make_unique<checkpoint::Repacked>(matrix.reader->repack(matrix));
+    return *kept;
+  }
+
+  void check_unchanged(const checkpoint::Matrix& matrix) const {
+    for (const checkpoint::Located* at : {&matrix.codes, &matrix.zeros, &matrix.scales})
+      if (at->tensor != nullptr) at->file->check_unchanged();
+  }
+
  private:
+  void add_optional(const checkpoint::Matrix& matrix, GptqTensors& tensors) const {
+    if (matrix.entry.has_g_idx) tensors.g_idx = view(matrix.g_idx, matrix.name("g_idx"));
+    if (matrix.entry.has_bias) tensors.bias = view(matrix.bias, matrix.name("bias"));
+    tensors.group_size = matrix.entry.group_size;
+  }
+
   /// The tensor where it is mapped, or a copy of it where the file does not align it.
   const void* aligned(const checkpoint::StoredTensor& tensor, std::size_t alignment) const {
     if (reinterpret_cast<std::uintptr_t>(tensor.data) % alignment == 0) return tensor.data;
@@ -105,8 +150,9 @@ class Checkpoint::Impl {
   std::vector<MatrixEntry> entries_;
   std::unordered_map<std::string, std::size_t> index_;
   std::vector<std::uint32_t> eights_;  // zeros of the largest matrix that stores none
-  mutable std::mutex mutex_;           // guards copies_
+  mutable std::mutex mutex_;           // guards what follows
   mutable std::unordered_map<const checkpoint::StoredTensor*, std::unique_ptr<std::byte[]>> copies_;
+  mutable std::unordered_map<const checkpoint::Matrix*, std::unique_ptr<checkpoint::Repacked>> repacked_;
 };
 
 namespace {
@@ -138,22 +184,14 @@ const MatrixEntry& Checkpoint::find(const std::string& name) const {
 GptqTensors Checkpoint::gptq(const std::string& name) const {
   const checkpoint::Matrix& matrix = impl().matrix("gptq", name);
   need_format(matrix.entry, QuantFormat::kGptq, "gptq", "awq");
-  GptqTensors tensors;
-  tensors.qweight = impl().view(matrix.qweight, name + ".qweight");
-  tensors.qzeros = impl().zeros(matrix);
-  tensors.scales = impl().view(matrix.scales, name + ".scales");
-  if (matrix.entry.has_g_idx) tensors.g_idx = impl().view(matrix.g_idx, name + ".g_idx");
-  if (matrix.entry.has_bias) tensors.bias = impl().view(matrix.bias, name + ".bias");
-  tensors.group_size = matrix.entry.group_size;
-  tensors.zeros = matrix.qzeros.tensor == nullptr ? ZeroFormat::kV2 : impl().config().zeros;
-  return tensors;
+  return matrix.reader->repacks() ? impl().repacked_tensors(matrix, impl().repacked(matrix)) : impl().tensors(matrix);
 }
 
 AwqTensors Checkpoint::awq(const std::string& name) const {
   const checkpoint::Matrix& matrix = impl().matrix("awq", name);
   need_format(matrix.entry, QuantFormat::kAwq, "awq", "gptq");
   AwqTensors tensors;
-  tensors.qweight = impl().view(matrix.qweight, name + ".qweight");
+  tensors.qweight = impl().view(matrix.codes, name + ".qweight");
   tensors.qzeros = impl().zeros(matrix);
   tensors.scales = impl().view(matrix.scales, name + ".scales");
   if (matrix.entry.has_bias) tensors.bias = impl().view(matrix.bias, name + ".bias");
@@ -178,8 +216,19 @@ QuantizedMatrix Checkpoint::load(const Runtime& runtime, Device device, const st
           "Checkpoint::load: zeros is v1, but AWQ stores zeros as they are; leave it out");
     return QuantizedMatrix::from_awq(runtime, device, awq(name));
   }
-  GptqTensors tensors = gptq(name);
-  if (zeros && matrix.qzeros.tensor != nullptr) tensors.zeros = *zeros;
+  if (matrix.reader->repacks()) {
+    impl().check_unchanged(matrix);
+    const checkpoint::Repacked repacked = matrix.reader->repack(matrix);
+    GptqTensors tensors = impl().repacked_tensors(matrix, repacked);
+    if (zeros && matrix.zeros.tensor != nullptr) {
+      check(*zeros != ZeroFormat::kV1 || tensors.zeros == ZeroFormat::kAuto,
+            "Checkpoint::load: zeros is v1, but {} stores zeros as they are; leave it out", matrix.entry.packing);
+      tensors.zeros = *zeros;
+    }
+    return QuantizedMatrix::from_gptq(runtime, device, tensors);
+  }
+  GptqTensors tensors = impl().tensors(matrix);
+  if (zeros && matrix.zeros.tensor != nullptr) tensors.zeros = *zeros;
   return QuantizedMatrix::from_gptq(runtime, device, tensors);
 }
 

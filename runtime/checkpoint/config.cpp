@@ -173,9 +173,24 @@ void read_config_groups(const Fields& fields, ClaimedConfig& config) {
   if (classes.size() == 1) config.rules.push_back(std::move(classes[0]));
 }
 
+/// "gptq gptqmodel:7.7.0": for people, so that any type but text is passed over.
+std::string read_tool(const Fields& fields) {
+  std::string tool = fields.text({"quant_method", "method"}).value_or("");
+  const Json* version = fields.find({"autoround_version"});
+  if (version == nullptr && tool == "compressed-tensors") version = fields.find({"version"});
+  if (const Json* const meta = fields.find({"meta"}); meta != nullptr && meta->is_object()) {
+    const auto quantizer = meta->find("quantizer");
+    if (quantizer != meta->end())
+      version = quantizer->is_array() && !quantizer->empty() ? &quantizer->front() : &*quantizer;
+  }
+  if (version != nullptr && version->is_string()) tool += (tool.empty() ? "" : " ") + version->get<std::string>();
+  return tool;
+}
+
 ClaimedConfig parse_fields(const Fields& fields) {
   ClaimedConfig config;
   config.path = fields.path;
+  config.tool = read_tool(fields);
   read_packing(fields, config);
   config.bits = fields.integer(kBits);
   config.group_size = fields.integer({"group_size", "q_group_size"});
@@ -244,6 +259,7 @@ ClaimedConfig merge(ClaimedConfig first, const ClaimedConfig& second) {
   merge_field<std::int64_t>("group_size", first.group_size, second.group_size, first, second, number);
   if (!first.desc_act) first.desc_act = second.desc_act;
   if (!first.sym) first.sym = second.sym;
+  if (first.tool.empty()) first.tool = second.tool;
   if (first.rules.empty()) first.rules = second.rules;
   first.path += " and " + second.path;
   return first;

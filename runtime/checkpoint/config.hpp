@@ -25,6 +25,7 @@ struct ModuleRule {
 /// What a checkpoint says of itself. Absent fields are absent: shapes decide what they can.
 struct ClaimedConfig {
   std::string path;  ///< the file (and, below the top, where in it), or several joined by "and"
+  std::string tool;  ///< quant_method, and the version that the tool says
   std::optional<Packing> packing;
   std::optional<ZeroFormat> zeros;  ///< kV1 or kV2
   std::optional<std::int64_t> bits, group_size;

@@ -64,8 +64,8 @@ void check_file_name(const std::string& index, const std::string& name) {
   if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
       name.find('\0') != std::string::npos) {
     fail(ErrorCode::kCorrupt,
-         "Checkpoint::open: {}: weight_map names the file {}, which is not a plain file name in the index's folder",
-         index, quote(name));
+         "Checkpoint::open: {}: it names the file {}, which is not a plain file name in its folder", index,
+         quote(name));
   }
 }
 
@@ -160,6 +160,21 @@ bool left_over(const Index& index, const std::string& folder) {
   });
 }
 
+/// The snapshot that is in use of a model in a Hugging Face cache (models--ORG--NAME), else the folder itself.
+std::string snapshot_of(const std::string& folder) {
+  const fs::path snapshots = fs::path(folder) / "snapshots", ref = fs::path(folder) / "refs" / "main";
+  std::error_code ignored;
+  if (!fs::is_directory(snapshots, ignored)) return folder;
+  if (fs::is_regular_file(ref, ignored)) {
+    std::string name = read_text(ref.string(), 256);
+    name.erase(std::min(name.find_last_not_of(" \n\r") + 1, name.size()));
+    check_file_name(ref.string(), name);
+    if (fs::is_directory(snapshots / name, ignored)) return (snapshots / name).string();
+  }
+  const std::vector<std::string> names = list(snapshots);
+  return names.size() == 1 ? (snapshots / names[0]).string() : folder;
+}
+
 /// The checkpoint of a folder: see open_files.
 void open_folder(FileSet& set) {
   const fs::path folder(set.folder);
@@ -211,7 +226,7 @@ FileSet open_files(const std::string& path) {
   }
   FileSet set;
   if (fs::is_directory(status)) {
-    set.folder = path;
+    set.folder = snapshot_of(path);
     open_folder(set);
     return set;
   }

@@ -1,0 +1,156 @@
+// Every format of docs/formats.md, generated as its tool packs it and as the tools wrote it, reads back exactly.
+#include <doctest/doctest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <q4/q4.hpp>
+
+#include "format_maker.hpp"
+#include "paths.hpp"
+#include "tools/common/npy.hpp"
+
+namespace q4::test {
+namespace {
+
+PlainMatrix loaded(const Checkpoint& checkpoint, const std::string& name) {
+  return checkpoint.find(name).format == QuantFormat::kAwq ? unpack(checkpoint.awq(name))
+                                                           : unpack(checkpoint.gptq(name));
+}
+
+void write(const TempFolder& folder, const std::string& config, const std::vector<FileTensor>& tensors) {
+  write_safetensors(folder / "model.safetensors", tensors);
+  write_file(folder / "config.json", R"({"quantization_config":)" + config + "}");
+}
+
+TEST_CASE("formats: each reads back exactly, and multiplies on the CPU") {
+  const Runtime runtime({.log = [](LogLevel, const std::string&) {}});
+  const std::string name = "model.layers.0.self_attn.k_proj";
+  for (const MadeFormat& made : made_formats(name)) {
+    INFO(made.name);
+    const TempFolder folder;
+    write(folder, made.config, made.tensors);
+    const Checkpoint checkpoint = Checkpoint::open(folder.path());
+    REQUIRE(checkpoint.matrices().size() == 1);
+    const MatrixEntry& entry = checkpoint.find(name);
+    REQUIRE(entry.unsupported == "");
+    CHECK(entry.packing == made.packing);
+    CHECK(entry.k == made.want.k);
+    CHECK(entry.n == made.want.n);
+    CHECK(entry.groups == made.want.groups);
+    CHECK(entry.bits == 4);
+    CHECK(checkpoint.act_order(name) == made.act_order);
+    const PlainMatrix got = loaded(checkpoint, name);
+    CHECK(got.codes == made.want.codes);
+    CHECK(got.zeros == made.want.zeros);
+    CHECK(got.scales == made.want.scales);
+    CHECK(got.group == made.want.group);
+    const QuantizedMatrix matrix = checkpoint.load(runtime, Device{}, name);
+    CHECK(matrix.act_order() == made.act_order);
+    const HostRows x = random_rows(DType::kF32, 2, entry.k);
+    HostRows out(DType::kF32, 2, entry.n);
+    MatmulPlan(runtime, matrix, {.max_m = 2, .activation = DType::kF32}).run({}, {x.data()}, {out.data()}, 2);
+    CHECK(relative_error(out, product(x, made.want)) <= tolerance(DType::kF32));
+    const std::string verify = binary_dir() + "/bin/q4-verify " + folder.path() + " --device cpu >/dev/null 2>&1";
+    CHECK(std::system(verify.c_str()) == 0);
+  }
+}
+
+TEST_CASE("q4-info CHECKPOINT: says what it is, and what would not load") {
+  const TempFolder folder;
+  const MadeFormat gemv = made_formats("model.layers.0.up_proj")[12];
+  std::vector<FileTensor> tensors = gemv.tensors;
+  tensors.push_back({"lm_head.qweight", "I32", {1, 1}, "1234"});
+  write(folder, gemv.config, tensors);
+  const std::string command = binary_dir() + "/bin/q4-info " + folder.path();
+  REQUIRE(std::system((command + " --json >" + (folder / "out")).c_str()) == 0);
+  const auto json = nlohmann::json::parse(read_file(folder / "out"));
+  CHECK(json["packings"]["AWQ gemv"] == 1);
+  CHECK(json["tool"] == "awq");
+  CHECK(json["shapes"][0]["k"] == 128);
+  CHECK(json["unsupported"][0]["name"] == "lm_head");
+  REQUIRE(std::system((command + " >" + (folder / "out")).c_str()) == 0);
+  const std::string text = read_file(folder / "out");
+  CHECK_MESSAGE(text.find("format: AWQ gemv (awq), 1 matrices of 4 bits") != std::string::npos, text);
+  CHECK_MESSAGE(text.find("128 x 192    group 32") != std::string::npos, text);
+  CHECK_MESSAGE(text.find("1 cannot be loaded:\n    lm_head: ") != std::string::npos, text);
+}
+
+TEST_CASE("formats: damaged tensors are the matrix's error, whatever is cut off or replaced") {
+  const std::string name = "m";
+  for (const MadeFormat& made : made_formats(name)) {
+    for (std::size_t which = 0; which < made.tensors.size(); ++which) {
+      const auto attempt = [&](const char* what, auto&& change, bool may_load = false) {
+        INFO(made.name, ": ", made.tensors[which].name, ": ", what);
+        std::vector<FileTensor> tensors = made.tensors;
+        change(tensors);
+        const TempFolder folder;
+        write(folder, made.config, tensors);
+        std::string error = error_of([&] {
+          const Checkpoint checkpoint = Checkpoint::open(folder.path());
+          loaded(checkpoint, name);
+        });
+        CHECK_MESSAGE((may_load || error != "no error"), error);
+        if (error != "no error") CHECK_MESSAGE(error.find("m") != std::string::npos, error);
+      };
+      const std::string part = made.tensors[which].name;
+      const bool optional =
+          part == "m.g_idx" || part == "m.weight_g_idx" || part == "m.weight_shape" || part == "m.weight_zero_point";
+      attempt(
+          "missing", [&](auto& t) { t.erase(t.begin() + static_cast<std::ptrdiff_t>(which)); }, optional);
+      const bool codes = which == 0;  // a shorter last group is no damage that could be seen
+      attempt(
+          "one row less",
+          [&](auto& t) {
+            FileTensor& tensor = t[which];
+            const auto rows = static_cast<std::size_t>(tensor.shape[0]);
+            tensor.bytes.resize(tensor.bytes.size() / rows * (rows - 1));
+            --tensor.shape[0];
+          },
+          codes);
+      attempt("fp64", [&](auto& t) {
+        t[which].dtype = "F64";
+        std::int64_t count = 8;
+        for (const std::int64_t extent : t[which].shape) count *= extent;
+        t[which].bytes.assign(static_cast<std::size_t>(count), '\0');
+      });
+      attempt(
+          "three dimensions", [&](auto& t) { t[which].shape.insert(t[which].shape.begin() + 1, 1); }, optional);
+      attempt(
+          "no elements",
+          [&](auto& t) {
+            t[which].shape[0] = 0;
+            t[which].bytes.clear();
+          },
+          optional);
+    }
+  }
+}
+
+TEST_CASE("formats: what the tools wrote has the right weights") {
+  const std::filesystem::path data = std::filesystem::path(source_dir()) / "tests" / "data" / "formats";
+  const Runtime runtime;
+  int folders = 0;
+  for (const auto& folder : std::filesystem::directory_iterator(data)) {
+    INFO(folder.path().string());
+    ++folders;
+    const Checkpoint checkpoint = Checkpoint::open(folder.path().string());
+    REQUIRE(checkpoint.matrices().size() == 1);
+    const MatrixEntry& entry = checkpoint.matrices()[0];
+    REQUIRE(entry.unsupported == "");
+    const tools::NpyArray w = tools::read_npy((folder.path() / "W.npy").string());
+    REQUIRE(w.rows() == entry.k);
+    REQUIRE(w.cols() == entry.n);
+    const PlainMatrix plain = loaded(checkpoint, entry.name);
+    bool same = true;
+    for (std::int64_t r = 0; r < entry.k; ++r)
+      for (std::int64_t c = 0; c < entry.n; ++c)
+        same &= plain.weight(r, c) == reinterpret_cast<const float*>(w.data.data())[r * entry.n + c];
+    CHECK(same);
+    CHECK(checkpoint.load(runtime, Device{}, entry.name).k() == entry.k);
+  }
+  CHECK(folders == 8);
+}
+
+}  // namespace
+}  // namespace q4::test
