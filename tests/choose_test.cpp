@@ -141,7 +141,7 @@ TEST_CASE("choose: what a plan loads is listed once each, and is what the tactic
   for (const auto& source : sources)
     texts.insert(source.text), names.insert(source.name.substr(0, source.name.find(' ')));
   CHECK(texts.size() == sources.size());
-  CHECK(names == std::set<std::string>{"pack", "decode", "batch", "reconstruct", "remap"});
+  CHECK(names == std::set<std::string>{"pack", "pack_meta", "copy_rows", "decode", "batch", "reconstruct", "remap"});
   for (const auto& choice : choices) CHECK(texts.count(choice.kernel->source().text) == 1);
   CHECK(texts.count(choose::column_remap_source().text) == 1);
 }

@@ -50,7 +50,7 @@ class MemoryLedger {
   std::shared_ptr<const Seal> seal_;
   Own own_;
   HomeProcess process_;
-  mutable std::mutex mutex_;  // of what follows
+  mutable ForkSafeMutex mutex_;  // of what follows
   MemoryUse use_;
   std::unordered_map<void*, Block> blocks_;
 };

@@ -8,6 +8,8 @@
 #include <set>
 #include <string>
 
+#include "runtime/base/fork.hpp"
+
 namespace q4 {
 
 /// Thread-safe; costs one load while it is off.
@@ -22,7 +24,7 @@ class Seal {
 
  private:
   std::atomic<Sealing> mode_{Sealing::kOff};
-  mutable std::mutex mutex_;  // of what follows
+  mutable ForkSafeMutex mutex_;  // of what follows
   std::function<void(const std::string&)> warn_;
   mutable std::set<std::string> said_;
 };
