@@ -102,7 +102,7 @@ class Q4_API QuantizedMatrix {
   std::int64_t groups() const;
   bool act_order() const;  ///< g_idx was there and differs from row / group_size
   bool has_bias() const;
-  bool is_awq() const;  ///< made of AWQ's tensors
+  bool is_awq() const;          ///< made of AWQ's tensors
   ZeroFormat zeros() const;     ///< kV1 or kV2: what was applied (AWQ: kV2)
   bool zeros_detected() const;  ///< kAuto chose kV2 because every stored zero was 8
   Device device() const;

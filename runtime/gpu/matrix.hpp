@@ -4,10 +4,10 @@
 #include <cstdint>
 #include <memory>
 
+#include "runtime/backends/packed_groups.hpp"
 #include "runtime/gpu/kernels.hpp"
 #include "runtime/gpu/memory.hpp"
 #include "runtime/gpu/repack.hpp"
-#include "runtime/backends/packed_groups.hpp"
 
 namespace q4::gpu {
 

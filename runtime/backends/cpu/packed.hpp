@@ -9,8 +9,8 @@
 #include "runtime/backends/backend.hpp"
 #include "runtime/backends/cpu/layout.hpp"
 #include "runtime/backends/cpu/thread_pool.hpp"
-#include "runtime/base/memory.hpp"
 #include "runtime/backends/packed_groups.hpp"
+#include "runtime/base/memory.hpp"
 
 namespace q4::cpu {
 
