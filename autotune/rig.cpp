@@ -73,11 +73,17 @@ void Rig::fill_x(std::int64_t rows) {
 
 std::unique_ptr<Variant> Rig::prepare(const PlanOptions& options) const {
   auto variant = std::make_unique<Variant>();
-  variant->plans.push_back(plan(options));
+  PlanOptions shared = options;
+  shared.own_workspace = gpu();  // thousands of copies of a small matrix would write a workspace each first
+  variant->plans.push_back(plan(shared));
   const std::size_t workspace = std::max<std::size_t>(variant->plans.front().workspace_bytes(), 1);
-  const std::size_t fit = backend_->info().memory_bytes / 8 / workspace;
+  if (!shared.own_workspace) {
+    variant->workspace = DeviceMemory(backend_, workspace);
+    backend_->fill(variant->workspace.get(), 0, workspace);
+  }
+  const std::size_t fit = shared.own_workspace ? backend_->info().memory_bytes / 8 / workspace : copies();
   while (variant->plans.size() < std::min(copies(), fit))
-    variant->plans.emplace_back(runtime_, matrices_[variant->plans.size()], options);
+    variant->plans.emplace_back(runtime_, matrices_[variant->plans.size()], shared);
   return variant;
 }
 
@@ -125,8 +131,16 @@ void Rig::launch(const Variant& variant, std::size_t copy, void* stream, std::in
     variant.dense(stream, own ? variant.dense_x.get() : x_.get(), variant.dense_weights[copy].get(),
                   own ? variant.dense_out.get() : out_.get());
   } else {
-    variant.plans[copy].run({stream}, {x_.get()}, {out_.get()}, m);
+    run(variant, copy, stream, m);
   }
+}
+
+void Rig::run(const Variant& variant, std::size_t copy, void* stream, std::int64_t m) const {
+  const MatmulPlan& plan = variant.plans[copy];
+  if (void* workspace = variant.workspace.get())
+    plan.run({stream}, {x_.get()}, {out_.get()}, m, workspace);
+  else
+    plan.run({stream}, {x_.get()}, {out_.get()}, m);
 }
 
 /// All of a few, else the first, the last, and some between that differ with m.
@@ -144,7 +158,7 @@ double Rig::error(const Variant& variant, std::int64_t m) const {
   const std::size_t row_bytes = static_cast<std::size_t>(workload_.problem().n) * size_of(workload_.activation());
   backend_->fill(out_.get(), 0xff, static_cast<std::size_t>(m) * row_bytes);  // all ones is a NaN in every type
   const std::size_t copy = variant.plans.size() - 1;
-  variant.plans[copy].run({}, {x_.get()}, {out_.get()}, m);
+  run(variant, copy, nullptr, m);
   backend_->synchronize();
 
   const std::vector<std::int64_t> rows = sampled_rows(m);

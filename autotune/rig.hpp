@@ -26,6 +26,7 @@ class DeviceMemory {
 /// One tactic, prepared over the weight copies.
 struct Variant {
   std::vector<MatmulPlan> plans;
+  DeviceMemory workspace;  ///< on the CPU, of all plans, which run one after the other; on a GPU each has its own
   /// Instead of plans: the dense BLAS and its own weights, for comparison.
   DeviceBackend::Dense dense;
   std::vector<DeviceMemory> dense_weights;
@@ -75,6 +76,7 @@ class Rig {
   void touch() const;
   /// One multiplication by one copy, on a stream.
   void launch(const Variant& variant, std::size_t copy, void* stream, std::int64_t m) const;
+  void run(const Variant& variant, std::size_t copy, void* stream, std::int64_t m) const;  ///< its plan
 
  private:
   static std::vector<std::int64_t> sampled_rows(std::int64_t m);
