@@ -11,7 +11,7 @@ namespace q4 {
 
 struct CheckedSource;
 
-class QuantizedMatrix::Impl {
+class [[gnu::visibility("hidden")]] QuantizedMatrix::Impl {
  public:
   /// Other weights, after checking that they fit.
   void update(const CheckedSource& to, void* stream, const char* call);

@@ -277,6 +277,11 @@ bool watched(nb::handle object) {
   return !t->forward_ad.is_none() && to_int(get(t->forward_ad, t->current_level)) >= 0;
 }
 
+nb::handle loaded_torch() {
+  const Torch* t = torch();
+  return t ? nb::handle(t->module) : nb::handle();
+}
+
 void* torch_stream(Device device) {
   const Torch* t = torch();
   if (!t || !t->gpu || device.kind == BackendKind::kCpu) return nullptr;

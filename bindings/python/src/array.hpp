@@ -43,6 +43,8 @@ RowsOf rows_of(const char* call, const Array& array);
 /// The array as the library wants tensors of a matrix. Any rank up to 2; a vector is one row.
 TensorView view_of(const char* call, const Array& array);
 
+/// torch, if this process has imported it; null otherwise.
+nb::handle loaded_torch();
 /// Whether torch needs to see what happens to this tensor: gradients, forward-mode derivatives, tracing, dispatch modes
 /// (fake tensors, export), torch.func and subclasses. Then only an operator of torch's may compute with it. Cheap; no
 /// array: false.
