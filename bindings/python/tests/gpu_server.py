@@ -127,7 +127,7 @@ def memory() -> None:
         held = torch.cuda.memory_allocated() - before
         q4.trim()
         extra = torch.cuda.memory_allocated() - before - weights
-        say(f"memory {name}", extra < 0.045 * weights, f"weights {weights >> 20} MiB, {extra / weights:.2%} more, "
+        say(f"memory {name}", extra < 0.02 * weights, f"weights {weights >> 20} MiB, {extra / weights:.2%} more, "
             f"{(held - weights) >> 20} MiB while loading; q4.memory() {q4.memory()['cuda:0']}")  # fmt: skip
         del tensors, layers
 
