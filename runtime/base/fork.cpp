@@ -50,16 +50,12 @@ void in_child() {
   forking.store(0);
 }
 
-void register_handlers() {
-  [[maybe_unused]] static const int registered = pthread_atfork(before_fork, in_parent, in_child);
-}
+/// When the library is loaded: at the first use of a lock, another thread might be forking already.
+[[maybe_unused]] const int registered = pthread_atfork(before_fork, in_parent, in_child);
 
 }  // namespace
 
-std::uint32_t HomeProcess::generation() {
-  register_handlers();
-  return forks.load(std::memory_order_relaxed);
-}
+std::uint32_t HomeProcess::generation() { return forks.load(std::memory_order_relaxed); }
 
 const char* HomeProcess::text() {
   return "this process was forked from one that had used its GPUs, and GPU drivers do not survive fork(): fork before "
@@ -72,7 +68,6 @@ void HomeProcess::check() const {
 }
 
 void ForkSafeMutex::lock() {
-  register_handlers();
   enter();
   mutex_.lock();
 }
