@@ -105,8 +105,8 @@ find_missing() {
   has_header CLI/CLI.hpp || required+=(libcli11-dev)
   has_header doctest/doctest.h || required+=(doctest-dev)
   # Not any libblas.so.3: that may be the reference BLAS, which q4 refuses.
-  [ -n "${Q4_BLAS:-}" ] || PATH=$PATH:/sbin ldconfig -p 2>/dev/null | grep -q 'libopenblas\.so\.0' || optional+=(libopenblas0)
-  PATH=$PATH:/sbin ldconfig -p 2>/dev/null | grep -q 'libsodium\.so\.' || optional+=(libsodium23)
+  [ -n "${Q4_BLAS:-}" ] || PATH=$PATH:/sbin ldconfig -p 2>/dev/null | grep 'libopenblas\.so\.0' >/dev/null || optional+=(libopenblas0)
+  PATH=$PATH:/sbin ldconfig -p 2>/dev/null | grep 'libsodium\.so\.' >/dev/null || optional+=(libsodium23)
 }
 
 # ---- installing what is missing -------------------------------------------------------------------------------------
