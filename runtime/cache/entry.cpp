@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "runtime/base/sha256.hpp"
+#include "runtime/cache/trust.hpp"
 
 namespace q4::cache {
 namespace {
@@ -155,10 +156,8 @@ std::optional<Entry> decode(std::string_view data, std::string& problem) {
 std::string trusted_file(int fd, std::size_t& size) {
   struct stat status;
   if (::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) return "not a regular file";
-  if (status.st_uid != ::geteuid() && status.st_uid != 0) return "belongs to another user";
-  if (status.st_mode & (S_IWGRP | S_IWOTH)) return "others may write it";
   size = static_cast<std::size_t>(status.st_size);
-  return {};
+  return untrusted(status, trust_of_environment());
 }
 
 std::optional<Entry> read_entry(const std::string& path, std::string& problem) {
@@ -205,16 +204,21 @@ std::string write_file(const std::string& folder, const std::string& file, std::
 }
 
 std::string prepare_folder(const std::string& folder) {
+  const Trust trust = trust_of_environment();
   std::error_code error;
   std::filesystem::create_directories(std::filesystem::path(folder).parent_path(), error);
-  if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST)
+  if (::mkdir(folder.c_str(), folder_mode(trust)) == 0) {
+    if (trust == Trust::kGroup) ::chmod(folder.c_str(), folder_mode(trust));  // whatever the umask takes away
+  } else if (errno != EEXIST) {
     return fmt::format("cannot create {}: {}", folder, error ? error.message() : error_text());  // of a parent, perhaps
+  }
   struct stat status;
   if (::lstat(folder.c_str(), &status) != 0) return fmt::format("cannot look at {}: {}", folder, error_text());
   if (!S_ISDIR(status.st_mode)) return fmt::format("{} is not a folder (symbolic links are refused)", folder);
-  if (status.st_uid != ::geteuid()) return fmt::format("{} belongs to another user", folder);
-  if (status.st_mode & (S_IWGRP | S_IWOTH)) return fmt::format("{} may be written by others: chmod go-w it", folder);
-  return {};
+  if (trust == Trust::kOwner && status.st_uid == 0 && ::geteuid() != 0)
+    return fmt::format("{} belongs to another user", folder);  // trusted to read, but not ours to write
+  const std::string problem = untrusted(status, trust);
+  return problem.empty() ? std::string() : fmt::format("{}: {}", folder, problem);
 }
 
 }  // namespace q4::cache

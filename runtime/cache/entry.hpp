@@ -47,13 +47,13 @@ std::optional<Entry> decode(std::string_view data, std::string& problem);
 /// entry of that name: foreign, truncated, altered, a symbolic link, or of another owner.
 std::optional<Entry> read_entry(const std::string& path, std::string& problem);
 
-/// Empty text if the open file is regular, ours or root's, and for nobody else to write; else what is wrong with it.
+/// Empty text if the open file is regular and trusted (trust.hpp); else what is wrong with it. `size`: its bytes.
 std::string trusted_file(int fd, std::size_t& size);
 
 /// Temporary file in the same folder, fsync, rename, fsync of the folder. Empty text, or what went wrong.
 std::string write_file(const std::string& folder, const std::string& file, std::string_view data, unsigned mode = 0600);
 
-/// Creates the folder (0700) if needed and checks that it is ours alone to write. Empty text, or what is wrong with it.
+/// Creates the folder if needed and checks that it is trusted (trust.hpp). Empty text, or what is wrong with it.
 std::string prepare_folder(const std::string& folder);
 
 }  // namespace q4::cache

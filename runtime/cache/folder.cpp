@@ -16,6 +16,8 @@
 #include <thread>
 #include <tuple>
 
+#include "runtime/cache/trust.hpp"
+
 namespace q4::cache {
 namespace {
 
@@ -96,7 +98,7 @@ std::optional<Entry> Folder::find(const std::string& digest, const std::string& 
 
 std::string Folder::store(const Entry& entry, std::uint64_t max_bytes) {
   std::string problem = prepare_folder(path_);
-  if (problem.empty()) problem = write_file(path_, file_name(entry), encode(entry));
+  if (problem.empty()) problem = write_file(path_, file_name(entry), encode(entry), file_mode(trust_of_environment()));
   if (!problem.empty()) return problem;
   std::string trouble;
   for (const auto& file : stored_files(path_))
@@ -146,6 +148,7 @@ Pruned prune(const std::string& folder, std::uint64_t max_bytes) {
 KeyLock::KeyLock(const std::string& folder, const std::string& digest, double wait_s) {
   fd_ = ::open((folder + "/.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (fd_ < 0) return;
+  if (trust_of_environment() == Trust::kGroup) ::fchmod(fd_, file_mode(Trust::kGroup));  // fails where another made it
   // One file for all keys: each locks a byte of its own, at an offset that no file reaches. The kernel releases it when
   // the holder dies, however it dies.
   struct flock range {};

@@ -8,6 +8,7 @@
 
 #include "runtime/base/check.hpp"
 #include "runtime/cache/kernel_cache.hpp"
+#include "runtime/cache/trust.hpp"
 
 namespace q4::cache {
 namespace {
@@ -62,6 +63,7 @@ CacheOptions cache_options(const RuntimeOptions& options) {
   CacheOptions result;
   result.folder = default_folder(options.cache_dir);
   result.mode = mode_of(options);
+  trust_of_environment();  // said now if it is not a valid value
   result.folders = options.cache_folders, result.packs = options.packs;
   result.beside = beside(own_object());
   result.public_key = options.pack_public_key.empty() ? variable("Q4_PACK_PUBLIC_KEY") : options.pack_public_key;

@@ -1,9 +1,9 @@
-// Maps, checks, searches and writes packs.
+// Reads, checks, searches and writes packs.
 #include "runtime/cache/pack.hpp"
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +17,7 @@
 
 #include "runtime/base/sha256.hpp"
 #include "runtime/cache/signature.hpp"
+#include "runtime/cache/trust.hpp"
 
 namespace q4::cache {
 namespace {
@@ -62,47 +63,71 @@ std::string make_manifest(const std::map<std::string, const Entry*>& entries, st
 
 std::shared_ptr<const Pack> Pack::open(const std::string& path, std::string& problem, const std::string& public_key) {
   problem.clear();
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return problem = std::generic_category().message(errno), nullptr;
-  std::size_t size = 0;
-  void* memory = MAP_FAILED;
-  problem = trusted_file(fd, size);
-  if (problem.empty() && size < kHead) problem = "not a q4 pack, or truncated";
-  if (problem.empty()) {
-    memory = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (memory == MAP_FAILED) problem = "cannot be mapped: " + std::generic_category().message(errno);
-  }
-  ::close(fd);
-  if (!problem.empty()) return nullptr;
   const std::shared_ptr<Pack> pack(new Pack);
-  pack->path_ = path, pack->data_ = {static_cast<const char*>(memory), size};
-  const auto data = pack->data_;
-  const auto manifest = number_at<std::uint64_t>(data, 16), tuning = number_at<std::uint64_t>(data, 24),
-             whole = number_at<std::uint64_t>(data, 32);
+  pack->path_ = path;
+  pack->fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (pack->fd_ < 0) return problem = std::generic_category().message(errno), nullptr;
+  struct stat status;
+  if (::fstat(pack->fd_, &status) != 0 || !S_ISREG(status.st_mode)) return problem = "not a regular file", nullptr;
+  if (public_key.empty()) problem = untrusted(status, trust_of_environment());
+  const std::size_t size = pack->file_bytes_ = static_cast<std::size_t>(status.st_size);
+  if (problem.empty() && size < kHead) problem = "not a q4 pack, or truncated";
+  if (problem.empty()) pack->head_ = pack->read(0, kHead, problem);
+  if (!problem.empty()) return nullptr;
+  const std::string_view fixed = pack->head_;
+  const auto manifest = number_at<std::uint64_t>(fixed, 16), tuning = number_at<std::uint64_t>(fixed, 24),
+             whole = number_at<std::uint64_t>(fixed, 32);
   const std::uint64_t room = size - kHead;
-  pack->count_ = number_at<std::uint32_t>(data, 12);
-  if (!data.starts_with(kMagic))
+  pack->count_ = number_at<std::uint32_t>(fixed, 12);
+  if (!fixed.starts_with(kMagic))
     problem = "not a q4 pack";
-  else if (number_at<std::uint32_t>(data, 8) != kSchema)
-    problem = fmt::format("schema {}, this library reads {}", number_at<std::uint32_t>(data, 8), kSchema);
+  else if (number_at<std::uint32_t>(fixed, 8) != kSchema)
+    problem = fmt::format("schema {}, this library reads {}", number_at<std::uint32_t>(fixed, 8), kSchema);
   else if (whole != size)
     problem = fmt::format("{} bytes, it was written with {}: truncated", size, whole);
   else if (manifest > room || tuning > room - manifest || pack->count_ > (room - manifest - tuning) / kRow)
     problem = "its head overruns the file";
   if (!problem.empty()) return nullptr;
   pack->tuning_at_ = kHead + manifest, pack->index_at_ = pack->tuning_at_ + tuning;
-  if (head_sum(data.substr(0, kFixed), data.substr(kHead, pack->index_at_ + pack->count_ * kRow - kHead)) !=
-      data.substr(kFixed, kSum))
+  pack->head_ += pack->read(kHead, pack->index_at_ + pack->count_ * kRow - kHead, problem);
+  if (!problem.empty()) return nullptr;
+  const std::string_view head = pack->head_;
+  if (head_sum(head.substr(0, kFixed), head.substr(kHead)) != head.substr(kFixed, kSum))
     return problem = "checksum of its head does not match", nullptr;
   if (!public_key.empty())
-    problem = signature_problem(data.substr(0, kSigned), data.substr(kSigned, kHead - kSigned), public_key);
+    problem = signature_problem(head.substr(0, kSigned), head.substr(kSigned, kHead - kSigned), public_key);
   return problem.empty() ? pack : nullptr;
 }
 
-Pack::~Pack() { ::munmap(const_cast<char*>(data_.data()), data_.size()); }
+Pack::~Pack() {
+  if (fd_ >= 0) ::close(fd_);
+}
 
-std::string_view Pack::manifest() const { return data_.substr(kHead, tuning_at_ - kHead); }
-std::string_view Pack::tuning() const { return data_.substr(tuning_at_, index_at_ - tuning_at_); }
+std::string Pack::read(std::size_t at, std::size_t size, std::string& problem) const {
+  std::string data(size, '\0');
+  for (std::size_t done = 0; done < size;) {
+    const ssize_t got = ::pread(fd_, data.data() + done, size - done, static_cast<off_t>(at + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) {
+      problem = got == 0 ? "it was truncated after it was opened: replace a pack by renaming"
+                : errno == ESTALE
+                    ? "another machine replaced it after it was opened (stale file handle): restart to use the "
+                      "new one"
+                    : "cannot be read: " + std::generic_category().message(errno);
+      return {};
+    }
+    done += static_cast<std::size_t>(got);
+  }
+  return data;
+}
+
+std::string Pack::bytes(std::string& problem) const {
+  problem.clear();
+  return read(0, file_bytes_, problem);
+}
+
+std::string_view Pack::manifest() const { return std::string_view(head_).substr(kHead, tuning_at_ - kHead); }
+std::string_view Pack::tuning() const { return std::string_view(head_).substr(tuning_at_, index_at_ - tuning_at_); }
 
 bool Pack::holds(const std::string& target, const std::vector<std::string>& headers) const {
   const auto said = nlohmann::json::parse(manifest(), nullptr, false);
@@ -113,20 +138,20 @@ bool Pack::holds(const std::string& target, const std::vector<std::string>& head
 }
 
 std::string Pack::signer() const {
-  const auto key = data_.substr(kSigned + kSignatureBytes, kPublicBytes);
+  const auto key = std::string_view(head_).substr(kSigned + kSignatureBytes, kPublicBytes);
   return key.find_first_not_of('\0') == key.npos ? std::string() : hex_of_bytes(key);
 }
 
-std::string_view Pack::index(std::size_t i) const { return data_.substr(index_at_ + i * kRow, kRow); }
+std::string_view Pack::index(std::size_t i) const { return std::string_view(head_).substr(index_at_ + i * kRow, kRow); }
 
 std::optional<Entry> Pack::entry(std::size_t i, std::string& problem) const {
   problem.clear();
   const auto row = index(i);
   const auto offset = number_at<std::uint64_t>(row, 2 * kSum), bytes = number_at<std::uint64_t>(row, 2 * kSum + 8);
-  if (offset > data_.size() || bytes > data_.size() - offset || bytes < kSum)
+  if (offset > file_bytes_ || bytes > file_bytes_ - offset || bytes < kSum)
     return problem = fmt::format("entry {} lies outside the file", i), std::nullopt;
-  const auto data = data_.substr(offset, bytes);
-  auto entry = decode(data, problem);
+  const std::string data = read(offset, bytes, problem);
+  auto entry = problem.empty() ? decode(data, problem) : std::nullopt;
   if (!entry) return problem = fmt::format("entry {}: {}", i, problem), std::nullopt;
   if (data.substr(bytes - kSum) != row.substr(kSum, kSum) || bytes_of_hex(entry->digest) != row.substr(0, kSum))
     return problem = fmt::format("entry {}: not the one that the index names", i), std::nullopt;
@@ -164,13 +189,13 @@ std::vector<std::string> Pack::verify() const {
       problems.push_back(fmt::format("entry {}: bytes before it that belong to none", i));
     end = number_at<std::uint64_t>(index(i), 2 * kSum) + number_at<std::uint64_t>(index(i), 2 * kSum + 8);
   }
-  const auto signature = data_.substr(kSigned, kHead - kSigned);
+  const auto signature = std::string_view(head_).substr(kSigned, kHead - kSigned);
   if (signature.find_first_not_of('\0') != signature.npos)  // whoever's it is
-    if (problem =
-            signature_problem(data_.substr(0, kSigned), signature, hex_of_bytes(signature.substr(kSignatureBytes)));
+    if (problem = signature_problem(std::string_view(head_).substr(0, kSigned), signature,
+                                    hex_of_bytes(signature.substr(kSignatureBytes)));
         !problem.empty())
       problems.push_back(problem);
-  if (problems.empty() && end != data_.size()) problems.push_back("bytes at its end that belong to no entry");
+  if (problems.empty() && end != file_bytes_) problems.push_back("bytes at its end that belong to no entry");
   return problems;
 }
 
@@ -216,7 +241,8 @@ std::string sign_pack(const std::string& path, const std::string& secret) {
   std::string problem;
   const auto pack = Pack::open(path, problem);
   if (!pack) return problem;
-  std::string file(pack->bytes());
+  std::string file = pack->bytes(problem);
+  if (!problem.empty()) return problem;
   file.replace(kSigned, kHead - kSigned, sign(std::string_view(file).substr(0, kSigned), secret));
   return put(path, file);
 }

@@ -29,8 +29,10 @@ inline constexpr const char* kPackExtension = ".q4pack";
 /// the signature the digest, while opening a pack reads its head alone. Nothing in it depends on where it lies.
 class Pack {
  public:
-  /// Maps the file and checks its head. Null, and `problem` set, if it is no sound pack that we may trust: only its
-  /// owner or root may write it, and that is us or root. With a `public_key` (hex), it must be signed by that.
+  /// Reads the head of the file and checks it; entries are read when they are used, never mapped: a file that another
+  /// machine truncates or replaces is an error, not a SIGBUS. Null, and `problem` set, if it is not a sound pack or not
+  /// one that we may trust (trust.hpp). With a `public_key` (hex) it must be signed by that, and then anybody may be
+  /// its owner: the signature covers every byte that is used.
   static std::shared_ptr<const Pack> open(const std::string& path, std::string& problem,
                                           const std::string& public_key = {});
   ~Pack();
@@ -38,7 +40,8 @@ class Pack {
 
   const std::string& path() const { return path_; }
   std::size_t size() const { return count_; }
-  std::string_view bytes() const { return data_; }
+  /// Every byte of the file. Empty, and `problem` set, if it cannot be read.
+  std::string bytes(std::string& problem) const;
   std::string_view manifest() const;
   std::string_view tuning() const;  ///< JSON Lines, as a tuning file
   /// Whether it has a kernel for this target that was made from one of these headers, as its manifest says.
@@ -54,10 +57,12 @@ class Pack {
  private:
   Pack() = default;
   std::string_view index(std::size_t i) const;
+  std::string read(std::size_t at, std::size_t size, std::string& problem) const;
 
   std::string path_;
-  std::string_view data_;  ///< the mapping
-  std::size_t count_ = 0, tuning_at_ = 0, index_at_ = 0;
+  int fd_ = -1;
+  std::string head_;  ///< all that stands before the entries
+  std::size_t file_bytes_ = 0, count_ = 0, tuning_at_ = 0, index_at_ = 0;
 };
 
 /// Of entries with the same key the one made last stays. Signed where there is a `secret` key (hex). The file (0644)

@@ -5,17 +5,18 @@
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
-#include <nlohmann/json.hpp>
 
 #include <cerrno>
 #include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <q4/q4.hpp>
 
 #include "runtime/backends/cuda/nvrtc.hpp"
 #include "runtime/cache/signature.hpp"
+#include "runtime/cache/trust.hpp"
 #include "tools/cache/cache_tool.hpp"
 
 namespace q4::tools {
@@ -47,15 +48,21 @@ class Findings {
   int bad_ = 0;
 };
 
-/// Names of statfs(2)'s magic numbers (linux/magic.h), and whether flock-like locks are to be expected.
-std::string file_system(long magic) {
-  static const std::map<long, const char*> names = {
-      {0xEF53, "ext4"},        {0x58465342, "xfs"},     {0x9123683E, "btrfs"},  {0x01021994, "tmpfs"},
-      {0x794c7630, "overlay"}, {0x6969, "nfs"},         {0xFF534D42, "cifs"},   {0xFE534D42, "smb"},
-      {0x65735546, "fuse"},    {0x2FC12FC1, "zfs"},     {0x0BD00BD0, "lustre"}, {0x47504653, "gpfs"},
-      {0x01021997, "9p"},      {0x73717368, "squashfs"}};
-  const auto at = names.find(magic);
-  return at == names.end() ? fmt::format("type {:#x}", magic) : at->second;
+struct FileSystem {
+  const char* name;
+  bool shared;  ///< other machines may change it too
+};
+/// By statfs(2)'s magic numbers (linux/magic.h).
+FileSystem file_system(long magic) {
+  static const std::map<long, FileSystem> known = {
+      {0xEF53, {"ext4", false}},        {0x58465342, {"xfs", false}},     {0x9123683E, {"btrfs", false}},
+      {0x01021994, {"tmpfs", false}},   {0x794c7630, {"overlay", false}}, {0x6969, {"nfs", true}},
+      {0xFF534D42, {"cifs", true}},     {0xFE534D42, {"smb", true}},      {0x65735546, {"fuse", true}},
+      {0x2FC12FC1, {"zfs", false}},     {0x0BD00BD0, {"lustre", true}},   {0x47504653, {"gpfs", true}},
+      {0x01021997, {"9p", true}},       {0x00C36400, {"ceph", true}},     {0x19830326, {"fhgfs", true}},
+      {0x73717368, {"squashfs", false}}};
+  const auto at = known.find(magic);
+  return at == known.end() ? FileSystem{nullptr, false} : at->second;
 }
 
 /// Whether a folder that is not there could be made: it is, and what was made for that is removed again.
@@ -81,6 +88,16 @@ void check_path(Findings& findings, const std::string& folder) {
                              folder));
 }
 
+void check_file_system(Findings& findings, long magic) {
+  const FileSystem system = file_system(magic);
+  findings.add(system.shared ? State::kNote : State::kOk, "file system",
+               fmt::format("{}{}", system.name ? system.name : fmt::format("type {:#x}", magic),
+                           system.shared ? ", which other machines may share: locks may hold on this machine only, so "
+                                           "that several compile the same kernel; a folder on a local disk, or a pack, "
+                                           "avoids that"
+                                         : ""));
+}
+
 void check_folder(Findings& findings, const std::string& folder) {
   check_path(findings, folder);
   const bool writes = cache::cache_options({}).mode == CacheMode::kReadWrite;
@@ -99,12 +116,15 @@ void check_folder(Findings& findings, const std::string& folder) {
     return findings.add(State::kBad, "folder",
                         "not a folder (symbolic links are refused): set Q4_CACHE_DIR to a folder of its own");
   findings.add(State::kOk, "folder", "there");
-  findings.add(
-      status.st_uid == ::geteuid() ? State::kOk : State::kBad, "owner",
-      status.st_uid == ::geteuid() ? "you" : fmt::format("user {}, not you: nothing is written", status.st_uid));
-  const bool open = status.st_mode & (S_IWGRP | S_IWOTH);
-  findings.add(open ? State::kBad : State::kOk, "mode",
-               fmt::format("{:o}{}", status.st_mode & 07777, open ? ": others may write it: chmod go-w it" : ""));
+  const cache::Trust trust = cache::trust_of_environment();
+  const bool writes_here = status.st_uid == ::geteuid() || trust == cache::Trust::kGroup;
+  findings.add(writes_here ? State::kOk : State::kBad, "owner",
+               status.st_uid == ::geteuid() ? "you"
+                                            : fmt::format("user {}, not you{}", status.st_uid,
+                                                          writes_here ? "; group trusted" : ": nothing is written"));
+  const std::string open = cache::untrusted(status, trust);
+  findings.add(open.empty() ? State::kOk : State::kBad, "mode",
+               fmt::format("{:o}{}{}", status.st_mode & 07777, open.empty() ? "" : ": ", open));
   const auto written = cache::write_file(folder, ".doctor", "x");
   ::unlink((folder + "/.doctor").c_str());
   findings.add(written.empty() ? State::kOk : unwritable, "writing", written.empty() ? "works" : written);
@@ -112,8 +132,7 @@ void check_folder(Findings& findings, const std::string& folder) {
   findings.add(lock.held() ? State::kOk : State::kNote, "locks",
                lock.held() ? "work" : "do not work here: processes may compile the same kernel twice");
   struct statfs system;
-  if (::statfs(folder.c_str(), &system) == 0)
-    findings.add(State::kOk, "file system", file_system(static_cast<long>(system.f_type)));
+  if (::statfs(folder.c_str(), &system) == 0) check_file_system(findings, static_cast<long>(system.f_type));
   struct statvfs space;
   if (::statvfs(folder.c_str(), &space) == 0) {
     const auto free = static_cast<std::uint64_t>(space.f_bavail) * space.f_frsize;
