@@ -1,0 +1,38 @@
+// The weights of a model: every linear is a q4::QuantizedMatrix, the rest is views of the checkpoint's files.
+#pragma once
+
+#include <q4/q4.hpp>
+#include <string>
+#include <vector>
+
+#include "config.hpp"
+
+namespace generate {
+
+struct Layer {
+  std::vector<float> attention_norm, mlp_norm;  ///< [hidden]
+  q4::QuantizedMatrix q, k, v, o, gate, up, down;
+};
+
+struct Model {
+  Config config;
+  q4::Checkpoint files;  ///< keeps the views below valid
+  std::vector<Layer> layers;
+  std::vector<float> final_norm;
+  q4::TensorView embedding;  ///< [vocab, hidden]
+  q4::TensorView head;       ///< the same, [vocab, hidden]; without data where the output layer is quantized
+  q4::QuantizedMatrix quantized_head;
+
+  /// Bytes that a step of one token reads.
+  std::size_t bytes_per_token() const;
+};
+
+/// Loads a checkpoint folder to a device.
+Model load_model(const q4::Runtime& runtime, q4::Device device, const std::string& folder);
+
+/// One row of fp16, bf16 or fp32 numbers as floats.
+void read_row(const q4::TensorView& tensor, std::int64_t row, float* out);
+float half_to_float(std::uint16_t bits);
+std::uint16_t float_to_half(float value);
+
+}  // namespace generate

@@ -1,0 +1,85 @@
+// A pool of threads that the example's own loops and q4 share: two pools would fight for the same cores.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace generate {
+
+class Threads {
+ public:
+  explicit Threads(int count) {
+    for (int i = 1; i < count; ++i) workers_.emplace_back([this] { serve(); });
+  }
+  ~Threads() {
+    count_ = -1;
+    job_.fetch_add(1);
+    job_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// Calls task(0) ... task(count - 1) from all threads, the caller among them, and returns when all have returned.
+  /// This is what q4::RuntimeOptions::parallel_for wants. `task` must not throw.
+  void run(int count, const std::function<void(int)>& task) {
+    const std::unique_lock alone(running_, std::try_to_lock);
+    if (count == 1 || workers_.empty() || !alone) {
+      for (int i = 0; i < count; ++i) task(i);
+      return;
+    }
+    task_ = &task;
+    count_ = count;
+    next_ = 0;
+    busy_ = static_cast<int>(workers_.size());
+    job_.fetch_add(1, std::memory_order_release);
+    job_.notify_all();
+    work();
+    wait_until([this] { return busy_.load(std::memory_order_acquire) == 0; }, busy_);
+  }
+
+  /// Splits [0, count) into a range for each thread, a multiple of `step` long: body(begin, end).
+  template <class Body>
+  void ranges(std::int64_t count, std::int64_t step, Body&& body) {
+    const std::int64_t each = (count + size() * step - 1) / (size() * step) * step;
+    run(static_cast<int>((count + each - 1) / each), [&](int i) { body(i * each, std::min(count, (i + 1) * each)); });
+  }
+
+ private:
+  /// Looks for some microseconds, because the next job of a token comes soon, and then sleeps until `word` changes.
+  template <class Done>
+  static void wait_until(Done&& done, std::atomic<int>& word) {
+    for (int look = 0; look < 20000; ++look)
+      if (done()) return;
+    for (int value = word.load(); !done(); value = word.load()) word.wait(value);
+  }
+
+  void work() {
+    for (int i = next_.fetch_add(1); i < count_; i = next_.fetch_add(1)) (*task_)(i);
+  }
+
+  void serve() {
+    for (int seen = 0;;) {
+      wait_until([&] { return job_.load(std::memory_order_acquire) != seen; }, job_);
+      ++seen;
+      if (count_ < 0) return;
+      work();
+      if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_all();
+    }
+  }
+
+  std::vector<std::thread> workers_;
+  std::mutex running_;
+  const std::function<void(int)>* task_ = nullptr;
+  int count_ = 0;
+  std::atomic<int> next_{0}, busy_{0}, job_{0};
+};
+
+}  // namespace generate
