@@ -31,7 +31,7 @@ def ids(line: bytes) -> list[int]:
 def check_tokens() -> None:
     shapes = {
         "act-order": llama.Shape(),
-        "llama3": llama.Shape(act_order=False, tied=False, llama3_rope=True, bf16=True, head_dim=32, kv_heads=1),
+        "llama3": llama.Shape(act_order=False, tied=False, llama3_rope=True, bf16=True, head_dim=64, kv_heads=1),
     }
     for name, shape in shapes.items():
         folder = FOLDER / name
@@ -39,21 +39,22 @@ def check_tokens() -> None:
         rng = random.Random(5)
         for length in 1, 7, 150:  # 150: more than is read at once
             prompt = [rng.randrange(shape.vocab) for _ in range(length)]
-            expected, lead = llama.Llama(folder).generate(prompt, 40)
-            # Closer than that, rounding (of fp16 on a GPU) could choose another token and the comparison would mean nothing.
-            assert lead > (1e-4 if DEVICE == "cpu" else 5e-3), f"{name}, prompt of {length}: lead {lead}: choose another seed"
+            expected, leads = llama.Llama(folder).generate(prompt, 40)
+            # Where the lead is less, rounding (on a GPU of fp16) may choose another token: the comparison ends there.
+            sure = next((i for i, lead in enumerate(leads) if lead < (1e-4 if DEVICE == "cpu" else 0.02)), 40)
+            assert sure == 40 or DEVICE != "cpu", f"{name}, prompt of {length}: leads {leads}: choose another seed"
             output = run(folder, "--prompt-ids", ",".join(map(str, prompt)), "--tokens", "40", "--ids").stdout
             got = ids(output.splitlines()[1])
-            assert got == expected, f"{name}, prompt of {length}: {got} instead of {expected}"
+            assert len(got) == 40 and got[:sure] == expected[:sure], f"{name}, prompt of {length}: {got} instead of {expected}"
             assert len(set(expected)) > 5, "the model repeats itself: the test would not see much"
-            print(f"{name}, prompt of {length}: 40 tokens agree, least lead {lead:.1e}")
+            print(f"{name}, prompt of {length}: {sure} tokens agree, least lead {min(leads):.1e}")
 
 
 def make_tokenizer(folder: pathlib.Path, rules: list[dict], pairs_as_text: bool, before: bool) -> tuple[dict, list]:
     """Merges that were learned from a few words, in the manner of BPE's training."""
     vocab = {STAND_INS[b]: b for b in range(256)}
     merges: list[tuple[str, str]] = []
-    sample = "the theatre of the thermal 123 1234 don't we'll él naïve 東京東京 \n\n  \t the  other then that ".encode()
+    sample = "the theatre of the thermal 123 1234 don't we'll él naïve 東京東京 \n\n  \t the  other then that 34 34 34 34 34 34".encode()
     words = [STAND_INS[b] for b in sample]
     for _ in range(60):
         counts: dict = {}

@@ -76,7 +76,7 @@ class Shape:
     intermediate: int = 160
     heads: int = 4
     kv_heads: int = 2
-    head_dim: int = 16
+    head_dim: int = 32
     vocab: int = 512
     group: int = 32
     act_order: bool = True
@@ -192,15 +192,15 @@ class Llama:
         head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
         return head @ norm(x, "model.norm")
 
-    def generate(self, prompt: list[int], count: int) -> tuple[list[int], float]:
-        """The likeliest tokens, and the least lead of one over the next likely, in units of the logits' spread."""
-        tokens, lead = [], np.inf
+    def generate(self, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
+        """The likeliest tokens, and the lead of each over the next likely, in units of the logits' spread."""
+        tokens, leads = [], []
         for token in prompt[:-1]:
             self.logits(token)
         token = prompt[-1]
         for _ in range(count):
             logits = self.logits(token)
             token = int(np.argmax(logits))
-            lead = min(lead, float(logits[token] - np.partition(logits, -2)[-2]) / float(logits.std()))
+            leads.append(float(logits[token] - np.partition(logits, -2)[-2]) / float(logits.std()))
             tokens.append(token)
-        return tokens, lead
+        return tokens, leads
