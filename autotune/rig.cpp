@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "autotune/statistics.hpp"
+#include "autotune/stopwatch.hpp"
 #include "runtime/runtime.hpp"
 
 namespace q4::autotune {
@@ -91,7 +92,7 @@ std::unique_ptr<Variant> Rig::prepare_dense(std::int64_t m, std::unique_ptr<Vari
   const auto [k, n] = std::pair(workload_.problem().k, workload_.problem().n);
   auto variant = std::make_unique<Variant>();
   const DType type = dense_type(m);
-  variant->dense = backend_->dense(k, n, m, type);
+  variant->dense = dense_blas(backend_, k, n, m, type);
   if (!variant->dense) return nullptr;
   if (previous) variant->dense_weights = std::move(previous->dense_weights);
   const std::size_t size = size_of(type);
@@ -117,7 +118,7 @@ std::unique_ptr<Variant> Rig::prepare_dense(std::int64_t m, std::unique_ptr<Vari
 
 DType Rig::dense_type(std::int64_t m) const {
   const DType type = workload_.activation();
-  return backend_->dense(workload_.problem().k, workload_.problem().n, m, type) ? type : DType::kF32;
+  return dense_blas(backend_, workload_.problem().k, workload_.problem().n, m, type) ? type : DType::kF32;
 }
 
 void Rig::touch() const {
@@ -187,7 +188,8 @@ double Rig::replay(Variant& variant, std::int64_t m) const {
   if (replay_us > kSampleUs) std::this_thread::sleep_for(std::chrono::microseconds(static_cast<int>(2 * replay_us)));
   const int runs = variant.estimate_us > 0 ? std::clamp(static_cast<int>(kSampleUs / replay_us), 1, int{kMostReplays})
                                            : int{kFirstReplays};
-  const auto times = backend_->measure(
+  const auto times = time_runs(
+      *backend_,
       [&](void* stream) {
         for (std::size_t i = 0; i < nodes; ++i) launch(variant, i % variant.copies(), stream, m);
       },
@@ -198,7 +200,8 @@ double Rig::replay(Variant& variant, std::int64_t m) const {
 double Rig::call(Variant& variant, std::int64_t m) const {
   const int runs =
       variant.estimate_us > 0 ? std::clamp(static_cast<int>(kSampleUs / variant.estimate_us), 1, int{kMostCalls}) : 1;
-  return median(backend_->measure(
+  return median(time_runs(
+      *backend_,
       [&](void* stream) {
         variant.next = (variant.next + 1) % variant.copies();
         launch(variant, variant.next, stream, m);

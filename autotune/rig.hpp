@@ -7,6 +7,7 @@
 #include <q4/matmul.hpp>
 #include <vector>
 
+#include "autotune/dense.hpp"
 #include "autotune/workload.hpp"
 #include "runtime/backends/backend.hpp"
 
@@ -28,7 +29,7 @@ struct Variant {
   std::vector<MatmulPlan> plans;
   DeviceMemory workspace;  ///< on the CPU, of all plans, which run one after the other; on a GPU each has its own
   /// Instead of plans: the dense BLAS and its own weights, for comparison.
-  DeviceBackend::Dense dense;
+  Dense dense;
   std::vector<DeviceMemory> dense_weights;
   DeviceMemory dense_x, dense_out;  ///< of their own where the dense type is wider
   std::size_t copies() const { return dense ? dense_weights.size() : plans.size(); }
@@ -45,7 +46,7 @@ class Rig {
   std::size_t copies() const { return matrices_.size(); }
   std::size_t cold_bytes() const { return copies() * matrices_.front().bytes(); }
   bool gpu() const { return backend_->info().device.kind != BackendKind::kCpu; }
-  DeviceBackend& backend() const { return *backend_; }
+  const std::shared_ptr<DeviceBackend>& backend() const { return backend_; }
 
   /// A plan of one copy; for asking what there is.
   MatmulPlan plan(const PlanOptions& options) const { return plan(options, runtime_); }

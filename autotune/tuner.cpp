@@ -58,7 +58,7 @@ class ShapeTuner {
 
   Tuned run() {
     auto& record = tuned_.record;
-    record.key = key_of(rig_->backend().info(), tuning_digest(rig_->backend().kernels_digest()), problem_,
+    record.key = key_of(rig_->backend()->info(), tuning_digest(rig_->backend()->kernels_digest()), problem_,
                         options_.activation, options_.policy);
     if (options_.compile_only) {
       space_->compile_ahead(

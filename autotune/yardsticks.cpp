@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "autotune/read_floor.hpp"
 #include "autotune/statistics.hpp"
 #include "runtime/base/check.hpp"
 
@@ -27,7 +28,7 @@ Yardsticks::Yardsticks(const Rig& rig, const Problem& problem, DType activation,
 void Yardsticks::measure_floor(TuningRecord& record) const {
   constexpr double kBuffers = 5;  // it writes four times the bytes and reads them, each faster than they are packed
   if (!rig_.gpu() && seconds_left_() <= kBuffers * setup_s_) return;
-  const double us = rig_.backend().read_floor_us(static_cast<std::size_t>(problem_.bytes(0)));
+  const double us = read_floor_us(rig_.backend(), static_cast<std::size_t>(problem_.bytes(0)));
   record.floor_us = record.floor_us > 0 ? std::min(record.floor_us, us) : us;
 }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <string>
 
+#include "autotune/stopwatch.hpp"
 #include "checkpoint_maker.hpp"
 #include "interpreted.hpp"
 #include "paths.hpp"
@@ -122,9 +123,9 @@ TEST_CASE("interpreted: AWQ tensors, a graph, column_remap, and what the backend
   auto backend = interpreted().impl().open(info->device);
   const DeviceMemory device_x(backend, x.bytes()), device_out(backend, out.bytes());
   backend->copy(device_x.get(), x.data(), x.bytes(), CopyKind::kToDevice);
-  CHECK(
-      backend->measure([&](void* stream) { plan.run({stream}, {device_x.get()}, {device_out.get()}, 1); }, 2).size() ==
-      2);
+  CHECK(autotune::time_runs(
+            *backend, [&](void* stream) { plan.run({stream}, {device_x.get()}, {device_out.get()}, 1); }, 2)
+            .size() == 2);
   backend->copy(out.data(), device_out.get(), out.bytes(), CopyKind::kToHost);
   CHECK(relative_error(out, product(x, unpack(awq.tensors()))) <= tolerance(DType::kF16));
 

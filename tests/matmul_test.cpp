@@ -5,6 +5,7 @@
 #include <cstring>
 #include <thread>
 
+#include "autotune/stopwatch.hpp"
 #include "on_device.hpp"
 
 using namespace q4;
@@ -241,8 +242,9 @@ TEST_CASE("matmul: a workspace of the caller serves as well, and graphs replay")
     backend->copy(device_x.get(), x.data(), x.bytes(), CopyKind::kToDevice);
     backend->copy(device_out.get(), out.data(), out.bytes(), CopyKind::kToDevice);
     backend->fill(workspace.get(), 0, plan.workspace_bytes() + 1);
-    const auto times = backend->measure(
-        [&](void* stream) { plan.run({stream}, {device_x.get()}, {device_out.get()}, 80, workspace.get()); }, 3);
+    const auto times = autotune::time_runs(
+        *backend, [&](void* stream) { plan.run({stream}, {device_x.get()}, {device_out.get()}, 80, workspace.get()); },
+        3);
     CHECK(times.size() == 3);
     for (const double us : times) CHECK(us > 0);
     backend->copy(out.data(), device_out.get(), out.bytes(), CopyKind::kToHost);

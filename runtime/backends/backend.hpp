@@ -72,6 +72,14 @@ class PlanBackend {
 
 enum class CopyKind { kToDevice, kToHost, kOnDevice };
 
+/// Work captured into a graph, for who measures it. Must not outlive its device.
+class CapturedWork {
+ public:
+  virtual ~CapturedWork() = default;
+  /// Runs it once between two events and waits: the microseconds between them.
+  virtual double replay() = 0;
+};
+
 /// One open device. Thread-safe. `stream` arguments are native handles, null: the default stream.
 class DeviceBackend {
  public:
@@ -90,16 +98,9 @@ class DeviceBackend {
   virtual bool ready(std::string& problem) = 0;
   /// Whether kernels of this device can use `memory`; else `problem` says what it is.
   virtual bool reachable(const void* memory, std::string& problem) const = 0;
-  /// Times `work` (which launches on the stream it is given): each element is one run's microseconds. On a GPU the work
-  /// is captured once into a graph and replayed between events; on the CPU it is called.
-  virtual std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) = 0;
-  /// Microseconds that a kernel needs to read `bytes` of cold memory and nothing else, as measure() times it; 0:
-  /// unknown.
-  virtual double read_floor_us(std::size_t bytes) = 0;
-  /// out[m, n] = x[m, k] @ w[k, n] by the BLAS, all dense, contiguous and of this type: what q4-bench compares with.
-  /// Null where there is no BLAS for it.
-  using Dense = std::function<void(void* stream, const void* x, const void* w, void* out)>;
-  virtual Dense dense(std::int64_t /*k*/, std::int64_t /*n*/, std::int64_t /*m*/, DType /*type*/) { return {}; }
+  /// What `work` launches on the stream that it is given, which nothing executes yet. Null where there are no graphs:
+  /// calling the work is all there is.
+  virtual std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& /*work*/) { return nullptr; }
 
   virtual std::unique_ptr<PackedMatrix> pack(const MatrixSource& source) = 0;
   /// `matrix` is one of pack()'s, and remembers the shape. `tuned` may be null.

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "kernels/read.h"
 #include "runtime/base/check.hpp"
 #include "runtime/choose/defaults/remap.hpp"
 #include "runtime/choose/sources.hpp"
@@ -63,64 +62,6 @@ void GpuDevice::column_remap(void* stream, const void* x, std::int64_t x_stride,
   shape.threads = choose::remap_threads(false);
   driver_->launch(*function, shape, stream, parameters);
   if (uploaded.get()) driver_->synchronize();
-}
-
-double GpuDevice::read_floor_us(std::size_t bytes) {
-  constexpr int kRuns = 15;
-  const std::size_t piece = (bytes + 255) / 256 * 256;
-  const std::size_t copies =
-      std::max<std::size_t>(2, 5 * info().l2_bytes / piece + 1);  // each is cold when its turn comes
-  const Buffer data(driver_, copies * piece + 256);
-  driver_->fill(data.get(), 0x5a, copies * piece);
-  double best = 0;
-  for (const int threads : {256, 512, 1024})
-    for (const int loads : {4, 8, 16})
-      for (const int blocks_per_unit : {1, 2, 4}) {
-        if (threads * blocks_per_unit > 2048) continue;
-        std::shared_ptr<const Function> function;
-        try {
-          function = kernels_.get(choose::read_source(threads, loads));
-        } catch (const Error& error) {
-          if (error.code() != ErrorCode::kNotFound) throw;
-          return 0;  // not prebuilt: no plan needs it
-        }
-        LaunchShape shape;
-        shape.blocks = static_cast<std::int64_t>(info().compute_units) * blocks_per_unit, shape.threads = threads;
-        auto times = driver_->measure(
-            [&](void* stream) {
-              for (std::size_t copy = 0; copy < copies; ++copy) {
-                ReadArgs args{data.as<const u8>() + copy * piece, static_cast<i64>(bytes / 16 * 16),
-                              reinterpret_cast<u32*>(data.as<u8>() + copies * piece)};
-                void* parameters[] = {&args};
-                driver_->launch(*function, shape, stream, parameters);
-              }
-            },
-            kRuns);
-        std::sort(times.begin(), times.end());
-        const double us = times[kRuns / 2] / static_cast<double>(copies);
-        if (best == 0 || us < best) best = us;
-      }
-  return best;
-}
-
-GpuDevice::Dense GpuDevice::dense(std::int64_t k, std::int64_t n, std::int64_t m, DType type) {
-  if (type != DType::kF16 && type != DType::kBF16) return {};
-  std::shared_ptr<const Gemm> gemm;
-  try {
-    gemm = driver_->gemm({n, k, m, type == DType::kBF16, false});
-  } catch (const Error& error) {
-    if (error.code() == ErrorCode::kUnsupported) return {};
-    throw;
-  }
-  struct State {  // destroyed from the last to the first
-    std::shared_ptr<Driver> driver;
-    Buffer space;
-    std::shared_ptr<const Gemm> gemm;
-  };
-  auto state = std::make_shared<const State>(State{driver_, Buffer(driver_, gemm->workspace_bytes()), std::move(gemm)});
-  return [=](void* stream, const void* x, const void* w, void* out) {
-    state->gemm->run(stream, m, x, k, w, n, out, n, nullptr, state->space.get());
-  };
 }
 
 std::string GpuDevice::kernels_digest() const { return choose::kernel_digests(); }

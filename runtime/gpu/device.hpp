@@ -34,11 +34,12 @@ class GpuDevice : public DeviceBackend {
   bool reachable(const void* memory, std::string& problem) const override {
     return driver_->reachable(memory, problem);
   }
-  std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) override {
-    return driver_->measure(work, runs);
+  std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& work) override {
+    return driver_->capture(work);
   }
-  double read_floor_us(std::size_t bytes) override;
-  Dense dense(std::int64_t k, std::int64_t n, std::int64_t m, DType type) override;
+  /// For launches that are no multiplication: what the tuner compares with.
+  const std::shared_ptr<Driver>& driver() const { return driver_; }
+  Kernels& kernels() { return kernels_; }
   std::unique_ptr<PackedMatrix> pack(const MatrixSource& source) override;
   std::unique_ptr<PlanBackend> plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
                                     const TuningRecord* tuned) override;

@@ -68,7 +68,7 @@ class Driver {
   virtual void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) = 0;
   virtual void fill(void* memory, int byte, std::size_t bytes) = 0;
   virtual void synchronize() = 0;
-  virtual std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) = 0;
+  virtual std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& work) = 0;
   /// Whether `memory` can be used by kernels on this device: a pointer of this device, managed or registered memory.
   /// Else `problem` says what it is. Costs well under a microsecond and is allowed during capture.
   virtual bool reachable(const void* memory, std::string& problem) const = 0;

@@ -3,8 +3,10 @@
 
 #include <deque>
 
+#include "autotune/read_floor.hpp"
 #include "autotune/rig.hpp"
 #include "autotune/statistics.hpp"
+#include "autotune/stopwatch.hpp"
 
 namespace q4::tools {
 
@@ -30,7 +32,8 @@ ChainResult run_chain(const Runtime& runtime, Device device, const std::vector<a
       options.max_m = m, options.activation = activation, options.overlap_previous = overlap;
       variants.push_back(rig.prepare(options));
     }
-    const auto times = rigs.front().backend().measure(
+    const auto times = autotune::time_runs(
+        *rigs.front().backend(),
         [&](void* stream) {
           for (std::int64_t layer = 0; layer < layers; ++layer)
             for (std::size_t i = 0; i < rigs.size(); ++i)
@@ -41,8 +44,8 @@ ChainResult run_chain(const Runtime& runtime, Device device, const std::vector<a
   }
   // Long enough that the read's beginning and end do not count; the CPU's takes four times the memory.
   const std::size_t read_bytes = std::size_t{1} << (rigs.front().gpu() ? 30 : 26);
-  result.read_only_us = rigs.front().backend().read_floor_us(read_bytes) * static_cast<double>(result.bytes) /
-                        static_cast<double>(read_bytes);
+  result.read_only_us = autotune::read_floor_us(rigs.front().backend(), read_bytes) *
+                        static_cast<double>(result.bytes) / static_cast<double>(read_bytes);
   return result;
 }
 

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "autotune/read_floor.hpp"
 #include "runtime/backends/cpu/blas.hpp"
 #include "runtime/backends/cpu/kernels.hpp"
 #include "runtime/backends/cpu/thread_pool.hpp"
@@ -135,14 +136,14 @@ double blas_rate() {
 
 }  // namespace
 
-CpuCeilings measure_cpu_ceilings(DeviceBackend& backend) {
+CpuCeilings measure_cpu_ceilings(const std::shared_ptr<DeviceBackend>& backend) {
   CpuCeilings result;
   constexpr std::size_t kBytes = std::size_t(48) << 20;
-  result.read_gbps = double(kBytes) / backend.read_floor_us(kBytes) / 1e3;
-  cpu::ThreadPool pool(backend.info().compute_units);
+  result.read_gbps = double(kBytes) / autotune::read_floor_us(backend, kBytes) / 1e3;
+  cpu::ThreadPool pool(backend->info().compute_units);
   result.barrier_us = barrier_us(pool);
 #if defined(__x86_64__)
-  const auto runs = [most = backend.info().arch](const char* isa) { return tools::runs(isa, most); };
+  const auto runs = [most = backend->info().arch](const char* isa) { return tools::runs(isa, most); };
   result.fp32 = rate(pool, runs("avx512") ? Loop{fma512, 32.0 * kSums}
                            : runs("avx2") ? Loop{fma256, 16.0 * kSums}
                                           : Loop{muladd128, 8.0 * kSums});

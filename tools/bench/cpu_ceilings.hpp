@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <q4/matmul.hpp>
 #include <string>
 
@@ -36,6 +37,6 @@ struct CpuCeilings {
 };
 
 /// Takes about half a second. `backend` is the CPU's.
-CpuCeilings measure_cpu_ceilings(DeviceBackend& backend);
+CpuCeilings measure_cpu_ceilings(const std::shared_ptr<DeviceBackend>& backend);
 
 }  // namespace q4::tools

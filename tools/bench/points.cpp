@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "autotune/read_floor.hpp"
 #include "runtime/base/check.hpp"
 #include "tools/bench/onednn.hpp"
 #include "tools/bench/timed.hpp"
@@ -118,7 +119,8 @@ void measure_points(const Runtime& runtime, Device device, const std::vector<Pro
     const Rig rig(runtime, device, workload, options.m.back(), 5);
     const bool cpu = !rig.gpu();
     if (cpu) run.ceilings.merge(measure_cpu_ceilings(rig.backend()));
-    const double floor_us = cpu ? 0 : rig.backend().read_floor_us(static_cast<std::size_t>(problem.bytes(0)));
+    const double floor_us =
+        cpu ? 0 : autotune::read_floor_us(rig.backend(), static_cast<std::size_t>(problem.bytes(0)));
     const std::size_t first = run.points.size();
     for (std::size_t i = 0; i < options.m.size() && !interrupted(); ++i) {
       const std::int64_t m = options.m[i];

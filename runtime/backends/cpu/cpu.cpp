@@ -4,8 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <string>
@@ -70,60 +68,6 @@ class CpuDevice final : public DeviceBackend {
   void synchronize() override {}
   bool ready(std::string&) override { return true; }
   bool reachable(const void*, std::string&) const override { return true; }
-
-  std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) override {
-    std::vector<double> times;
-    times.reserve(std::size_t(std::max(runs, 0)));
-    for (int i = 0; i < runs; ++i) {
-      const auto start = std::chrono::steady_clock::now();
-      work(nullptr);
-      times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
-    }
-    return times;
-  }
-
-  /// Reads slices of a buffer that comes round as seldom as the weights that q4-bench rotates: the best of a few.
-  double read_floor_us(std::size_t bytes) override {
-    if (bytes == 0) return 0;
-    constexpr std::size_t kMost = std::size_t(192) << 20;  // as there: a last cache may be a whole host's
-    const std::size_t size = std::max(std::min(3 * info_.l2_bytes, kMost), 4 * bytes) / bytes * bytes;
-    const Buffer buffer = make_buffer(ledger_, size, MemoryKind::kWorkspace);
-    constexpr std::size_t kPiece = std::size_t(1) << 16;
-    constexpr std::size_t kAhead = std::size_t(4) << 10;  // without its requests a plain loop reads at two thirds
-    pool_.run(std::int64_t((size + kPiece - 1) / kPiece), [&](std::int64_t piece, int) {
-      const std::size_t at = std::size_t(piece) * kPiece;
-      std::memset(buffer.get() + at, 1, std::min(kPiece, size - at));
-    });
-    double best = 0;
-    std::atomic<std::uint64_t> sum{0};
-    for (std::size_t slice = 0; slice < size; slice += bytes) {
-      const double us = measure(
-          [&](void*) {
-            pool_.run(std::int64_t((bytes + kPiece - 1) / kPiece), [&](std::int64_t piece, int) {
-              const std::size_t at = std::size_t(piece) * kPiece;
-              const auto* words = reinterpret_cast<const std::uint64_t*>(buffer.get() + slice / 8 * 8 + at);
-              const std::size_t count = std::min(kPiece, bytes - at) / 8;
-              std::uint64_t part = 0;
-              for (std::size_t line = 0; line < count; line += 8) {
-                __builtin_prefetch(words + line + kAhead / 8);
-                for (std::size_t i = line; i < std::min(line + 8, count); ++i) part += words[i];
-              }
-              sum.fetch_add(part, std::memory_order_relaxed);
-            });
-          },
-          1)[0];
-      if (best == 0 || us < best) best = us;
-    }
-    return best;
-  }
-
-  Dense dense(std::int64_t k, std::int64_t n, std::int64_t m, DType type) override {
-    if (type != DType::kF32 || !blas().available) return {};
-    return [k, n, m](void*, const void* x, const void* w, void* out) {
-      blas().multiply(m, n, k, static_cast<const float*>(x), k, static_cast<const float*>(w), n,
-                      static_cast<float*>(out), n);
-    };
-  }
 
   std::unique_ptr<PackedMatrix> pack(const MatrixSource& source) override { return cpu::pack(source, pool_, ledger_); }
   std::unique_ptr<PlanBackend> plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,

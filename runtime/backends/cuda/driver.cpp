@@ -1,9 +1,7 @@
-// Memory, launches and measuring on one GPU.
+// Memory and launches on one GPU.
 #include "runtime/backends/cuda/driver.hpp"
 
-#include <chrono>
-#include <thread>
-
+#include "runtime/backends/cuda/capture.hpp"
 #include "runtime/base/check.hpp"
 
 namespace q4::cuda {
@@ -12,13 +10,7 @@ namespace {
 constexpr int kAttributeRegisters = 82, kFunctionDynamicShared = 8;
 constexpr int kLaunchCluster = 4, kLaunchProgrammatic = 6;
 constexpr int kPointerMemoryType = 2, kPointerManaged = 8, kPointerOrdinal = 9;
-constexpr unsigned kNonBlocking = 1, kMemoryHost = 1;
-constexpr int kCaptureThreadLocal = 1;
-
-// measure() rests after work longer than this: see there.
-constexpr float kRestAfterMs = 0.5f;
-constexpr float kRestShare = 10;  // times as long as the work
-constexpr std::chrono::duration<float, std::milli> kRestMost{60};
+constexpr unsigned kMemoryHost = 1;
 
 DevicePointer address(const void* p) { return reinterpret_cast<DevicePointer>(p); }
 
@@ -143,47 +135,8 @@ void CudaDriver::synchronize() {
   api_->check(api_->context_synchronize(), "cuCtxSynchronize");
 }
 
-std::vector<double> CudaDriver::measure(const std::function<void(void* stream)>& work, int runs) {
-  const Current current(*api_, context_);
-  const auto ok = [&](Result result, const char* call) { api_->check(result, call); };
-  StreamHandle stream;
-  ok(api_->stream_create(&stream, kNonBlocking), "cuStreamCreate");
-  const std::shared_ptr<void> own_stream(stream, [&](void*) { api_->stream_destroy(stream); });
-  ok(api_->capture_begin(stream, kCaptureThreadLocal), "cuStreamBeginCapture");
-  Graph graph = nullptr;
-  try {
-    work(stream);
-  } catch (...) {
-    api_->capture_end(stream, &graph);
-    if (graph) api_->graph_destroy(graph);
-    throw;
-  }
-  ok(api_->capture_end(stream, &graph), "cuStreamEndCapture");
-  const std::shared_ptr<void> own_graph(graph, [&](void*) { api_->graph_destroy(graph); });
-  GraphExec exec;
-  ok(api_->graph_instantiate(&exec, graph, 0), "cuGraphInstantiate");
-  const std::shared_ptr<void> own_exec(exec, [&](void*) { api_->graph_exec_destroy(exec); });
-  EventHandle begin, end;
-  ok(api_->event_create(&begin, 0), "cuEventCreate");
-  const std::shared_ptr<void> own_begin(begin, [&](void*) { api_->event_destroy(begin); });
-  ok(api_->event_create(&end, 0), "cuEventCreate");
-  const std::shared_ptr<void> own_end(end, [&](void*) { api_->event_destroy(end); });
-
-  std::vector<double> times;
-  for (int run = -1; run < runs; ++run) {  // the first is not counted
-    ok(api_->event_record(begin, stream), "cuEventRecord");
-    ok(api_->graph_launch(exec, stream), "cuGraphLaunch");
-    ok(api_->event_record(end, stream), "cuEventRecord");
-    ok(api_->event_synchronize(end), "cuEventSynchronize");
-    float milliseconds = 0;
-    ok(api_->event_elapsed(&milliseconds, begin, end), "cuEventElapsedTime");
-    if (run >= 0) times.push_back(milliseconds * 1e3);
-    // Long work meets the power limit, and what runs next would pay for it: everything timed here starts rested.
-    if (milliseconds > kRestAfterMs)
-      std::this_thread::sleep_for(
-          std::min(kRestMost, kRestShare * std::chrono::duration<float, std::milli>(milliseconds)));
-  }
-  return times;
+std::unique_ptr<CapturedWork> CudaDriver::capture(const std::function<void(void* stream)>& work) {
+  return cuda::capture(api_, context_, work);
 }
 
 bool CudaDriver::reachable(const void* memory, std::string& problem) const {

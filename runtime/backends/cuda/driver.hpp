@@ -41,7 +41,7 @@ class CudaDriver : public gpu::Driver {
   void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) override;
   void fill(void* memory, int byte, std::size_t bytes) override;
   void synchronize() override;
-  std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) override;
+  std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& work) override;
   bool reachable(const void* memory, std::string& problem) const override;
   bool can_compile(std::string& problem) override;
   std::string compiler() override;

@@ -1,9 +1,7 @@
-// Memory, launches and measuring on one GPU of the HIP runtime.
+// Memory and launches on one GPU of the HIP runtime.
 #include "runtime/backends/hip/driver.hpp"
 
-#include <chrono>
-#include <thread>
-
+#include "runtime/backends/hip/capture.hpp"
 #include "runtime/base/check.hpp"
 
 namespace q4::hip {
@@ -11,12 +9,6 @@ namespace {
 
 constexpr int kToDevice = 1, kToHost = 2, kOnDevice = 3;
 constexpr int kPointerManaged = 8, kPointerOrdinal = 9;
-constexpr unsigned kNonBlocking = 1;
-constexpr int kCaptureThreadLocal = 1;
-
-// measure() rests after work longer than this, as on CUDA.
-constexpr float kRestAfterMs = 0.5f;
-constexpr std::chrono::milliseconds kRest{60};
 
 struct HipFunction : gpu::Function {
   std::shared_ptr<const Api> api;
@@ -87,44 +79,8 @@ void HipDriver::synchronize() {
   api_->check(api_->device_synchronize(), "hipDeviceSynchronize");
 }
 
-std::vector<double> HipDriver::measure(const std::function<void(void* stream)>& work, int runs) {
-  const Current current(*api_, ordinal());
-  const auto ok = [&](Result result, const char* call) { api_->check(result, call); };
-  StreamHandle stream;
-  ok(api_->stream_create(&stream, kNonBlocking), "hipStreamCreate");
-  const std::shared_ptr<void> own_stream(stream, [&](void*) { api_->stream_destroy(stream); });
-  ok(api_->capture_begin(stream, kCaptureThreadLocal), "hipStreamBeginCapture");
-  Graph graph = nullptr;
-  try {
-    work(stream);
-  } catch (...) {
-    api_->capture_end(stream, &graph);
-    if (graph) api_->graph_destroy(graph);
-    throw;
-  }
-  ok(api_->capture_end(stream, &graph), "hipStreamEndCapture");
-  const std::shared_ptr<void> own_graph(graph, [&](void*) { api_->graph_destroy(graph); });
-  GraphExec exec;
-  ok(api_->graph_instantiate(&exec, graph, nullptr, nullptr, 0), "hipGraphInstantiate");
-  const std::shared_ptr<void> own_exec(exec, [&](void*) { api_->graph_exec_destroy(exec); });
-  EventHandle begin, end;
-  ok(api_->event_create(&begin), "hipEventCreate");
-  const std::shared_ptr<void> own_begin(begin, [&](void*) { api_->event_destroy(begin); });
-  ok(api_->event_create(&end), "hipEventCreate");
-  const std::shared_ptr<void> own_end(end, [&](void*) { api_->event_destroy(end); });
-
-  std::vector<double> times;
-  for (int run = -1; run < runs; ++run) {  // the first is not counted
-    ok(api_->event_record(begin, stream), "hipEventRecord");
-    ok(api_->graph_launch(exec, stream), "hipGraphLaunch");
-    ok(api_->event_record(end, stream), "hipEventRecord");
-    ok(api_->event_synchronize(end), "hipEventSynchronize");
-    float milliseconds = 0;
-    ok(api_->event_elapsed(&milliseconds, begin, end), "hipEventElapsedTime");
-    if (run >= 0) times.push_back(milliseconds * 1e3);
-    if (milliseconds > kRestAfterMs) std::this_thread::sleep_for(kRest);
-  }
-  return times;
+std::unique_ptr<CapturedWork> HipDriver::capture(const std::function<void(void* stream)>& work) {
+  return hip::capture(api_, ordinal(), work);
 }
 
 bool HipDriver::reachable(const void* memory, std::string& problem) const {

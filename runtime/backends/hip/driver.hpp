@@ -23,7 +23,7 @@ class HipDriver : public gpu::Driver {
   void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) override;
   void fill(void* memory, int byte, std::size_t bytes) override;
   void synchronize() override;
-  std::vector<double> measure(const std::function<void(void* stream)>& work, int runs) override;
+  std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& work) override;
   bool reachable(const void* memory, std::string& problem) const override;
   bool can_compile(std::string& problem) override { return compiler_->knows(info_.arch, problem); }
   std::string compiler() override { return compiler_->identity(info_.arch); }
