@@ -19,10 +19,10 @@ Dense of_gpu(const std::shared_ptr<gpu::Driver>& driver, std::int64_t k, std::in
   }
   struct State {  // destroyed from the last to the first
     std::shared_ptr<gpu::Driver> driver;
-    gpu::Buffer space;
+    Buffer space;
     std::shared_ptr<const gpu::Gemm> gemm;
   };
-  gpu::Buffer space(driver, gemm->workspace_bytes());
+  Buffer space(driver, gemm->workspace_bytes());
   auto state = std::make_shared<const State>(State{driver, std::move(space), std::move(gemm)});
   return [=](void* stream, const void* x, const void* w, void* out) {
     state->gemm->run(stream, m, x, k, w, n, out, n, nullptr, state->space.get());

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <cstring>
 
-#include "autotune/rig.hpp"
 #include "autotune/statistics.hpp"
 #include "autotune/stopwatch.hpp"
 #include "kernels/read.h"
@@ -23,7 +22,7 @@ double of_gpu(gpu::GpuDevice& device, std::size_t bytes) {
   const DeviceInfo& info = device.info();
   const std::size_t piece = (bytes + 255) / 256 * 256;
   const std::size_t copies = std::max<std::size_t>(2, 5 * info.l2_bytes / piece + 1);  // each is cold in its turn
-  const gpu::Buffer data(device.driver(), copies * piece + 256);
+  const Buffer data(device.driver(), copies * piece + 256);
   driver.fill(data.get(), 0x5a, copies * piece);
   double best = 0;
   for (const int threads : {256, 512, 1024})
@@ -71,8 +70,8 @@ double of_cpu(const std::shared_ptr<DeviceBackend>& device, std::size_t bytes) {
   if (bytes == 0) return 0;
   constexpr std::size_t kMost = std::size_t{192} << 20;  // as there: a last cache may be a whole host's
   const std::size_t size = std::max(std::min(3 * device->info().l2_bytes, kMost), 4 * bytes) / bytes * bytes;
-  const DeviceMemory memory(device, size);
-  auto* const data = static_cast<std::byte*>(memory.get());
+  const Buffer memory(device, size);
+  auto* const data = memory.as<std::byte>();
   cpu::ThreadPool pool(device->info().compute_units);
   const auto tasks = [](std::size_t count) { return static_cast<std::int64_t>((count + kPiece - 1) / kPiece); };
   pool.run(tasks(size), [&](std::int64_t task, int) {

@@ -30,25 +30,22 @@ constexpr double kLongReplayUs = 20000;  // replays are cut to fewer copies beyo
 
 }  // namespace
 
-DeviceMemory::DeviceMemory(std::shared_ptr<DeviceBackend> device, std::size_t bytes)
-    : memory_(device->allocate(bytes), [device](void* memory) { device->release(memory); }) {}
-
 Rig::Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s, bool cold)
     : runtime_(runtime), device_(device), workload_(workload), backend_(runtime.impl().open(device)), max_m_(max_m) {
   add_copies(setup_s, cold);
   fill_x(max_m);
   const std::size_t size = size_of(workload.activation());
-  out_ = DeviceMemory(backend_, static_cast<std::size_t>(max_m * workload.problem().n) * size);
+  out_ = Buffer(backend_, static_cast<std::size_t>(max_m * workload.problem().n) * size);
 }
 
 void Rig::add_copies(double setup_s, bool cold) {
   const auto start = Clock::now();
   const DeviceInfo& info = backend_->info();
   GptqTensors tensors = workload_.tensors();
-  DeviceMemory codes;
+  Buffer codes;
   if (gpu()) {  // uploaded once, repacked on the device for each copy
     const auto bytes = static_cast<std::size_t>(tensors.qweight.rows * tensors.qweight.cols) * 4;
-    codes = DeviceMemory(backend_, bytes);
+    codes = Buffer(backend_, bytes);
     backend_->copy(codes.get(), tensors.qweight.data, bytes, CopyKind::kToDevice);
     tensors.qweight.data = codes.get();
     tensors.qweight.device = device_;
@@ -64,7 +61,7 @@ void Rig::add_copies(double setup_s, bool cold) {
 
 void Rig::fill_x(std::int64_t rows) {
   const std::size_t row_bytes = static_cast<std::size_t>(workload_.problem().k) * size_of(workload_.activation());
-  x_ = DeviceMemory(backend_, static_cast<std::size_t>(rows) * row_bytes);
+  x_ = Buffer(backend_, static_cast<std::size_t>(rows) * row_bytes);
   for (std::int64_t r = 0; r < rows; r += workload_.period()) {
     const auto count = static_cast<std::size_t>(std::min(workload_.period(), rows - r));
     backend_->copy(static_cast<std::byte*>(x_.get()) + static_cast<std::size_t>(r) * row_bytes, workload_.x().data(),
@@ -79,7 +76,7 @@ std::unique_ptr<Variant> Rig::prepare(const PlanOptions& options) const {
   variant->plans.push_back(plan(shared));
   const std::size_t workspace = std::max<std::size_t>(variant->plans.front().workspace_bytes(), 1);
   if (!shared.own_workspace) {
-    variant->workspace = DeviceMemory(backend_, workspace);
+    variant->workspace = Buffer(backend_, workspace);
     backend_->fill(variant->workspace.get(), 0, workspace);
   }
   const std::size_t fit = shared.own_workspace ? backend_->info().memory_bytes / 8 / workspace : copies();
@@ -100,15 +97,15 @@ std::unique_ptr<Variant> Rig::prepare_dense(std::int64_t m, std::unique_ptr<Vari
   const auto x = workload_.x_as(type);  // weights take their values from x: dense, normal, right type
   const std::size_t piece = std::min(x.size(), bytes);
   if (type != workload_.activation()) {
-    variant->dense_x = DeviceMemory(backend_, static_cast<std::size_t>(m * k) * size);
-    variant->dense_out = DeviceMemory(backend_, static_cast<std::size_t>(m * n) * size);
+    variant->dense_x = Buffer(backend_, static_cast<std::size_t>(m * k) * size);
+    variant->dense_out = Buffer(backend_, static_cast<std::size_t>(m * n) * size);
     for (std::int64_t r = 0; r < m; ++r)
       backend_->copy(static_cast<std::byte*>(variant->dense_x.get()) + static_cast<std::size_t>(r * k) * size, x.data(),
                      static_cast<std::size_t>(k) * size, CopyKind::kToDevice);
   }
   const std::size_t enough = std::max(cold_bytes(), gpu() ? 2 * bytes : bytes);
   while (variant->dense_weights.size() * bytes < enough) {
-    const DeviceMemory& weights = variant->dense_weights.emplace_back(backend_, bytes);
+    const Buffer& weights = variant->dense_weights.emplace_back(backend_, bytes);
     for (std::size_t at = 0; at < bytes; at += piece)
       backend_->copy(static_cast<std::byte*>(weights.get()) + at, x.data(), std::min(piece, bytes - at),
                      CopyKind::kToDevice);

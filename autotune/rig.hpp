@@ -13,25 +13,14 @@
 
 namespace q4::autotune {
 
-/// Device memory, released at the end of its life.
-class DeviceMemory {
- public:
-  DeviceMemory() = default;
-  DeviceMemory(std::shared_ptr<DeviceBackend> device, std::size_t bytes);
-  void* get() const { return memory_.get(); }
-
- private:
-  std::shared_ptr<void> memory_;
-};
-
 /// One tactic, prepared over the weight copies.
 struct Variant {
   std::vector<MatmulPlan> plans;
-  DeviceMemory workspace;  ///< on the CPU, of all plans, which run one after the other; on a GPU each has its own
+  Buffer workspace;  ///< on the CPU, of all plans, which run one after the other; on a GPU each has its own
   /// Instead of plans: the dense BLAS and its own weights, for comparison.
   Dense dense;
-  std::vector<DeviceMemory> dense_weights;
-  DeviceMemory dense_x, dense_out;  ///< of their own where the dense type is wider
+  std::vector<Buffer> dense_weights;
+  Buffer dense_x, dense_out;  ///< of their own where the dense type is wider
   std::size_t copies() const { return dense ? dense_weights.size() : plans.size(); }
   std::size_t next = 0;    ///< the copy that the next run on the CPU reads
   double estimate_us = 0;  ///< of one run, from the last sample
@@ -92,7 +81,7 @@ class Rig {
   std::shared_ptr<DeviceBackend> backend_;
   std::int64_t max_m_;
   std::vector<QuantizedMatrix> matrices_;
-  DeviceMemory x_, out_;
+  Buffer x_, out_;
 };
 
 }  // namespace q4::autotune

@@ -39,7 +39,7 @@ QuantizedMatrix QuantizedMatrix::from_gptq(const Runtime& runtime, Device device
   check(options.storage <= Storage::kReuse, "QuantizedMatrix::from_gptq: storage = {} is not a value of Storage",
         static_cast<int>(options.storage));
   const auto backend = runtime.impl().open(device);
-  CheckedSource checked = check_gptq(*backend, tensors, "QuantizedMatrix::from_gptq");
+  CheckedSource checked = check_gptq(backend, tensors, "QuantizedMatrix::from_gptq");
   checked.source.scratch_bytes = options.scratch_bytes;
   if (options.storage == Storage::kReuse) checked.source.reuse = const_cast<void*>(tensors.qweight.data);
   QuantizedMatrix matrix;
@@ -67,14 +67,14 @@ void QuantizedMatrix::update(const GptqTensors& tensors, Stream stream) {
   constexpr const char* kCall = "QuantizedMatrix::update";
   const auto& m = require(*this, kCall);
   check(!m.awq, "{}: the tensors are in GPTQ's layout, the matrix was made of AWQ's: load it as another matrix", kCall);
-  impl_->update(check_gptq(*m.device, tensors, kCall), stream.native, kCall);
+  impl_->update(check_gptq(m.device, tensors, kCall), stream.native, kCall);
 }
 
 void QuantizedMatrix::update(const AwqTensors& tensors, Stream stream) {
   constexpr const char* kCall = "QuantizedMatrix::update";
   const auto& m = require(*this, kCall);
   check(m.awq, "{}: the tensors are in AWQ's layout, the matrix was made of GPTQ's: load it as another matrix", kCall);
-  impl_->update(check_awq(*m.device, tensors, kCall), stream.native, kCall);
+  impl_->update(check_awq(m.device, tensors, kCall), stream.native, kCall);
 }
 
 void QuantizedMatrix::restore() {
@@ -89,7 +89,7 @@ bool QuantizedMatrix::in_place() const { return require(*this, "QuantizedMatrix:
 QuantizedMatrix QuantizedMatrix::from_awq(const Runtime& runtime, Device device, const AwqTensors& tensors) {
   const auto backend = runtime.impl().open(device);
   QuantizedMatrix matrix;
-  matrix.impl_ = make(runtime, backend, check_awq(*backend, tensors, "QuantizedMatrix::from_awq"));
+  matrix.impl_ = make(runtime, backend, check_awq(backend, tensors, "QuantizedMatrix::from_awq"));
   return matrix;
 }
 

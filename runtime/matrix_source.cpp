@@ -17,7 +17,7 @@ constexpr std::int64_t kLargest = INT32_MAX;
 /// The checks that every tensor gets. `call` is "QuantizedMatrix::from_gptq".
 class Reader {
  public:
-  Reader(const char* call, DeviceBackend& device) : call_(call), device_(device) {}
+  Reader(const char* call, std::shared_ptr<DeviceBackend> device) : call_(call), device_(std::move(device)) {}
 
   void check_view(const TensorView& view, const char* name, std::initializer_list<DType> types) const {
     std::string accepted;
@@ -37,11 +37,11 @@ class Reader {
     check(view.row_stride == -1 || (view.row_stride >= view.cols && view.row_stride <= kLargest),
           "{}: {} has row stride {} elements; it must be -1 (contiguous) or in [its columns = {}, {}]", call_, name,
           view.row_stride, view.cols, kLargest);
-    check(!on_device(view) || *view.device == device_.info().device,
+    check(!on_device(view) || *view.device == device_->info().device,
           "{}: {} is on {}; it must be on the host or on {}: copy it", call_, name,
-          view.device ? view.device->str() : "cpu", device_.info().device.str());
+          view.device ? view.device->str() : "cpu", device_->info().device.str());
     std::string problem;
-    check(!on_device(view) || !view.data || device_.reachable(view.data, problem),
+    check(!on_device(view) || !view.data || device_->reachable(view.data, problem),
           "{}: {} = {} is said to be on {} and is {}", call_, name, view.data, view.device ? view.device->str() : "",
           problem);
   }
@@ -57,7 +57,7 @@ class Reader {
     const auto copy = [&](std::size_t to, std::size_t at, std::size_t count) {
       if (count == 0) return;
       if (on_device(view))
-        device_.copy(out.data() + to, from + at, count, CopyKind::kToHost);
+        device_->copy(out.data() + to, from + at, count, CopyKind::kToHost);
       else
         std::memcpy(out.data() + to, from + at, count);
     };
@@ -100,11 +100,11 @@ class Reader {
       return;
     }
     const auto row = static_cast<std::size_t>(view.cols) * 4, stride = static_cast<std::size_t>(view.row_stride) * 4;
-    auto* memory = static_cast<std::uint8_t*>(device_.allocate(row * static_cast<std::size_t>(view.rows)));
-    to.device_codes = std::shared_ptr<void>(memory, [device = &device_](void* p) { device->release(p); });
+    to.device_codes = Buffer(device_, row * static_cast<std::size_t>(view.rows));
+    auto* const memory = to.device_codes.as<std::uint8_t>();
     for (std::size_t r = 0; r < static_cast<std::size_t>(view.rows); ++r)
-      device_.copy(memory + r * row, static_cast<const std::uint8_t*>(view.data) + r * stride, row,
-                   CopyKind::kOnDevice);
+      device_->copy(memory + r * row, static_cast<const std::uint8_t*>(view.data) + r * stride, row,
+                    CopyKind::kOnDevice);
     to.source.qweight = reinterpret_cast<const std::uint32_t*>(memory);
   }
 
@@ -112,7 +112,7 @@ class Reader {
 
  private:
   const char* call_;
-  DeviceBackend& device_;
+  std::shared_ptr<DeviceBackend> device_;
 };
 
 /// `plain` receives one that means no act-order, as it is.
@@ -231,7 +231,7 @@ std::vector<std::uint8_t> unpack_zeros(const Reader& reader, const TensorView& q
 
 }  // namespace
 
-CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t, const char* call) {
+CheckedSource check_gptq(const std::shared_ptr<DeviceBackend>& device, const GptqTensors& t, const char* call) {
   const Reader reader(call, device);
   CheckedSource to;
   auto& s = to.source;
@@ -257,7 +257,7 @@ CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& t, const char
   return to;
 }
 
-CheckedSource check_awq(DeviceBackend& device, const AwqTensors& t, const char* call) {
+CheckedSource check_awq(const std::shared_ptr<DeviceBackend>& device, const AwqTensors& t, const char* call) {
   const Reader reader(call, device);
   CheckedSource to;
   auto& s = to.source;

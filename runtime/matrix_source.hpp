@@ -15,7 +15,7 @@ namespace q4 {
 struct CheckedSource {
   MatrixSource source;
   std::vector<std::uint8_t> host_codes;   ///< qweight, when it was strided or had to leave another memory
-  std::shared_ptr<void> device_codes;     ///< the same on the device
+  Buffer device_codes;                    ///< the same on the device
   std::vector<std::int32_t> plain_g_idx;  ///< g_idx, where it says no more than the group size does
   bool small_on_device = false;           ///< scales and qzeros stay where they are, on the device
   bool zeros_detected = false;
@@ -24,7 +24,7 @@ struct CheckedSource {
 };
 
 /// `call` is named in errors.
-CheckedSource check_gptq(DeviceBackend& device, const GptqTensors& tensors, const char* call);
-CheckedSource check_awq(DeviceBackend& device, const AwqTensors& tensors, const char* call);
+CheckedSource check_gptq(const std::shared_ptr<DeviceBackend>& device, const GptqTensors& tensors, const char* call);
+CheckedSource check_awq(const std::shared_ptr<DeviceBackend>& device, const AwqTensors& tensors, const char* call);
 
 }  // namespace q4

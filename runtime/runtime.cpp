@@ -231,7 +231,7 @@ CacheCounters Runtime::cache_counters() const { return impl_->cache().counters()
 
 std::vector<MemoryUse> Runtime::memory() const {
   std::vector<MemoryUse> all;
-  for (const auto& device : impl_->opened()) all.push_back(device->memory());
+  for (const auto& device : impl_->opened()) all.push_back(device->ledger().use());
   return all;
 }
 

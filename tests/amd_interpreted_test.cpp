@@ -121,7 +121,7 @@ TEST_CASE("interpreted: AWQ tensors, a graph, column_remap, and what the backend
   const HostRows x = random_rows(DType::kF16, 1, 256);
   HostRows out(DType::kF16, 1, 64);
   auto backend = interpreted().impl().open(info->device);
-  const DeviceMemory device_x(backend, x.bytes()), device_out(backend, out.bytes());
+  const Buffer device_x(backend, x.bytes()), device_out(backend, out.bytes());
   backend->copy(device_x.get(), x.data(), x.bytes(), CopyKind::kToDevice);
   CHECK(autotune::time_runs(
             *backend, [&](void* stream) { plan.run({stream}, {device_x.get()}, {device_out.get()}, 1); }, 2)
@@ -130,7 +130,7 @@ TEST_CASE("interpreted: AWQ tensors, a graph, column_remap, and what the backend
   CHECK(relative_error(out, product(x, unpack(awq.tensors()))) <= tolerance(DType::kF16));
 
   const std::vector<std::int32_t> map = {5, 0, 255, 7, 7};
-  const DeviceMemory remapped(backend, 16);
+  const Buffer remapped(backend, 16);
   column_remap(interpreted(), info->device, {}, {device_x.get()}, 256, {remapped.get()}, map.data(), 5, 1);
   HostRows gathered(DType::kF16, 1, 5);
   backend->copy(gathered.data(), remapped.get(), 10, CopyKind::kToHost);

@@ -281,17 +281,17 @@ TEST_CASE("fork after use: GPUs are a clear error in the child, the CPU works, a
     std::vector<std::uint16_t> x(2 * 256, 0x3c00), before(2 * 64), after(2 * 64);
     plan.run({}, {x.data()}, {before.data()}, 2);
     Q4_CHILD_CHECK(runtime->info(kGpu).name == "Fake H200");
-    void* memory = runtime->impl().open(kGpu)->allocate(64);
+    std::optional<Buffer> memory(std::in_place, runtime->impl().open(kGpu), 64);
     const int child = finish(start([&] {
       plan.run({}, {x.data()}, {after.data()}, 2);
       Q4_CHILD_CHECK(before == after);
       const auto device = runtime->impl().open(kGpu);
       for (const auto& text :
-           {error_of([&] { (void)device->allocate(64); }, ErrorCode::kDevice),
+           {error_of([&] { (void)Buffer(device, 64); }, ErrorCode::kDevice),
             error_of([&] { device->synchronize(); }, ErrorCode::kDevice),
             error_of([&] { (void)QuantizedMatrix::from_gptq(*runtime, kGpu, source.tensors()); }, ErrorCode::kDevice)})
         Q4_CHILD_CHECK(contains(text, "forked") && contains(text, "spawn"));
-      device->release(memory);
+      memory.reset();
       const Runtime fresh(options);  // the driver's state is the process's
       Q4_CHILD_CHECK(contains(fresh.backends().front().reason, "forked"));
       Q4_CHILD_CHECK(fresh.best_device().kind == BackendKind::kCpu);
@@ -299,7 +299,7 @@ TEST_CASE("fork after use: GPUs are a clear error in the child, the CPU works, a
       return 0;
     }));
     Q4_CHILD_CHECK(child == 0);
-    runtime->impl().open(kGpu)->release(memory);
+    memory.reset();
     return 0;
   });
   CHECK(status == 0);

@@ -13,7 +13,7 @@ namespace {
 
 /// A tensor of the host in device memory.
 struct OnDevice {
-  DeviceMemory memory;
+  Buffer memory;
   TensorView view;
   OnDevice(const std::shared_ptr<DeviceBackend>& backend, Device device, const TensorView& host)
       : memory(backend, bytes_of(host)), view(host) {

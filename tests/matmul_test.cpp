@@ -237,7 +237,7 @@ TEST_CASE("matmul: a workspace of the caller serves as well, and graphs replay")
     const MatmulPlan plan(shared_runtime(), matrix, options);
     const HostRows x = random_rows(DType::kF16, 80, 512);
     HostRows out(DType::kF16, 80, 128);
-    const DeviceMemory device_x(backend, x.bytes()), device_out(backend, out.bytes()),
+    const Buffer device_x(backend, x.bytes()), device_out(backend, out.bytes()),
         workspace(backend, plan.workspace_bytes() + 1);
     backend->copy(device_x.get(), x.data(), x.bytes(), CopyKind::kToDevice);
     backend->copy(device_out.get(), out.data(), out.bytes(), CopyKind::kToDevice);
@@ -259,14 +259,14 @@ TEST_CASE("matmul: tensors in the device's memory, with strides, untouched and f
     const GptqMatrix source = make_gptq(spec(512, 128, 128, ActOrder::kPermuted));
     QuantizedMatrix matrix;
     {
-      std::vector<std::unique_ptr<DeviceMemory>> memory;
+      std::vector<std::unique_ptr<Buffer>> memory;
       std::vector<std::vector<char>> before;
       const auto move = [&](TensorView& view) {  // to rows that are 8 elements longer
         const auto size = size_of(view.dtype), row = static_cast<std::size_t>(view.cols) * size;
         std::vector<char> bytes(static_cast<std::size_t>(view.rows) * (row + 8 * size), 0x55);
         for (std::size_t r = 0; r < static_cast<std::size_t>(view.rows); ++r)
           std::memcpy(bytes.data() + r * (row + 8 * size), static_cast<const char*>(view.data) + r * row, row);
-        memory.push_back(std::make_unique<DeviceMemory>(backend, bytes.size()));
+        memory.push_back(std::make_unique<Buffer>(backend, bytes.size()));
         backend->copy(memory.back()->get(), bytes.data(), bytes.size(), CopyKind::kToDevice);
         view.data = memory.back()->get(), view.device = info.device, view.row_stride = view.cols + 8;
         before.push_back(std::move(bytes));
@@ -307,7 +307,7 @@ TEST_CASE("column_remap: gathers columns, any number of them") {
     std::vector<std::int32_t> map;
     Random random(11);
     for (std::int64_t c = 0; c < cols; ++c) map.push_back(static_cast<std::int32_t>(random.below(x_cols)));
-    const DeviceMemory device_x(backend, x.bytes()), device_out(backend, out.bytes());
+    const Buffer device_x(backend, x.bytes()), device_out(backend, out.bytes());
     backend->copy(device_x.get(), x.data(), x.bytes(), CopyKind::kToDevice);
     column_remap(shared_runtime(), info.device, {}, {device_x.get()}, x_cols, {device_out.get()}, map.data(), cols,
                  rows);

@@ -25,7 +25,8 @@ struct Counting {
       if (calls % 3 == 1) throw 1;
       throw std::runtime_error("the pool is empty");
     }
-    void* memory = from ? from->allocate(wanted) : ::operator new (wanted, std::align_val_t{256});
+    void* memory =
+        from ? from->ledger().allocate(wanted, MemoryKind::kWorkspace) : ::operator new (wanted, std::align_val_t{256});
     alive[memory] = wanted, bytes += wanted;
     return memory;
   }
@@ -34,7 +35,7 @@ struct Counting {
     CHECK(alive[memory] == size);
     alive.erase(memory), bytes -= size;
     if (from)
-      from->release(memory);
+      from->ledger().release(memory);
     else
       ::operator delete (memory, std::align_val_t{256});
   }

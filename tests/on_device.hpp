@@ -12,20 +12,6 @@
 
 namespace q4::test {
 
-/// Device memory with an owner.
-class DeviceMemory {
- public:
-  DeviceMemory(std::shared_ptr<DeviceBackend> device, std::size_t bytes)
-      : device_(std::move(device)), memory_(device_->allocate(bytes)) {}
-  ~DeviceMemory() { device_->release(memory_); }
-  DeviceMemory(const DeviceMemory&) = delete;
-  void* get() const { return memory_; }
-
- private:
-  std::shared_ptr<DeviceBackend> device_;
-  void* memory_;
-};
-
 /// A Runtime for the whole test binary: kernels are compiled once. Nothing is read from or written to the user's cache.
 inline const Runtime& shared_runtime() {
   static const Runtime runtime = [] {
@@ -52,7 +38,7 @@ inline std::vector<DeviceInfo> ready_devices() {
 /// out = x @ W on the plan's device, through copies; `out` keeps its host poison where nothing is written.
 inline void multiply(const Runtime& runtime, Device device, const MatmulPlan& plan, const HostRows& x, HostRows& out) {
   auto backend = runtime.impl().open(device);
-  const DeviceMemory device_x(backend, x.bytes() + 16), device_out(backend, out.bytes() + 16);
+  const Buffer device_x(backend, x.bytes() + 16), device_out(backend, out.bytes() + 16);
   if (x.bytes()) backend->copy(device_x.get(), x.data(), x.bytes(), CopyKind::kToDevice);
   if (out.bytes()) backend->copy(device_out.get(), out.data(), out.bytes(), CopyKind::kToDevice);
   plan.run({}, {device_x.get(), x.row_stride()}, {device_out.get(), out.row_stride()}, x.rows());

@@ -40,14 +40,14 @@ TEST_CASE("matmul: plans of one device take turns with one workspace") {
     all.push_back(make(info.device, 512, 256, ActOrder::kUneven, 1));
     std::size_t bytes = 1;
     for (const auto& s : all) bytes = std::max(bytes, s.plan.workspace_bytes());
-    const DeviceMemory workspace(backend, bytes);
+    const Buffer workspace(backend, bytes);
     backend->fill(workspace.get(), 0, bytes);
     for (int round = 0; round < 3; ++round)
       for (const auto& s : all)
         for (const std::int64_t m : {1, 16, 64, 100}) {
           const HostRows x = random_rows(DType::kF16, m, s.plain.k, static_cast<std::uint64_t>(m + round));
           HostRows out(DType::kF16, m, s.plain.n);
-          const DeviceMemory device_x(backend, x.bytes()), device_out(backend, out.bytes());
+          const Buffer device_x(backend, x.bytes()), device_out(backend, out.bytes());
           backend->copy(device_x.get(), x.data(), x.bytes(), CopyKind::kToDevice);
           s.plan.run({}, {device_x.get()}, {device_out.get()}, m, workspace.get());
           backend->synchronize();

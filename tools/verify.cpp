@@ -53,22 +53,6 @@ struct Job {
   NpyArray x;  ///< with --x
 };
 
-class DeviceBuffer {
- public:
-  DeviceBuffer(DeviceBackend& device, std::size_t bytes)
-      : device_(device), bytes_(bytes), data_(device.allocate(std::max<std::size_t>(bytes, 1))) {}
-  ~DeviceBuffer() { device_.release(data_); }
-  DeviceBuffer(const DeviceBuffer&) = delete;
-  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
-  void* data() const { return data_; }
-  void poison() { device_.fill(data_, 0xff, bytes_); }  // a NaN in fp16, bf16 and fp32
-
- private:
-  DeviceBackend& device_;
-  std::size_t bytes_;
-  void* data_;
-};
-
 /// One plan with device memory for its x and out.
 class Multiplier {
  public:
@@ -78,18 +62,18 @@ class Multiplier {
         n_(matrix.n()),
         element_(size_of(job.activation)),
         plan_(job.runtime, matrix, {.max_m = std::max<std::int64_t>(max_m, 1), .activation = job.activation}),
-        x_(*device_, static_cast<std::size_t>(max_m * k_) * element_),
-        out_(*device_, static_cast<std::size_t>(max_m * n_) * element_) {}
+        x_(device_, static_cast<std::size_t>(max_m * k_) * element_),
+        out_(device_, static_cast<std::size_t>(max_m * n_) * element_) {}
 
   /// `x`: m * k elements. Returns m * n elements.
   std::vector<std::byte> run(const std::vector<std::byte>& x, std::int64_t m) {
     std::vector<std::byte> result(static_cast<std::size_t>(m * n_) * element_);
     if (m == 0) return result;
-    device_->copy(x_.data(), x.data(), static_cast<std::size_t>(m * k_) * element_, CopyKind::kToDevice);
-    out_.poison();
-    plan_.run({}, {x_.data()}, {out_.data()}, m);
+    device_->copy(x_.get(), x.data(), static_cast<std::size_t>(m * k_) * element_, CopyKind::kToDevice);
+    device_->fill(out_.get(), 0xff, out_.bytes());  // a NaN in fp16, bf16 and fp32
+    plan_.run({}, {x_.get()}, {out_.get()}, m);
     device_->synchronize();
-    device_->copy(result.data(), out_.data(), result.size(), CopyKind::kToHost);
+    device_->copy(result.data(), out_.get(), result.size(), CopyKind::kToHost);
     return result;
   }
   std::string tactic(std::int64_t m) const { return plan_.tactic(m); }
@@ -99,7 +83,7 @@ class Multiplier {
   std::int64_t k_, n_;
   std::size_t element_;
   MatmulPlan plan_;
-  DeviceBuffer x_, out_;
+  Buffer x_, out_;
 };
 
 struct Result {

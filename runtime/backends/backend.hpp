@@ -7,11 +7,11 @@
 #include <memory>
 #include <q4/device.hpp>
 #include <q4/matmul.hpp>
-#include <q4/memory.hpp>
 #include <q4/tuning.hpp>
 #include <string>
 #include <vector>
 
+#include "runtime/base/memory.hpp"
 #include "runtime/choose/shape.hpp"
 
 namespace q4 {
@@ -86,10 +86,8 @@ class DeviceBackend {
   virtual ~DeviceBackend() = default;
   virtual const DeviceInfo& info() const = 0;
 
-  virtual void* allocate(std::size_t bytes) = 0;  ///< workspace, 256-byte aligned, never null; kOutOfMemory
-  virtual void release(void* memory) noexcept = 0;
-  virtual MemoryUse memory() const = 0;
-  virtual void trim() {}  ///< frees what loads keep for the next load
+  virtual MemoryLedger& ledger() = 0;  ///< of all of the device's memory, which Buffers own
+  virtual void trim() {}               ///< frees what loads keep for the next load
   virtual void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) = 0;  ///< synchronous
   virtual void fill(void* memory, int byte, std::size_t bytes) = 0;                     ///< synchronous
   virtual void synchronize() = 0;

@@ -1,4 +1,4 @@
-// MemoryLedger: the one place where a device's memory is taken and given back, counted by kind.
+// MemoryLedger: the one place where a device's memory is taken and given back, counted by kind. Buffer: its owner.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +7,7 @@
 #include <mutex>
 #include <q4/memory.hpp>
 #include <unordered_map>
+#include <utility>
 
 #include "runtime/base/fork.hpp"
 #include "runtime/base/seal.hpp"
@@ -53,6 +54,48 @@ class MemoryLedger {
   mutable ForkSafeMutex mutex_;  // of what follows
   MemoryUse use_;
   std::unordered_map<void*, Block> blocks_;
+};
+
+/// Device memory with an owner, given back to its ledger at the end of its life.
+class Buffer {
+ public:
+  Buffer() = default;
+  /// 256-byte aligned; null for no bytes. Keeps the ledger.
+  Buffer(std::shared_ptr<MemoryLedger> ledger, std::size_t bytes, MemoryKind kind = MemoryKind::kWorkspace)
+      : ledger_(std::move(ledger)), memory_(bytes ? ledger_->allocate(bytes, kind) : nullptr), bytes_(bytes) {}
+  /// Of a device or its driver, which has a ledger() and is kept.
+  template <class Owner>
+  Buffer(const std::shared_ptr<Owner>& owner, std::size_t bytes, MemoryKind kind = MemoryKind::kWorkspace)
+      : Buffer(std::shared_ptr<MemoryLedger>(owner, &owner->ledger()), bytes, kind) {}
+  /// Somebody else's memory, which outlives it: nothing is held.
+  static Buffer borrowed(void* memory) {
+    Buffer buffer;
+    buffer.memory_ = memory;
+    return buffer;
+  }
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~Buffer() {
+    if (ledger_) ledger_->release(memory_);
+  }
+
+  void* get() const { return memory_; }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(memory_);
+  }
+  std::size_t bytes() const { return bytes_; }  ///< held; 0 when borrowed
+
+ private:
+  void swap(Buffer& other) noexcept {
+    std::swap(ledger_, other.ledger_), std::swap(memory_, other.memory_), std::swap(bytes_, other.bytes_);
+  }
+  std::shared_ptr<MemoryLedger> ledger_;
+  void* memory_ = nullptr;
+  std::size_t bytes_ = 0;
 };
 
 }  // namespace q4

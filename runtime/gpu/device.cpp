@@ -46,7 +46,7 @@ void GpuDevice::column_remap(void* stream, const void* x, std::int64_t x_stride,
     for (std::int64_t c = 0; c < cols; ++c)
       check(x_map[c] >= 0 && x_map[c] < x_cols, "column_remap: x_map[{}] = {} is outside [0, x_cols = {})", c, x_map[c],
             x_cols);
-    uploaded = Buffer(driver_, x_map, static_cast<std::size_t>(cols) * 4);
+    uploaded = upload(driver_, x_map, static_cast<std::size_t>(cols) * 4);
     x_map = uploaded.as<const std::int32_t>();
   }
   for (const void* memory : {x, static_cast<const void*>(x_new)})

@@ -21,9 +21,7 @@ class GpuDevice : public DeviceBackend {
   }
 
   const DeviceInfo& info() const override { return driver_->info(); }
-  void* allocate(std::size_t bytes) override { return driver_->allocate(bytes); }
-  void release(void* memory) noexcept override { driver_->release(memory); }
-  MemoryUse memory() const override { return driver_->ledger().use(); }
+  MemoryLedger& ledger() override { return driver_->ledger(); }
   void trim() override;
   void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) override {
     driver_->copy(to, from, bytes, kind);

@@ -59,9 +59,7 @@ class Driver {
   virtual const DeviceInfo& info() const = 0;
   virtual Limits limits() const = 0;
 
-  /// Memory goes through the ledger, which the device opens with take() and give() as its own functions.
-  void* allocate(std::size_t bytes, MemoryKind kind = MemoryKind::kWorkspace) { return ledger_.allocate(bytes, kind); }
-  void release(void* memory) noexcept { ledger_.release(memory); }
+  /// All memory goes through the ledger, which the device opens with take() and give() as its own functions.
   MemoryLedger& ledger() { return ledger_; }
   virtual void* take(std::size_t bytes) = 0;
   virtual void give(void* memory) noexcept = 0;

@@ -46,10 +46,10 @@ Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSou
 void Matrix::update(const MatrixSource& s, void* stream) {
   // What the host has to bring: all of it is there before the first write.
   Buffer qweight, zeros, scales;
-  if (!s.qweight_on_device) qweight = Buffer(driver_, s.qweight, codes_shape().words_bytes());
+  if (!s.qweight_on_device) qweight = upload(driver_, s.qweight, codes_shape().words_bytes());
   if (!s.device_scales) {
-    zeros = Buffer(driver_, s.zeros.data(), s.zeros.size());
-    scales = Buffer(driver_, s.scales.data(), s.scales.size() * 2);
+    zeros = upload(driver_, s.zeros.data(), s.zeros.size());
+    scales = upload(driver_, s.scales.data(), s.scales.size() * 2);
   }
   PackedGroups groups(s);
   const Repacker repacker(driver_, *kernels_, codes_shape());
@@ -103,7 +103,7 @@ Buffer Matrix::inverse_map(const std::vector<std::int32_t>& source) const {
   std::vector<std::int32_t> inverse(static_cast<std::size_t>(k));
   for (std::size_t p = 0; p < source.size(); ++p)
     if (source[p] >= 0) inverse[static_cast<std::size_t>(source[p])] = static_cast<std::int32_t>(p);
-  return Buffer(driver_, inverse.data(), inverse.size() * 4);
+  return upload(driver_, inverse.data(), inverse.size() * 4);
 }
 
 void Matrix::restore() {

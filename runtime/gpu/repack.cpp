@@ -92,7 +92,7 @@ struct Repacker::Transposition {
   Transposition(const Repacker& r, std::int64_t rows, std::int64_t columns) : rows(rows), columns(columns) {
     const auto numbers = transpose_chains(rows, columns);
     chains = static_cast<std::int32_t>(numbers.size() / 3);
-    plan = Buffer(r.driver_, numbers.data(), numbers.size() * 4);
+    plan = upload(r.driver_, numbers.data(), numbers.size() * 4);
     saved = Buffer(r.driver_, numbers.size() / 3 * kPieceBytes);
     for (const bool save : {true, false}) r.kernels_.keep(choose::transpose_source(save));
   }

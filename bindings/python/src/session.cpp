@@ -45,7 +45,7 @@ void* Workspaces::Scratch::reserve(Device device, std::size_t wanted) {
     const RelaxedCapture relaxed(device);
     const auto backend = runtime().impl().open(device);
     const std::size_t size = (std::max(wanted, 2 * bytes) + 255) / 256 * 256;
-    std::shared_ptr<void> block(backend->allocate(size), [backend](void* p) { backend->release(p); });
+    Buffer block(backend, size);
     backend->fill(block.get(), 0, size);
     const std::lock_guard lock(growing_);
     memory.push_back(std::move(block));

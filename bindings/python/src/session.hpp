@@ -11,6 +11,7 @@
 #include "bindings/python/src/array.hpp"
 #include "bindings/python/src/gil.hpp"
 #include "runtime/base/fork.hpp"
+#include "runtime/base/memory.hpp"
 
 namespace q4::python {
 
@@ -29,7 +30,7 @@ class Workspaces {
  public:
   struct Scratch {
     ProcessMutex mutex;  ///< held while a call launches: its kernels stay together in the stream
-    std::vector<std::shared_ptr<void>> memory;
+    std::vector<Buffer> memory;
     std::size_t bytes = 0;
     /// At least `bytes`, zeroed when it was allocated. `mutex` is held.
     void* reserve(Device device, std::size_t bytes);

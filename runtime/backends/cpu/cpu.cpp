@@ -56,9 +56,7 @@ class CpuDevice final : public DeviceBackend {
   }
 
   const DeviceInfo& info() const override { return info_; }
-  void* allocate(std::size_t bytes) override { return ledger_->allocate(bytes, MemoryKind::kWorkspace); }
-  void release(void* memory) noexcept override { ledger_->release(memory); }
-  MemoryUse memory() const override { return ledger_->use(); }
+  MemoryLedger& ledger() override { return *ledger_; }
   void copy(void* to, const void* from, std::size_t bytes, CopyKind) override {
     if (bytes > 0) std::memmove(to, from, bytes);
   }

@@ -82,7 +82,7 @@ void prefetch_octet(const MatrixSource& source, std::int64_t packed, std::int64_
 void pack_tiles(const MatrixSource& source, const CpuMatrix& matrix, std::int64_t first, std::int64_t tiles) {
   constexpr std::int64_t kAhead = 16 * 8;  // packed rows: enough requests in flight, few enough to stay in the cache
   const std::int64_t packed_rows = matrix.blocks * kBlock;
-  std::byte* at = matrix.weights.get() + std::size_t(first) * matrix.tile_bytes();
+  std::byte* at = matrix.weights.as<std::byte>() + std::size_t(first) * matrix.tile_bytes();
   for (std::int64_t packed = 0; packed < packed_rows; packed += matrix.segment, at += segment_bytes(matrix.segment)) {
     const std::int64_t group = source.order.group[std::size_t(packed / source.order.unit)];
     for (int octet = -1; octet < matrix.segment / 8; ++octet) {
@@ -128,7 +128,7 @@ std::unique_ptr<CpuMatrix> pack(const MatrixSource& source, ThreadPool& pool,
   matrix->pool = &pool;
   if (!source.bias.empty()) matrix->bias.resize(std::size_t(matrix->tiles * kTile), 0.0f);
   if (!source.order.identity) matrix->source.resize(source.order.source.size());
-  matrix->weights = make_buffer(ledger, std::size_t(matrix->tiles) * matrix->tile_bytes(), MemoryKind::kWeights);
+  matrix->weights = Buffer(ledger, std::size_t(matrix->tiles) * matrix->tile_bytes(), MemoryKind::kWeights);
   matrix->update(source, nullptr);
   return matrix;
 }

@@ -17,15 +17,6 @@ namespace q4::cpu {
 /// Aligned to 256 bytes, to huge pages (and asking for them) from 2 MiB on. Freed with free(). Throws kOutOfMemory.
 void* allocate_aligned(std::size_t bytes);
 
-struct Free {
-  std::shared_ptr<MemoryLedger> ledger;
-  void operator()(void* memory) const { ledger->release(memory); }
-};
-using Buffer = std::unique_ptr<std::byte, Free>;
-inline Buffer make_buffer(const std::shared_ptr<MemoryLedger>& ledger, std::size_t bytes, MemoryKind kind) {
-  return Buffer(static_cast<std::byte*>(ledger->allocate(bytes, kind)), Free{ledger});
-}
-
 struct CpuMatrix final : PackedMatrix {
   std::int64_t k = 0, n = 0, blocks = 0, tiles = 0;
   int segment = 0;                   ///< rows that share scales inside a block
@@ -34,7 +25,9 @@ struct CpuMatrix final : PackedMatrix {
   Buffer weights;
 
   std::size_t tile_bytes() const { return std::size_t(blocks) * block_bytes(segment); }
-  const std::byte* tile(std::int64_t index) const { return weights.get() + std::size_t(index) * tile_bytes(); }
+  const std::byte* tile(std::int64_t index) const {
+    return weights.as<const std::byte>() + std::size_t(index) * tile_bytes();
+  }
   PackedGroups groups;
   std::int64_t unit = 0;  ///< packed rows of a unit of `groups`
   bool awq = false, act_order = false;

@@ -117,8 +117,8 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
   layout_workspace(options.max_m);
   pool_.ready();
   if (options.own_workspace) {
-    own_workspace_ = make_buffer(ledger, workspace_bytes_, MemoryKind::kWorkspace);
-    touch(static_cast<std::byte*>(own_workspace_.get()), workspace_bytes_, pool_);
+    own_workspace_ = Buffer(ledger, workspace_bytes_);
+    touch(own_workspace_.as<std::byte>(), workspace_bytes_, pool_);
   }
 }
 

@@ -11,7 +11,7 @@ namespace q4::cpu {
 void CpuPlan::run(void*, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride, std::int64_t m,
                   void* workspace) const {
   const CpuConfig chosen = config(m);
-  auto* memory = workspace ? static_cast<std::byte*>(workspace) : own_workspace_.get();
+  auto* memory = workspace ? static_cast<std::byte*>(workspace) : own_workspace_.as<std::byte>();
   const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
   for (std::int64_t row = 0; row < m; row += kChunkRows) {
     const Rows rows{static_cast<const std::byte*>(x) + row * x_stride * size, x_stride,
