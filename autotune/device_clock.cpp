@@ -30,9 +30,10 @@ std::string pci_address(int ordinal) {
 }  // namespace
 
 DeviceClock::DeviceClock(Device device) : address_(device.str()) {
-  const char* const visible =
-      std::getenv(device.kind == BackendKind::kCuda ? "CUDA_VISIBLE_DEVICES" : "HIP_VISIBLE_DEVICES");
-  if (device.kind != BackendKind::kCpu && visible) address_ += std::string(" of ") + visible;
+  const char* const variable = device.kind == BackendKind::kCuda  ? "CUDA_VISIBLE_DEVICES"
+                               : device.kind == BackendKind::kHip ? "HIP_VISIBLE_DEVICES"
+                                                                  : nullptr;
+  if (const char* visible = variable ? std::getenv(variable) : nullptr) address_ += std::string(" of ") + visible;
   if (device.kind != BackendKind::kCuda) return;
   const std::string pci = pci_address(device.ordinal);
   if (pci.empty()) return;

@@ -43,7 +43,7 @@ void Rig::add_copies(double setup_s, bool cold) {
   const DeviceInfo& info = backend_->info();
   GptqTensors tensors = workload_.tensors();
   Buffer codes;
-  if (gpu()) {  // uploaded once, repacked on the device for each copy
+  if (!backend_->traits().host_addressable) {  // uploaded once, repacked on the device for each copy
     const auto bytes = static_cast<std::size_t>(tensors.qweight.rows * tensors.qweight.cols) * 4;
     codes = Buffer(backend_, bytes);
     backend_->copy(codes.get(), tensors.qweight.data, bytes, CopyKind::kToDevice);

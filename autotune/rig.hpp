@@ -34,7 +34,8 @@ class Rig {
 
   std::size_t copies() const { return matrices_.size(); }
   std::size_t cold_bytes() const { return copies() * matrices_.front().bytes(); }
-  bool gpu() const { return backend_->info().device.kind != BackendKind::kCpu; }
+  /// Runs are replayed as graphs, and repacking on the device costs little; else both are calls.
+  bool gpu() const { return backend_->traits().asynchronous; }
   const std::shared_ptr<DeviceBackend>& backend() const { return backend_; }
 
   /// A plan of one copy; for asking what there is.

@@ -3,6 +3,7 @@
 #include "runtime/backends/cpu/cpu.hpp"
 #include "runtime/backends/cuda/cuda.hpp"
 #include "runtime/backends/hip/hip.hpp"
+#include "runtime/base/check.hpp"
 
 namespace q4 {
 
@@ -12,6 +13,18 @@ std::vector<std::unique_ptr<Backend>> make_backends(const BackendContext& contex
   backends.push_back(hip::make_hip_backend(context));
   backends.push_back(make_cpu_backend(context));
   return backends;
+}
+
+const DeviceTraits& traits_of(BackendKind kind) {
+  switch (kind) {
+    case BackendKind::kCpu:
+      return kCpuTraits;
+    case BackendKind::kCuda:
+      return cuda::kTraits;
+    case BackendKind::kHip:
+      return hip::kTraits;
+  }
+  fail(ErrorCode::kInvalidArgument, "{} is not a value of BackendKind", static_cast<int>(kind));
 }
 
 }  // namespace q4

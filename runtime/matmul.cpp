@@ -1,6 +1,8 @@
 // MatmulPlan: checks every argument, then hands the launch to the backend's plan.
 #include "runtime/matmul.hpp"
 
+#include <algorithm>
+
 #include "runtime/base/check.hpp"
 #include "runtime/matrix.hpp"
 #include "runtime/runtime.hpp"
@@ -61,7 +63,7 @@ void check_options(const PlanOptions& options, Device device) {
   check(options.math <= Math::kInt8 && options.gather <= Gather::kSeparate,
         "{}: math = {} or gather = {} is no value of its enumeration", kCall, static_cast<int>(options.math),
         static_cast<int>(options.gather));
-  check(options.math != Math::kInt8 || (device.kind == BackendKind::kCpu && options.reconstruct_from <= 0),
+  check(options.math != Math::kInt8 || (traits_of(device).quantizes_activations && options.reconstruct_from <= 0),
         "{}: math = int8 on {} with reconstruct_from = {}; only the CPU quantizes activations, and not for the BLAS: "
         "leave math as it is there",
         kCall, device.str(), options.reconstruct_from);
@@ -103,10 +105,10 @@ void MatmulPlan::Impl::run(Stream stream, ConstRows x, Rows out, std::int64_t m,
   if (m == 0) return;
   check(m >= options.min_m, "{}: m = {} is below min_m = {} of the plan; prepare a plan with a smaller min_m", kCall, m,
         options.min_m);
-  const bool cpu = w.device->info().device.kind == BackendKind::kCpu;
-  const auto size = size_of(options.activation);
-  const auto x_stride = check_rows(kCall, "x", x.data, x.row_stride, w.k, m, cpu ? size : 16, cpu ? 1 : 8);
-  const auto out_stride = check_rows(kCall, "out", out.data, out.row_stride, w.n, m, cpu ? size : 16, cpu ? 1 : 8);
+  const DeviceTraits& traits = w.device->traits();
+  const auto size = size_of(options.activation), alignment = std::max(size, traits.alignment);
+  const auto x_stride = check_rows(kCall, "x", x.data, x.row_stride, w.k, m, alignment, traits.stride_multiple);
+  const auto out_stride = check_rows(kCall, "out", out.data, out.row_stride, w.n, m, alignment, traits.stride_multiple);
   const Span a = span_of(x.data, x_stride, w.k, m, size), b = span_of(out.data, out_stride, w.n, m, size);
   check(a.end <= b.begin || b.end <= a.begin,
         "{}: out = {} overlaps x = {} ({} and {} bytes); give out memory of its own", kCall, out.data, x.data,
@@ -164,7 +166,7 @@ void column_remap(const Runtime& runtime, Device device, Stream stream, ConstRow
   const Span a = span_of(x.data, x_stride, x_cols, rows, 2), b = span_of(x_new.data, new_stride, cols, rows, 2);
   check(a.end <= b.begin || b.end <= a.begin, "{}: x_new = {} overlaps x = {}; give it memory of its own", kCall,
         x_new.data, x.data);
-  if (device.kind == BackendKind::kCpu)
+  if (backend->traits().host_addressable)
     for (std::int64_t c = 0; c < cols; ++c)
       check(x_map[c] >= 0 && x_map[c] < x_cols, "{}: x_map[{}] = {} is outside [0, x_cols = {})", kCall, c, x_map[c],
             x_cols);

@@ -46,7 +46,7 @@ class Reader {
           problem);
   }
 
-  bool on_device(const TensorView& view) const { return view.device && view.device->kind != BackendKind::kCpu; }
+  bool on_device(const TensorView& view) const { return view.device && !traits_of(*view.device).host_addressable; }
 
   /// Contiguous bytes on the host.
   std::vector<std::uint8_t> bytes(const TensorView& view) const {

@@ -124,10 +124,10 @@ std::string without_gpu(const Runtime& runtime) {
     reasons += fmt::format("; {}: {}", what, why);
   };
   for (const BackendStatus& backend : runtime.backends())
-    if (backend.kind != BackendKind::kCpu && !backend.available) add(to_string(backend.kind), backend.reason);
+    if (traits_of(backend.kind).compiles && !backend.available) add(to_string(backend.kind), backend.reason);
   for (const DeviceInfo& info : runtime.devices()) {
     std::string problem;
-    if (info.device.kind != BackendKind::kCpu && !runtime.impl().open(info.device)->ready(problem))
+    if (traits_of(info.device).compiles && !runtime.impl().open(info.device)->ready(problem))
       add(info.device.str(), problem);
   }
   return reasons;
@@ -137,7 +137,7 @@ std::string without_gpu(const Runtime& runtime) {
 Device device_to_warm(const Runtime& runtime, const WarmupOptions& options) {
   if (options.device) return *options.device;
   const Device best = runtime.best_device();
-  if (best.kind == BackendKind::kCpu)
+  if (!traits_of(best).compiles)
     fail(ErrorCode::kNotFound,
          "Runtime::warmup: there is no GPU to warm up{}; the CPU compiles nothing: name it (device = cpu) if it is "
          "meant",

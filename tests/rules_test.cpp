@@ -146,6 +146,13 @@ TEST_CASE("no cycle between the folders of runtime/") {
   for (const auto& [folder, unused] : std::map(includes)) visit(folder);
 }
 
+TEST_CASE("devices are told by their traits, not by which backend is the CPU's") {
+  for (const auto& file : sources({"runtime", "autotune", "tools", "bindings"}, R"(\.(hpp|cpp)$)"))
+    if (!begins(file.path, "runtime/backends") && file.path != "runtime/names.cpp")
+      CHECK_MESSAGE(file.text().find("BackendKind::kCpu") == std::string::npos,
+                    file.path << " names the CPU: ask traits_of() (runtime/backends/traits.hpp)");
+}
+
 TEST_CASE("kernels/device.h alone asks which compiler this is") {
   const std::regex asks(R"(__CUDACC|__HIPCC|__HIP__|__HIP_|__NVCC|__clang__|__GNUC__|_MSC_VER)");
   const std::regex answer(R"(\bQ4_CUDA\b|\bQ4_HIP\b)");  // in q4.h these are names of backends

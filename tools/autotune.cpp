@@ -12,6 +12,7 @@
 
 #include "autotune/process/session.hpp"
 #include "autotune/process/worker.hpp"
+#include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
 #include "tools/autotune/output.hpp"
 #include "tools/autotune/request.hpp"
@@ -82,7 +83,7 @@ int tune(const Tool& tool, TuningRequest request) {
       [&](const std::string& text) { bar.line(text); }};
   autotune::Session session({tool.device_name, request.launch_s, kStopS, interrupted}, options, watch);
   const DeviceInfo& device = session.device().info;
-  complete_request(request, device.device.kind == BackendKind::kCpu, default_file);
+  complete_request(request, !traits_of(device.device).asynchronous, default_file);
   check_report(request);
   read_input([&] { session.begin(shapes, request.m, request.out); });
   if (!tool.json) announce(request, device, shapes.size(), session.kept());

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
 #include "tools/bench/output.hpp"
 #include "tools/common/common.hpp"
@@ -64,7 +65,7 @@ struct Inputs {
 int bench(const Tool& tool, BenchOptions options) {
   const Runtime runtime = bench_runtime(options.untuned);
   const Device device = tool.device(runtime);
-  const bool gpu = device.kind != BackendKind::kCpu;
+  const bool gpu = traits_of(device).asynchronous;
   if (options.m.empty()) options.m = powers_of_two(gpu ? 8192 : 512);
   const Inputs inputs = read_input([&] {
     Inputs read{options.shapes.resolve(gpu ? "sweep" : "llama-3-8b"), {}};

@@ -6,6 +6,7 @@
 #include <optional>
 #include <q4/q4.hpp>
 
+#include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
 #include "tools/common/common.hpp"
@@ -288,11 +289,11 @@ Job prepare(const Tool& tool, const Options& options) {
       fail(ErrorCode::kInvalidArgument, "--x = {}: shape ({}), the last extent must be {}, the in_features of {}",
            options.x, fmt::join(job.x.shape, ", "), k, job.matrices[0].name);
     }
-    const bool narrow = job.x.dtype != DType::kF32 || job.device.kind == BackendKind::kCpu;
+    const bool narrow = job.x.dtype != DType::kF32 || traits_of(job.device).fp32_activations;
     job.activation = narrow ? job.x.dtype : DType::kF16;
   }
   if (!options.activation.empty()) job.activation = parse_activation(options.activation);
-  check(job.activation != DType::kF32 || job.device.kind == BackendKind::kCpu,
+  check(job.activation != DType::kF32 || traits_of(job.device).fp32_activations,
         "--activation = fp32: {} multiplies fp16 and bf16, only the cpu fp32", job.device.str());
   return job;
 }

@@ -11,6 +11,7 @@
 #include <q4/q4.hpp>
 
 #include "autotune/plot.hpp"
+#include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
 
 namespace q4::autotune {
@@ -122,7 +123,7 @@ std::jthread Session::compile_ahead() const {
     job.options.m = m_, job.options.activation = row.activation, job.options.compile_only = true;
     job.options.quarantined = row.quarantined;
   }
-  if (jobs.size() < 2 || device().info.device.kind == BackendKind::kCpu) return {};
+  if (jobs.size() < 2 || !traits_of(device().info.device).compiles) return {};
   return std::jthread([jobs, worker = worker_](const std::stop_token& stop) {
     Supervisor::Options options = worker;
     options.stop_s = 0;
@@ -157,7 +158,7 @@ TuneOptions Session::options_for(std::size_t index) const {
                         {"date", fmt::format("{:%FT%TZ}", fmt::gmtime(std::time(nullptr)))}};
   for (const auto& [name, version] : hello.versions)
     if (name.find("blas") != std::string::npos) options.provenance[name] = version;
-  if (hello.info.device.kind == BackendKind::kCpu)  // on a GPU it depends on the size, and takes no time
+  if (!traits_of(hello.info.device).asynchronous)  // on a GPU it depends on the size, and takes no time
     for (const Row& other : rows_)
       if (other.tuned.record.floor_us > 0)
         options.floor_us_per_byte = other.tuned.record.floor_us / other.problem.bytes(0);

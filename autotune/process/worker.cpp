@@ -18,6 +18,7 @@
 #include "autotune/device_clock.hpp"
 #include "autotune/process/exchange.hpp"
 #include "autotune/process/lines.hpp"
+#include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
 
@@ -92,7 +93,7 @@ class Worker {
     std::memcpy(board_.tactic, step.tactic.data(), size);
     board_.tactic[size] = 0;
     board_.m = step.m, board_.runs = static_cast<std::int64_t>(step.runs), board_.since_ms = monotonic_ms();
-    const double flops = device_.kind == BackendKind::kCpu ? kSlowestCpuFlops : kSlowestGpuFlops;
+    const double flops = traits_of(device_).asynchronous ? kSlowestGpuFlops : kSlowestCpuFlops;
     board_.deadline_ms = monotonic_ms() + static_cast<std::int64_t>(1e3 * (launch_s_ + p.flops(step.m) / flops));
     const auto colon = fault_.find(':');
     if (step.runs == 0 || colon == std::string::npos || step.tactic != fault_.substr(colon + 1)) return;

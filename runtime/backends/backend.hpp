@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/backends/traits.hpp"
 #include "runtime/base/memory.hpp"
 #include "runtime/choose/shape.hpp"
 
@@ -85,6 +86,7 @@ class DeviceBackend {
  public:
   virtual ~DeviceBackend() = default;
   virtual const DeviceInfo& info() const = 0;
+  const DeviceTraits& traits() const { return traits_of(info().device); }
 
   virtual MemoryLedger& ledger() = 0;  ///< of all of the device's memory, which Buffers own
   virtual void trim() {}               ///< frees what loads keep for the next load

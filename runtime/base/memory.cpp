@@ -82,7 +82,7 @@ void MemoryLedger::release(void* memory) noexcept {
 
 void MemoryLedger::give(void* memory, const Block& block) const noexcept {
   if (block.own) return own_.give(memory);
-  if (process_.left() && device_.kind != BackendKind::kCpu) return;  // a GPU's memory is the parent's
+  if (process_.left() && !own_.survives_fork) return;  // it is the parent's
   try {
     allocator_.release(memory, block.bytes, device_, nullptr);
   } catch (...) {  // it must not throw, and nothing can be done here

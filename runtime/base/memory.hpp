@@ -22,6 +22,7 @@ class MemoryLedger {
   struct Own {
     std::function<void*(std::size_t bytes)> take;  ///< 256-byte aligned; throws kOutOfMemory
     std::function<void(void*)> give;               ///< never throws
+    bool survives_fork = false;                    ///< a child process has its own copy, and frees that
   };
   /// Before the first allocation. `allocator` may be empty, `seal` null.
   void open(Device device, Allocator allocator, std::shared_ptr<const Seal> seal, Own own);

@@ -17,7 +17,7 @@ class GpuDevice : public DeviceBackend {
     Driver& own = *driver_;
     own.ledger().open(
         own.info().device, context.options.allocator, context.seal,
-        {[&own](std::size_t bytes) { return own.take(bytes); }, [&own](void* memory) { own.give(memory); }});
+        {[&own](std::size_t bytes) { return own.take(bytes); }, [&own](void* memory) { own.give(memory); }, false});
   }
 
   const DeviceInfo& info() const override { return driver_->info(); }

@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "runtime/backends/traits.hpp"
 #include "tools/common/common.hpp"
 
 namespace q4::tools {
@@ -17,7 +18,7 @@ double gbps(const ChainResult& chain, double us) { return us > 0 ? static_cast<d
 std::string bench_table(const BenchRun& run, const BenchOptions& options) {
   std::vector<std::string> header = {"k x n",   "group", "m",        "us",      "95% interval",
                                      "TFLOP/s", "GB/s",  "floor us", "x floor", "rel_err"};
-  const bool cpu = run.info.device.kind == BackendKind::kCpu;
+  const bool cpu = !traits_of(run.info.device).asynchronous;
   if (cpu) header.insert(header.end(), {"vector peak", "rec+blas us", "x blas", "oneDNN us", "x oneDNN"});
   if (!options.versus.empty()) header.insert(header.end(), {"other us", "gain", "its 95% interval"});
   if (options.dense) header.insert(header.end(), {"dense us", "x dense"});
@@ -65,7 +66,7 @@ Json bench_json(const BenchRun& run, const BenchOptions& options) {
            {"activation", to_string(options.activation)},
            {"tuning_records", run.tuning_records},
            {"points", Json::array()}};
-  const bool cpu = run.info.device.kind == BackendKind::kCpu;
+  const bool cpu = !traits_of(run.info.device).asynchronous;
   if (cpu) out["ceilings"] = run.ceilings.json(), out["scaling"] = scaling_json(run.scaling);
   for (const Point& p : run.points) {
     Json point{{"kernel", p.kernel},

@@ -20,7 +20,7 @@ std::vector<ScalingPoint> measure_scaling(autotune::Workload& workload, const st
     runtime_options.cpu_threads = threads;
     runtime_options.tuning_files = {"/dev/null"};
     const Runtime runtime(runtime_options);
-    const autotune::Rig rig(runtime, {BackendKind::kCpu, 0}, workload, m.back(), 5);
+    const autotune::Rig rig(runtime, Device::parse("cpu"), workload, m.back(), 5);
     const CpuCeilings ceilings = measure_cpu_ceilings(rig.backend());
     for (const std::int64_t rows : m) {
       options.max_m = rows;

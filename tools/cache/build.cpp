@@ -8,6 +8,7 @@
 #include <optional>
 #include <q4/q4.hpp>
 
+#include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
 #include "tools/cache/cache_tool.hpp"
 
@@ -175,7 +176,7 @@ int warm_up(const Tool& tool, const CacheToolOptions& given) {
     }
   }
   print_warmup(tool, device, open_ms, report);
-  const bool nothing = report.kernels.empty() && report.skipped == 0 && device.kind != BackendKind::kCpu;
+  const bool nothing = report.kernels.empty() && report.skipped == 0 && traits_of(device).compiles;
   if (nothing) fmt::print(stderr, "q4-cache: error: there is nothing to warm up: no quantized matrix was found\n");
   return report.complete() && !nothing ? 0 : 1;
 }

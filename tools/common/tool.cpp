@@ -12,6 +12,7 @@
 #include <q4/version.hpp>
 #include <system_error>
 
+#include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
 
 namespace q4::tools {
@@ -71,7 +72,7 @@ int Tool::run(int argc, char** argv, const std::function<int()>& body) {
 Device Tool::device(const Runtime& runtime) const {
   const Device device = device_name.empty() ? runtime.best_device() : Device::parse(device_name);
   runtime.info(device);  // throws where there is none
-  if (device_name.empty() && device.kind == BackendKind::kCpu)
+  if (device_name.empty() && traits_of(device).host_addressable)
     fmt::print(stderr, "{}: no GPU can be used (q4-info says why): this runs on the CPU\n", name_);
   return device;
 }

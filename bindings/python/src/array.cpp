@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
 
 namespace q4::python {
@@ -255,7 +256,7 @@ TensorView view_of(const char* call, const Array& a) {
   check(!a.meta, "{}: {} is on the meta device and has no memory: load it first", call, a.name);
   const RowsOf r = rows_of(call, a);
   TensorView view{a.data, a.dtype, r.rows, r.cols, r.stride ? r.stride : -1, {}};
-  if (a.device.kind != BackendKind::kCpu) view.device = a.device;
+  if (!traits_of(a.device).host_addressable) view.device = a.device;
   return view;
 }
 
@@ -284,7 +285,7 @@ nb::handle loaded_torch() {
 
 void* torch_stream(Device device) {
   const Torch* t = torch();
-  if (!t || !t->gpu || device.kind == BackendKind::kCpu) return nullptr;
+  if (!t || !t->gpu || traits_of(device).host_addressable) return nullptr;
   nb::object stream =
       t->raw_stream.is_none()
           ? nb::object(t->module.attr("cuda").attr("current_stream")(device.ordinal).attr("cuda_stream"))
@@ -293,12 +294,12 @@ void* torch_stream(Device device) {
 }
 
 void finish_torch_stream(Device device) {
-  if (device.kind == BackendKind::kCpu || !torch()) return;
+  if (traits_of(device).host_addressable || !torch()) return;
   torch()->module.attr("cuda").attr("current_stream")(device.ordinal).attr("synchronize")();
 }
 
 void* current_stream(const Array& a) {
-  if (a.device.kind == BackendKind::kCpu) return nullptr;
+  if (traits_of(a.device).host_addressable) return nullptr;
   if (a.torch) return torch_stream(a.device);
   nb::object cupy = loaded_module("cupy");
   if (!cupy.is_valid()) return nullptr;
@@ -331,7 +332,7 @@ nb::object empty_like(const char* call, nb::handle x, const Array& a, const std:
   for (std::size_t i = 0; i < shape.size(); ++i)
     PyTuple_SetItem(extents.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(shape[i]));
   if (a.torch) return x.attr("new_empty")(extents);
-  const nb::object module = loaded_module(a.device.kind == BackendKind::kCpu ? "numpy" : "cupy");
+  const nb::object module = loaded_module(traits_of(a.device).host_addressable ? "numpy" : "cupy");
   if (module.is_valid() && a.dtype != DType::kBF16)  // neither has bf16
     return module.attr("empty")(extents, nb::arg("dtype") = a.dtype == DType::kF32 ? "float32" : "float16");
   fail(ErrorCode::kUnsupported, "{}: cannot make a {} result of {}'s kind on {}; pass out=", call, to_string(a.dtype),

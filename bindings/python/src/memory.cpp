@@ -8,6 +8,7 @@
 
 #include "bindings/python/src/module.hpp"
 #include "bindings/python/src/session.hpp"
+#include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
 
 namespace q4::python {
@@ -103,7 +104,7 @@ std::shared_ptr<Source> source_for(Device device) {
   auto& s = sources();
   if (s.user) return s.user;
   const nb::handle torch = loaded_torch();
-  if (device.kind == BackendKind::kCpu || !torch.is_valid()) return nullptr;
+  if (traits_of(device).host_addressable || !torch.is_valid()) return nullptr;
   const bool hip = !torch.attr("version").attr("hip").is_none();
   if (device.kind != (hip ? BackendKind::kHip : BackendKind::kCuda)) return nullptr;
   if (!nb::cast<bool>(torch.attr("cuda").attr("is_initialized")())) return nullptr;

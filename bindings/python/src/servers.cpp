@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
 
@@ -125,7 +126,8 @@ std::shared_ptr<Matrix> load_for_server(const char* call, nb::handle qweight, co
     return before;
   }
   MatrixOptions options;
-  if (codes.device.kind != BackendKind::kCpu && codes.writable && !keeps_qweight()) options.storage = Storage::kReuse;
+  if (!traits_of(codes.device).host_addressable && codes.writable && !keeps_qweight())
+    options.storage = Storage::kReuse;
   std::shared_ptr<Matrix> matrix;
   {
     const GilRelease release;
@@ -159,7 +161,7 @@ void unload(std::vector<std::shared_ptr<Matrix>> matrices) {
     for (const auto& matrix : matrices) {
       if (!matrix || matrix.use_count() > 1) continue;
       try {
-        if (matrix->device.kind != BackendKind::kCpu) runtime().impl().open(matrix->device)->synchronize();
+        if (!traits_of(matrix->device).host_addressable) runtime().impl().open(matrix->device)->synchronize();
         matrix->weights.restore();
       } catch (const Error& error) {
         runtime().impl().log(LogLevel::kWarning,
@@ -179,7 +181,7 @@ CompileAhead& compile_ahead() {
 }
 
 void CompileAhead::rows(Device device, std::int64_t rows) {
-  if (device.kind == BackendKind::kCpu) return;
+  if (!traits_of(device).compiles) return;
   const std::lock_guard lock(mutex_);
   auto& most = rows_[{device.kind, device.ordinal}];
   most = std::max<std::int64_t>(most, std::min<std::int64_t>(rows, INT32_MAX / 2));
@@ -187,7 +189,7 @@ void CompileAhead::rows(Device device, std::int64_t rows) {
 }
 
 void CompileAhead::shape(const Matrix& matrix, const PlanOptions& options) {
-  if (matrix.device.kind == BackendKind::kCpu) return;
+  if (!traits_of(matrix.device).compiles) return;
   const auto& w = matrix.weights;
   const WarmupShape shape{w.k(), w.n(), w.group_size(), w.act_order(), w.has_bias(), false};
   const std::lock_guard lock(mutex_);

@@ -52,7 +52,7 @@ class CpuDevice final : public DeviceBackend {
  public:
   CpuDevice(const Kernels& kernels, int threads, const BackendContext& context)
       : kernels_(kernels), info_(describe(kernels.isa, threads)), pool_(threads, context.options.parallel_for) {
-    ledger_->open(info_.device, context.options.allocator, context.seal, {allocate_aligned, std::free});
+    ledger_->open(info_.device, context.options.allocator, context.seal, {allocate_aligned, std::free, true});
   }
 
   const DeviceInfo& info() const override { return info_; }

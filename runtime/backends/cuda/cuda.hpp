@@ -8,6 +8,8 @@
 
 namespace q4::cuda {
 
+inline constexpr DeviceTraits kTraits;
+
 std::unique_ptr<Backend> make_cuda_backend(const BackendContext& context);
 
 }  // namespace q4::cuda

@@ -8,6 +8,8 @@
 
 namespace q4::hip {
 
+inline constexpr DeviceTraits kTraits;
+
 std::unique_ptr<Backend> make_hip_backend(const BackendContext& context);
 
 }  // namespace q4::hip
