@@ -40,10 +40,10 @@ class Reader {
     check(!on_device(view) || *view.device == device_->info().device,
           "{}: {} is on {}; it must be on the host or on {}: copy it", call_, name,
           view.device ? view.device->str() : "cpu", device_->info().device.str());
-    std::string problem;
-    check(!on_device(view) || !view.data || device_->reachable(view.data, problem),
-          "{}: {} = {} is said to be on {} and is {}", call_, name, view.data, view.device ? view.device->str() : "",
-          problem);
+    if (!on_device(view) || !view.data) return;
+    if (const auto reached = device_->reachable(view.data); !reached)
+      fail(ErrorCode::kInvalidArgument, "{}: {} = {} is said to be on {} and is {}", call_, name, view.data,
+           view.device->str(), reached.reason());
   }
 
   bool on_device(const TensorView& view) const { return view.device && !traits_of(*view.device).host_addressable; }

@@ -188,9 +188,7 @@ const TuningRecord* Runtime::Impl::tuned(Device device, const TuningKey& key) {
                fmt::format("tuning: record for \"{}\" k = {} n = {} group {}: {}; the default is used there",
                            record->key.fingerprint, record->key.k, record->key.n, record->key.group, reason));
   if (match != TuningMatch::kExact) {
-    std::string problem;
-    untuned_.note(key, problem);
-    if (!problem.empty()) context_.log(LogLevel::kWarning, problem);
+    if (const auto noted = untuned_.note(key); !noted) context_.log(LogLevel::kWarning, noted.reason());
   }
   return record;
 }
@@ -212,9 +210,10 @@ Device Runtime::best_device() const {
   // A GPU that nothing can be compiled for serves nobody by default; with prebuilt kernels no compiler is asked for.
   for (const auto& info : all) {
     if (impl_->may_be_prebuilt(info.arch)) return info.device;
-    std::string problem;
-    if (impl_->open(info.device)->ready(problem)) return info.device;
-    impl_->log(LogLevel::kWarning, fmt::format("{} ({}) is passed over: {}", info.device.str(), info.name, problem));
+    const auto ready = impl_->open(info.device)->ready();
+    if (ready) return info.device;
+    impl_->log(LogLevel::kWarning,
+               fmt::format("{} ({}) is passed over: {}", info.device.str(), info.name, ready.reason()));
   }
   return all.front().device;
 }

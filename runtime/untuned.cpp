@@ -11,23 +11,24 @@
 
 namespace q4 {
 
-void UntunedLog::note(const TuningKey& key, std::string& problem) {
+Result<void> UntunedLog::note(const TuningKey& key) {
   const std::lock_guard lock(mutex_);
-  if (path_.empty()) return;
+  if (path_.empty()) return {};
   if (!std::exchange(begun_, true)) {
     std::ifstream in(path_);
     for (std::string line; std::getline(in, line);) lines_.insert(line);
   }
   const std::string line = fmt::format(R"({{"k":{},"n":{},"group":{},"act_order":{},"activation":"{}"}})", key.k, key.n,
                                        key.group, key.act_order, to_string(key.activation));
-  if (!lines_.insert(line).second) return;
+  if (!lines_.insert(line).second) return {};
   const std::string text = line + '\n';
   const int file = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   const bool written = file >= 0 && ::write(file, text.data(), text.size()) == static_cast<ssize_t>(text.size());
-  if (!written)
-    problem = fmt::format("record_untuned = {}: {}; untuned problems are not recorded", path_, std::strerror(errno));
+  const int error = errno;
   if (file >= 0) ::close(file);
-  if (!written) path_.clear();
+  if (written) return {};
+  return Failure{fmt::format("record_untuned = {}: {}; untuned problems are not recorded", std::exchange(path_, {}),
+                             std::strerror(error))};
 }
 
 }  // namespace q4

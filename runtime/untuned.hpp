@@ -7,6 +7,7 @@
 #include <string>
 
 #include "runtime/base/fork.hpp"
+#include "runtime/base/result.hpp"
 
 namespace q4 {
 
@@ -15,8 +16,8 @@ namespace q4 {
 class UntunedLog {
  public:
   void open(std::string path) { path_ = std::move(path); }  ///< before any note(); empty: nothing is written
-  /// Trouble is told once in `problem`, and no further attempt is made.
-  void note(const TuningKey& key, std::string& problem);
+  /// A failure is reported once, and no further attempt is made.
+  Result<void> note(const TuningKey& key);
 
  private:
   std::string path_;

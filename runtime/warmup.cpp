@@ -126,9 +126,8 @@ std::string without_gpu(const Runtime& runtime) {
   for (const BackendStatus& backend : runtime.backends())
     if (traits_of(backend.kind).compiles && !backend.available) add(to_string(backend.kind), backend.reason);
   for (const DeviceInfo& info : runtime.devices()) {
-    std::string problem;
-    if (traits_of(info.device).compiles && !runtime.impl().open(info.device)->ready(problem))
-      add(info.device.str(), problem);
+    if (!traits_of(info.device).compiles) continue;
+    if (const auto ready = runtime.impl().open(info.device)->ready(); !ready) add(info.device.str(), ready.reason());
   }
   return reasons;
 }

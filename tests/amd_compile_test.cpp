@@ -87,8 +87,7 @@ void check_target(const char* name, std::size_t turn) {
   const hip::Target* target = hip::find_target(name);
   REQUIRE(target != nullptr);
   INFO(std::string(name));
-  std::string problem;
-  if (!compiler().knows(name, problem)) return skip(problem);
+  if (const auto known = compiler().knows(name); !known) return skip(known.reason());
   for (const auto& [source, threads] : wanted(*target, turn)) {
     CAPTURE(source.name);
     std::string log;
@@ -129,15 +128,14 @@ TEST_CASE("AMD instructions: the ones that the design counts on") {
   const auto* gemv = choose::find_matmul_kernel("gemv");
   const auto* tile = choose::find_matmul_kernel("tile");
   for (const auto& target : hip::targets()) {
-    std::string problem;
-    if (!compiler().knows(target.name, problem)) {
-      skip(problem);
+    if (const auto known = compiler().knows(target.name); !known) {
+      skip(known.reason());
       continue;
     }
     const auto expect = [&](const jit::Source& source, const std::vector<std::string>& patterns) {
       const auto code = compiler().compile(source, target.name);
-      const auto listing = amdgpu::disassemble(code, target.name, problem);
-      if (!listing) return skip(problem);
+      const auto listing = amdgpu::disassemble(code, target.name);
+      if (!listing) return skip(listing.reason());
       INFO(std::string(target.name));
       CAPTURE(source.name);
       for (const auto& pattern : patterns) CHECK_MESSAGE(std::regex_search(*listing, std::regex(pattern)), pattern);
@@ -200,13 +198,13 @@ TEST_CASE("AMD targets: none is given to a clang older than the oldest that is l
 }
 
 TEST_CASE("AMD compilers: errors are errors, and an abort takes only its own process") {
-  std::string problem;
-  CHECK_FALSE(compiler().knows("gfx803", problem));
-  CHECK(problem.find("gfx90a") != std::string::npos);
+  const auto old = compiler().knows("gfx803");
+  REQUIRE_FALSE(old);
+  CHECK(old.reason().find("gfx90a") != std::string::npos);
   CHECK_THROWS_AS(compiler().compile(choose::read_source(256, 4), "gfx803"), Error);
   if (!compiler().hiprtc().available()) return skip(compiler().hiprtc().problem());
   for (const char* target : {"gfx90a", "gfx906"})  // HIP over CUDA compiles for NVIDIA alone
-    if (!compiler().knows(target, problem)) return skip(problem);
+    if (const auto known = compiler().knows(target); !known) return skip(known.reason());
   try {
     compiler().compile({"broken", "this is no kernel\n"}, "gfx90a");
     FAIL("it compiled");
@@ -231,8 +229,7 @@ TEST_CASE("AMD compilers: errors are errors, and an abort takes only its own pro
 }
 
 TEST_CASE("code_object_info: what is no code object is an error, at any length") {
-  std::string problem;
-  if (!compiler().knows("gfx90a", problem)) return skip(problem);
+  if (const auto known = compiler().knows("gfx90a"); !known) return skip(known.reason());
   const auto code = compiler().compile(choose::remap_source(true), "gfx90a");
   CHECK_THROWS_AS(amdgpu::code_object_info(code, "another"), Error);
   CHECK_THROWS_AS(amdgpu::code_object_info(std::string("text"), jit::entry("remap")), Error);

@@ -70,10 +70,11 @@ bool is_right(const char* target, const EmulatedCase& c, const std::string& tact
 }
 
 bool ready(const std::string& target) {
-  std::string problem;
-  const bool has_objdump = amdgpu::disassemble({}, target, problem) || !problem.starts_with("no llvm-objdump");
-  if (has_objdump && hip::Compiler().knows(target, problem)) return true;
-  skip(target + ": " + problem);
+  const auto listing = amdgpu::disassemble({}, target);
+  const bool has_objdump = listing || !listing.reason().starts_with("no llvm-objdump");
+  const auto known = hip::Compiler().knows(target);
+  if (has_objdump && known) return true;
+  skip(target + ": " + (has_objdump ? known.reason() : listing.reason()));
   return false;
 }
 

@@ -136,27 +136,34 @@ TEST_CASE("cache layers: a miss in require-prebuilt names key, kernel, target, e
   CHECK(contains(ask({.mode = CacheMode::kRequirePrebuilt}).error, "there is none"));
 }
 
+/// Why a pack cannot be used; empty: it can.
+std::string why_not(const std::string& path) {
+  const auto pack = Pack::open(path);
+  return pack ? "" : pack.reason();
+}
+
 TEST_CASE("pack: holds what was put in, by key; of one key what was made last") {
   Scratch s;
   std::vector<Entry> entries;
   for (int i = 0; i < 40; ++i) entries.push_back(entry(i, "code " + std::to_string(i), 5));
   entries.push_back(entry(7, "older", 4)), entries.push_back(entry(8, "newer", 6));
   REQUIRE(write_pack(s / "p.q4pack", entries) == "");
-  std::string problem;
-  const auto pack = Pack::open(s / "p.q4pack", problem);
-  REQUIRE_MESSAGE(pack, problem);
+  const auto opened = Pack::open(s / "p.q4pack");
+  REQUIRE(opened);
+  const auto pack = *opened;
   CHECK(pack->size() == 40);
   CHECK(pack->verify().empty());
   for (int i = 0; i < 40; ++i) {
-    const auto found = pack->find(key(i).digest(), "sm_90a", problem);
+    const auto [found, problem] = pack->find(key(i).digest(), "sm_90a");
     REQUIRE_MESSAGE(found, problem);
     CHECK(std::string(found->code.begin(), found->code.end()) == (i == 8 ? "newer" : "code " + std::to_string(i)));
     CHECK(found->compiler == "nvrtc 1");
   }
-  CHECK_FALSE(pack->find(key(41).digest(), "sm_90a", problem));
-  CHECK(problem.empty());
-  CHECK_FALSE(pack->find(key(1).digest(), "sm_80", problem));
-  CHECK(contains(problem, "sm_90a"));
+  const Found nothing = pack->find(key(41).digest(), "sm_90a"), other = pack->find(key(1).digest(), "sm_80");
+  CHECK_FALSE(nothing.entry);
+  CHECK(nothing.problem.empty());
+  CHECK_FALSE(other.entry);
+  CHECK(contains(other.problem, "sm_90a"));
   const auto manifest = nlohmann::json::parse(pack->manifest());
   CHECK(manifest["kernels"] == 40);
   CHECK(manifest["targets"]["sm_90a"] == 40);
@@ -172,10 +179,9 @@ TEST_CASE("pack: any flipped byte, any length but its own, and foreign files are
   const std::string whole = read_file(s / "p.q4pack");
   const auto sound = [&](const std::string& data, bool& usable) {
     write(s / "d.q4pack", data);
-    std::string problem;
-    const auto pack = Pack::open(s / "d.q4pack", problem);
-    usable = pack && pack->find(key(0).digest(), "sm_90a", problem);
-    return pack && pack->verify().empty();
+    const auto pack = Pack::open(s / "d.q4pack");
+    usable = pack && (*pack)->find(key(0).digest(), "sm_90a").entry;
+    return pack && (*pack)->verify().empty();
   };
   bool usable = false;
   CHECK(sound(whole, usable));
@@ -206,12 +212,10 @@ TEST_CASE("pack: any flipped byte, any length but its own, and foreign files are
     CHECK_FALSE(sound(foreign, usable));
 
   ::chmod((s / "p.q4pack").c_str(), 0664);
-  std::string problem;
-  CHECK_FALSE(Pack::open(s / "p.q4pack", problem));
-  CHECK(contains(problem, "others may write it"));
-  CHECK_FALSE(Pack::open(s.path, problem));
+  CHECK(contains(why_not(s / "p.q4pack"), "others may write it"));
+  CHECK(why_not(s.path) != "");
   ::mkfifo((s / "fifo.q4pack").c_str(), 0600);
-  CHECK_FALSE(Pack::open(s / "fifo.q4pack", problem));
+  CHECK(why_not(s / "fifo.q4pack") != "");
 }
 
 TEST_CASE("folder and pack: another version, another owner and a clock set back") {
@@ -220,25 +224,21 @@ TEST_CASE("folder and pack: another version, another owner and a clock set back"
   store(s / "k", entry(0, "code", 99'999'999'999));  // made in the future
   timespec future[2] = {{99'999'999'999, 0}, {99'999'999'999, 0}};
   REQUIRE(::utimensat(AT_FDCWD, path.c_str(), future, 0) == 0);
-  std::string problem;
-  CHECK(Folder(s / "k", true).find(key().digest(), "sm_90a", problem));
-  CHECK(problem == "");
+  const Found found = Folder(s / "k", true).find(key().digest(), "sm_90a");
+  CHECK(found.entry);
+  CHECK(found.problem == "");
   REQUIRE(write_pack(s / "p.q4pack", {entry(0, "code")}) == "");
   for (const auto& file : {path, s / "p.q4pack"}) {
     std::string data = read_file(file);
     data[8] = 9;  // schema
     write(file, data);
   }
-  CHECK_FALSE(read_entry(path, problem));
-  CHECK(contains(problem, "schema 9"));
-  CHECK_FALSE(Pack::open(s / "p.q4pack", problem));
-  CHECK(contains(problem, "schema 9"));
+  CHECK(contains(read_entry(path).problem, "schema 9"));
+  CHECK(contains(why_not(s / "p.q4pack"), "schema 9"));
   if (::geteuid() != 0) return test::skip("files of another owner: only root gives files away");
   for (const auto& file : {path, s / "p.q4pack"}) REQUIRE(::chown(file.c_str(), 12345, 12345) == 0);
-  CHECK_FALSE(read_entry(path, problem));
-  CHECK(contains(problem, "another user"));
-  CHECK_FALSE(Pack::open(s / "p.q4pack", problem));
-  CHECK(contains(problem, "another user"));
+  CHECK(contains(read_entry(path).problem, "another user"));
+  CHECK(contains(why_not(s / "p.q4pack"), "another user"));
 }
 
 TEST_CASE("folder: bounded by bytes; what was used last stays, whatever atime says") {
@@ -253,8 +253,7 @@ TEST_CASE("folder: bounded by bytes; what was used last stays, whatever atime sa
     REQUIRE(folder.store(entry(i, code), 0) == "");
     age(i, 1000 - i);
   }
-  std::string problem;
-  CHECK(folder.find(key(0).digest(), "sm_90a", problem));  // oldest, but used now
+  CHECK(folder.find(key(0).digest(), "sm_90a").entry);  // oldest, but used now
   write(s / "k/.tmp-dead", "x"), write(s / "k/.tmp-alive", "x");
   timespec long_ago[2] = {{1, 0}, {1, 0}};
   REQUIRE(::utimensat(AT_FDCWD, (s / "k/.tmp-dead").c_str(), long_ago, 0) == 0);
@@ -268,8 +267,9 @@ TEST_CASE("folder: bounded by bytes; what was used last stays, whatever atime sa
   CHECK(has(5));
   CHECK_FALSE(fs::exists(s / "k/.tmp-dead"));
   CHECK(fs::exists(s / "k/.tmp-alive"));
-  CHECK_FALSE(folder.find(key(1).digest(), "sm_90a", problem));
-  CHECK(problem.empty());
+  const Found gone = folder.find(key(1).digest(), "sm_90a");
+  CHECK_FALSE(gone.entry);
+  CHECK(gone.problem.empty());
   const auto pruned = prune(s / "k", 0);
   CHECK(pruned.files == 3);
   CHECK(pruned.left == 0);

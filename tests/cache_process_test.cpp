@@ -114,8 +114,7 @@ TEST_CASE("cache: kill -9 while writing leaves the old entry, the new one or non
     killed += finish(child) == 128 + SIGKILL;
     Folder folder(s / "k", true);
     for (int i = 0; i < 3; ++i) {
-      std::string problem;
-      const auto entry = folder.find(numbered_key(i).digest(), "sm_90a", problem);
+      const auto [entry, problem] = folder.find(numbered_key(i).digest(), "sm_90a");
       CHECK(problem == "");
       if (!entry) continue;
       ++found;

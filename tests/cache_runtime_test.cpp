@@ -252,8 +252,7 @@ TEST_CASE("dump folder: source, options, code, registers and spills, and the com
   // And the entry says which build of the compiler made it.
   const std::string identity = cuda::Nvrtc().identity();
   CHECK(contains(identity, " CL-"));
-  std::string problem;
-  for (const auto& file : stored_files(s / "k")) CHECK(read_entry(file.path, problem)->compiler == identity);
+  for (const auto& file : stored_files(s / "k")) CHECK(read_entry(file.path).entry->compiler == identity);
   std::size_t found = 0;
   for (const auto& file : fs::directory_iterator(s / "by-variable"))
     found += file.path().extension() == ".json" && contains(read_file(file.path()), "\"user-folder\"");

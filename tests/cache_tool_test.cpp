@@ -60,8 +60,8 @@ TEST_CASE("q4-cache: export, import and merge move sound kernels, and tuning rec
   REQUIRE_MESSAGE(merged.status == 0, merged.out);
   CHECK(parsed(merged)["manifest"]["kernels"] == 4);
   CHECK(parsed(merged)["manifest"]["tuning_records"] == 1);
-  std::string problem;
-  CHECK(Pack::open(s / "m.q4pack", problem)->find(current(2).digest, "sm_90a", problem)->created == 9);  // made last
+  const auto packed = *Pack::open(s / "m.q4pack");
+  CHECK(packed->find(current(2).digest, "sm_90a").entry->created == 9);  // made last
 
   CHECK(run_tool("q4-cache export " + (s / "m.q4pack") + " --out " + (s / "out")).status == 0);
   CHECK(stored_files(s / "out").size() == 4);

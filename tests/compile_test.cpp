@@ -29,12 +29,12 @@ const cuda::Nvrtc* compiler(const std::string& arch) {
     skip("NVRTC " + nvrtc.version() + " does not know " + arch);
     return nullptr;
   }
-  std::string problem;
-  if (nvrtc.available() && !nvrtc.knows(arch, problem)) {
-    skip(problem);
+  if (!nvrtc.available()) return nullptr;
+  if (const auto known = nvrtc.knows(arch); !known) {
+    skip(known.reason());
     return nullptr;
   }
-  return nvrtc.available() ? &nvrtc : nullptr;
+  return &nvrtc;
 }
 
 struct Compiled {

@@ -58,15 +58,16 @@ inline const Runtime& interpreted() {
 
 /// The interpreted device, or nothing, with the reason shown.
 inline std::optional<DeviceInfo> device(const std::string& target) {
-  std::string problem;
-  if (!amdgpu::disassemble({}, target, problem) && problem.starts_with("no llvm-objdump")) {
-    skip(problem);
+  const auto listing = amdgpu::disassemble({}, target);
+  if (!listing && listing.reason().starts_with("no llvm-objdump")) {
+    skip(listing.reason());
     return std::nullopt;
   }
   for (const auto& info : interpreted().devices())
     if (info.device.kind == BackendKind::kHip && info.arch == target) {
-      if (interpreted().impl().open(info.device)->ready(problem)) return info;
-      skip(target + ": " + problem);
+      const auto ready = interpreted().impl().open(info.device)->ready();
+      if (ready) return info;
+      skip(target + ": " + ready.reason());
       return std::nullopt;
     }
   FAIL("the stand-in has no " << target);

@@ -26,11 +26,10 @@ inline const Runtime& shared_runtime() {
 inline std::vector<DeviceInfo> ready_devices() {
   std::vector<DeviceInfo> ready;
   for (const auto& info : shared_runtime().devices()) {
-    std::string problem;
-    if (shared_runtime().impl().open(info.device)->ready(problem))
+    if (const auto usable = shared_runtime().impl().open(info.device)->ready(); usable)
       ready.push_back(info);
     else
-      skip(info.device.str() + ": " + problem);
+      skip(info.device.str() + ": " + usable.reason());
   }
   return ready;
 }

@@ -180,18 +180,17 @@ TEST_CASE("a service records what is untuned, once, and q4-autotune reads it") {
   {
     UntunedLog log;
     log.open(path);
-    std::string problem;
+    std::atomic<int> failures{0};
     std::vector<std::jthread> threads;
     for (int t = 0; t < 8; ++t)
       threads.emplace_back([&] {
-        std::string mine;
-        for (int i = 0; i < 50; ++i) log.note(key, mine), log.note(other, mine);
+        for (int i = 0; i < 50; ++i) failures += !log.note(key), failures += !log.note(other);
       });
     threads.clear();
-    CHECK(problem.empty());
+    CHECK(failures == 0);
     UntunedLog restarted;
     restarted.open(path);
-    restarted.note(key, problem);
+    CHECK(restarted.note(key));
   }
   std::ifstream in(path);
   const std::string text{std::istreambuf_iterator<char>(in), {}};
@@ -206,12 +205,10 @@ TEST_CASE("a service records what is untuned, once, and q4-autotune reads it") {
 
   UntunedLog nowhere;
   nowhere.open(folder.file("missing/untuned.jsonl"));
-  std::string problem;
-  nowhere.note(key, problem);
-  CHECK(contains(problem, "missing/untuned.jsonl"));
-  problem.clear();
-  nowhere.note(other, problem);
-  CHECK(problem.empty());  // told once
+  const auto noted = nowhere.note(key);
+  REQUIRE_FALSE(noted);
+  CHECK(contains(noted.reason(), "missing/untuned.jsonl"));
+  CHECK(nowhere.note(other));  // reported once
 }
 
 }  // namespace

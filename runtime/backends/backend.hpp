@@ -13,6 +13,7 @@
 
 #include "runtime/backends/traits.hpp"
 #include "runtime/base/memory.hpp"
+#include "runtime/base/result.hpp"
 #include "runtime/choose/shape.hpp"
 
 namespace q4 {
@@ -93,11 +94,10 @@ class DeviceBackend {
   virtual void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) = 0;  ///< synchronous
   virtual void fill(void* memory, int byte, std::size_t bytes) = 0;                     ///< synchronous
   virtual void synchronize() = 0;
-  /// Whether matrices can be packed and plans made here: a GPU needs a compiler that knows it. Else `problem` says why
-  /// not.
-  virtual bool ready(std::string& problem) = 0;
-  /// Whether kernels of this device can use `memory`; else `problem` says what it is.
-  virtual bool reachable(const void* memory, std::string& problem) const = 0;
+  /// Whether matrices can be packed and plans made here: a GPU needs a compiler that knows it.
+  virtual Result<void> ready() = 0;
+  /// Whether kernels of this device can use `memory`; else what it is.
+  virtual Result<void> reachable(const void* memory) const = 0;
   /// What `work` launches on the stream that it is given, which nothing executes yet. Null where there are no graphs:
   /// calling the work is all there is.
   virtual std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& /*work*/) { return nullptr; }

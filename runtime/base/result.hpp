@@ -1,6 +1,7 @@
 // A value, or why there is none: for what may fail in the ordinary course of things, where nothing is thrown.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -19,13 +20,31 @@ class Result {
   Result(Failure failure) : content_(std::in_place_index<1>, std::move(failure)) {}
 
   explicit operator bool() const { return content_.index() == 0; }
-  const T& operator*() const { return std::get<0>(content_); }
+  const T& operator*() const& { return std::get<0>(content_); }
+  T& operator*() & { return std::get<0>(content_); }
+  T&& operator*() && { return std::get<0>(std::move(content_)); }
   const T* operator->() const { return &std::get<0>(content_); }
+  T* operator->() { return &std::get<0>(content_); }
   /// Only of one without a value.
   const std::string& reason() const { return std::get<1>(content_).reason; }
 
  private:
   std::variant<T, Failure> content_;
+};
+
+/// Success, or why not: `return {}` is success.
+template <>
+class Result<void> {
+ public:
+  Result() = default;
+  Result(Failure failure) : failure_(std::move(failure)) {}
+
+  explicit operator bool() const { return !failure_; }
+  /// Only of a failure.
+  const std::string& reason() const { return failure_->reason; }
+
+ private:
+  std::optional<Failure> failure_;
 };
 
 }  // namespace q4

@@ -112,31 +112,20 @@ std::string encode(const Entry& entry) {
   return data.append(reinterpret_cast<const char*>(sum.data()), sum.size());
 }
 
-std::optional<Entry> decode(std::string_view data, std::string& problem) {
+Result<Entry> decode(std::string_view data) {
   constexpr std::size_t kHead = sizeof kMagic - 1 + sizeof kSchema, kTail = 32;
   std::uint32_t schema;
-  if (data.size() < kHead + kTail || data.compare(0, sizeof kMagic - 1, kMagic) != 0) {
-    problem = "not a q4 kernel, or truncated";
-    return std::nullopt;
-  }
+  if (data.size() < kHead + kTail || data.compare(0, sizeof kMagic - 1, kMagic) != 0)
+    return Failure{"not a q4 kernel, or truncated"};
   std::memcpy(&schema, data.data() + sizeof kMagic - 1, sizeof schema);
-  if (schema != kSchema) {
-    problem = fmt::format("schema {}, this library writes {}", schema, kSchema);
-    return std::nullopt;
-  }
+  if (schema != kSchema) return Failure{fmt::format("schema {}, this library writes {}", schema, kSchema)};
   const auto sum = Sha256().update(data.data(), data.size() - kTail).digest();
-  if (std::memcmp(sum.data(), data.data() + data.size() - kTail, kTail) != 0) {
-    problem = "checksum does not match";
-    return std::nullopt;
-  }
+  if (std::memcmp(sum.data(), data.data() + data.size() - kTail, kTail) != 0) return Failure{"checksum does not match"};
   std::string_view rest = data.substr(kHead, data.size() - kHead - kTail), fields[8];
   bool whole = true;
   for (auto& field : fields) whole = whole && take(rest, field);
   Entry entry;
-  if (!whole || !rest.empty() || fields[6].size() != sizeof entry.created) {
-    problem = "fields do not fit the file";
-    return std::nullopt;
-  }
+  if (!whole || !rest.empty() || fields[6].size() != sizeof entry.created) return Failure{"fields do not fit the file"};
   entry.key.name = fields[0], entry.key.source = fields[1], entry.key.headers = fields[2], entry.key.target = fields[3];
   for (std::string_view options = fields[4]; !options.empty();) {
     const auto end = std::min(options.find('\n'), options.size() - 1);
@@ -146,10 +135,7 @@ std::optional<Entry> decode(std::string_view data, std::string& problem) {
   entry.digest = entry.key.digest(), entry.compiler = fields[5];
   std::memcpy(&entry.created, fields[6].data(), sizeof entry.created);
   entry.code.assign(fields[7].begin(), fields[7].end());
-  if (entry.compiler.empty()) {
-    problem = "does not say which compiler made it";
-    return std::nullopt;
-  }
+  if (entry.compiler.empty()) return Failure{"does not say which compiler made it"};
   return entry;
 }
 
@@ -160,25 +146,20 @@ std::string trusted_file(int fd, std::size_t& size) {
   return untrusted(status, trust_of_environment());
 }
 
-std::optional<Entry> read_entry(const std::string& path, std::string& problem) {
-  problem.clear();
+Found read_entry(const std::string& path) {
+  const auto unsound = [](std::string problem) { return Found{{}, std::move(problem)}; };
   const File file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
-  if (file.fd < 0) {
-    if (errno != ENOENT) problem = error_text();
-    return std::nullopt;
-  }
+  if (file.fd < 0) return errno == ENOENT ? Found() : unsound(error_text());
   std::size_t size = 0;
+  if (auto problem = trusted_file(file.fd, size); !problem.empty()) return unsound(std::move(problem));
+  if (size > kMostBytes) return unsound("too large");
   std::string data;
-  problem = trusted_file(file.fd, size);
-  if (problem.empty() && size > kMostBytes) problem = "too large";
-  if (problem.empty() && !read_all(file.fd, data, size)) problem = "cannot be read";
-  if (!problem.empty()) return std::nullopt;
-  auto entry = decode(data, problem);
-  if (entry && std::filesystem::path(path).filename() != file_name(*entry)) {
-    problem = "holds another kernel than its name says";
-    return std::nullopt;
-  }
-  return entry;
+  if (!read_all(file.fd, data, size)) return unsound("cannot be read");
+  auto entry = decode(data);
+  if (!entry) return unsound(entry.reason());
+  if (std::filesystem::path(path).filename() != file_name(*entry))
+    return unsound("holds another kernel than its name says");
+  return {*std::move(entry), {}};
 }
 
 std::string write_file(const std::string& folder, const std::string& file, std::string_view data, unsigned mode) {

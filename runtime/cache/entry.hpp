@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/base/result.hpp"
+
 namespace q4::cache {
 
 inline constexpr const char* kExtension = ".q4k";
@@ -40,12 +42,17 @@ Entry make_entry(const KernelKey& key, const std::string& compiler, std::uint64_
 std::string file_name(const Entry& entry);
 
 std::string encode(const Entry& entry);
-/// Empty, and `problem` set, unless `data` is a sound entry. Any bytes are safe.
-std::optional<Entry> decode(std::string_view data, std::string& problem);
+/// A failure unless `data` is a sound entry. Any bytes are safe.
+Result<Entry> decode(std::string_view data);
 
-/// Empty without a problem if there is no such file. `problem` is set, and the result empty, if the file is not a sound
-/// entry of that name: foreign, truncated, altered, a symbolic link, or of another owner.
-std::optional<Entry> read_entry(const std::string& path, std::string& problem);
+/// What a search gave: an entry, or what is wrong with what was found; neither where there is nothing.
+struct Found {
+  std::optional<Entry> entry;
+  std::string problem;
+};
+/// Nothing if there is no such file; a problem if the file is not a sound entry of that name: foreign, truncated,
+/// altered, a symbolic link, or of another owner.
+Found read_entry(const std::string& path);
 
 /// Empty text if the open file is regular and trusted (trust.hpp); else what is wrong with it. `size`: its bytes.
 std::string trusted_file(int fd, std::size_t& size);

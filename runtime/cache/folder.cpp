@@ -64,35 +64,31 @@ void Folder::scan() {
   files_ = std::move(files);
 }
 
-std::optional<Entry> Folder::newest(const std::string& digest, const std::string& target, std::string& problem) {
+Found Folder::newest(const std::string& digest, const std::string& target) {
   std::vector<std::string> names;
   {
     std::lock_guard lock(mutex_);
     const auto [first, last] = files_.equal_range(digest);
     for (auto it = first; it != last; ++it) names.push_back(it->second);
   }
-  std::optional<Entry> best;
+  Found best;
   for (const auto& name : names) {
-    std::string trouble;
-    auto entry = read_entry(path_ + "/" + name, trouble);
-    if (entry && (entry->digest != digest || entry->key.target != target)) {
-      trouble = "holds another kernel than its name says";
-      entry.reset();
-    }
-    if (!trouble.empty()) problem = path_ + "/" + name + ": " + trouble;
-    if (entry && (!best || entry->created > best->created)) best = std::move(entry);
+    auto found = read_entry(path_ + "/" + name);
+    if (found.entry && (found.entry->digest != digest || found.entry->key.target != target))
+      found = {{}, "holds another kernel than its name says"};
+    if (!found.problem.empty()) best.problem = path_ + "/" + name + ": " + found.problem;
+    if (found.entry && (!best.entry || found.entry->created > best.entry->created)) best.entry = std::move(found.entry);
   }
   return best;
 }
 
-std::optional<Entry> Folder::find(const std::string& digest, const std::string& target, std::string& problem) {
-  auto found = newest(digest, target, problem);
-  if (!found) {  // another process may have added it, or removed what the last scan saw
-    problem.clear();
+Found Folder::find(const std::string& digest, const std::string& target) {
+  auto found = newest(digest, target);
+  if (!found.entry) {  // another process may have added it, or removed what the last scan saw
     scan();
-    found = newest(digest, target, problem);
+    found = newest(digest, target);
   }
-  if (found && own_) note_use(path_ + "/" + file_name(*found));
+  if (found.entry && own_) note_use(path_ + "/" + file_name(*found.entry));
   return found;
 }
 
@@ -100,10 +96,9 @@ std::string Folder::store(const Entry& entry, std::uint64_t max_bytes) {
   std::string problem = prepare_folder(path_);
   if (problem.empty()) problem = write_file(path_, file_name(entry), encode(entry), file_mode(trust_of_environment()));
   if (!problem.empty()) return problem;
-  std::string trouble;
   for (const auto& file : stored_files(path_))
     if (std::filesystem::path(file.path).filename().string().starts_with(entry.digest) &&
-        !read_entry(file.path, trouble) && !trouble.empty())
+        !read_entry(file.path).problem.empty())
       ::unlink(file.path.c_str());
   if (max_bytes == 0) return {};
   std::uint64_t bytes = 0;

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,15 +18,15 @@ class Folder {
   Folder(std::string path, bool own) : path_(std::move(path)), own_(own) {}
 
   const std::string& path() const { return path_; }
-  /// The sound entry of this key that was made last. `problem`: what is wrong with one that is not sound. Thread-safe;
-  /// sees what other processes have added or removed.
-  std::optional<Entry> find(const std::string& digest, const std::string& target, std::string& problem);
+  /// The sound entry of this key that was made last, and beside it what is wrong with one that is not sound.
+  /// Thread-safe; sees what other processes have added or removed.
+  Found find(const std::string& digest, const std::string& target);
   /// Adds or replaces, and removes what is not sound under this key; then the least recently used go until the folder
   /// fits `max_bytes` (0: unbounded). Empty text, or what went wrong.
   std::string store(const Entry& entry, std::uint64_t max_bytes);
 
  private:
-  std::optional<Entry> newest(const std::string& digest, const std::string& target, std::string& problem);
+  Found newest(const std::string& digest, const std::string& target);
   void scan();
 
   std::string path_;

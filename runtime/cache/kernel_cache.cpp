@@ -163,15 +163,15 @@ bool KernelCache::find(Search& search, Code& code) {
   std::string& missed = search.event.missed;
   missed.clear();
   for (const auto& layer : layers_) {
-    std::string problem = layer.problem;
-    std::optional<Entry> entry;
-    if (layer.folder) entry = layer.folder->find(search.digest, search.key.target, problem);
-    if (layer.pack) entry = layer.pack->find(search.digest, search.key.target, problem);
+    Found found{{}, layer.problem};
+    if (layer.folder) found = layer.folder->find(search.digest, search.key.target);
+    if (layer.pack) found = layer.pack->find(search.digest, search.key.target);
+    const std::string& problem = found.problem;
     if (!problem.empty() && layer.problem.empty())
       search.problems.push_back(fmt::format("{}: {}", layer.name, problem));
-    if (entry) {
+    if (found.entry) {
       search.event.layer = layer.kind, search.event.from = layer.name;
-      code = std::move(entry->code);
+      code = std::move(found.entry->code);
       return true;
     }
     missed += fmt::format("{}{} ({})", missed.empty() ? "" : ", ", layer.name,
@@ -200,8 +200,7 @@ KernelCache::Shared KernelCache::find_or_make(Search& search, const Compile& com
   if (writes && problem.empty()) {
     lock.emplace(options_.folder, search.digest, options_.lock_wait_s);
     // Somebody else may have held the lock, and written it, since we looked.
-    std::string ignored;
-    if (auto entry = layers_.front().folder->find(search.digest, key.target, ignored)) {
+    if (auto entry = layers_.front().folder->find(search.digest, key.target).entry) {
       search.event.lookup_ms += watch.lap();
       search.event.layer = CacheLayer::kUserFolder, search.event.from = layers_.front().name;
       return std::make_shared<const Code>(std::move(entry->code));

@@ -97,7 +97,11 @@ void KernelCache::add_folder(CacheLayer kind, const std::string& path) {
 
 void KernelCache::add_pack(const std::string& path) {
   Layer layer{CacheLayer::kPack, "pack " + path, "", nullptr, nullptr};
-  layer.pack = Pack::open(path, layer.problem, options_.public_key);
+  auto pack = Pack::open(path, options_.public_key);
+  if (pack)
+    layer.pack = *std::move(pack);
+  else
+    layer.problem = pack.reason();
   layers_.push_back(std::move(layer));
 }
 
@@ -131,9 +135,8 @@ bool KernelCache::holds(const std::string& target, const std::vector<std::string
     if (layer.pack && layer.pack->holds(target, headers)) return true;
     if (!layer.folder) continue;
     const auto files = stored_files(layer.folder->path());
-    std::string ignored;
     for (auto file = files.rbegin(); file != files.rend(); ++file)  // the last used is the likeliest
-      if (const auto entry = read_entry(file->path, ignored);
+      if (const auto entry = read_entry(file->path).entry;
           entry && entry->key.target == target &&
           std::find(headers.begin(), headers.end(), entry->key.headers) != headers.end())
         return true;

@@ -61,69 +61,59 @@ std::string make_manifest(const std::map<std::string, const Entry*>& entries, st
 
 }  // namespace
 
-std::shared_ptr<const Pack> Pack::open(const std::string& path, std::string& problem, const std::string& public_key) {
-  problem.clear();
+Result<std::shared_ptr<const Pack>> Pack::open(const std::string& path, const std::string& public_key) {
   const std::shared_ptr<Pack> pack(new Pack);
   pack->path_ = path;
   pack->fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (pack->fd_ < 0) return problem = std::generic_category().message(errno), nullptr;
+  if (pack->fd_ < 0) return Failure{std::generic_category().message(errno)};
   struct stat status;
-  if (::fstat(pack->fd_, &status) != 0 || !S_ISREG(status.st_mode)) return problem = "not a regular file", nullptr;
-  if (public_key.empty()) problem = untrusted(status, trust_of_environment());
+  if (::fstat(pack->fd_, &status) != 0 || !S_ISREG(status.st_mode)) return Failure{"not a regular file"};
+  if (public_key.empty())
+    if (auto problem = untrusted(status, trust_of_environment()); !problem.empty()) return Failure{std::move(problem)};
   const std::size_t size = pack->file_bytes_ = static_cast<std::size_t>(status.st_size);
-  if (problem.empty() && size < kHead) problem = "not a q4 pack, or truncated";
-  if (problem.empty()) pack->head_ = pack->read(0, kHead, problem);
-  if (!problem.empty()) return nullptr;
-  const std::string_view fixed = pack->head_;
-  const auto manifest = number_at<std::uint64_t>(fixed, 16), tuning = number_at<std::uint64_t>(fixed, 24),
-             whole = number_at<std::uint64_t>(fixed, 32);
+  if (size < kHead) return Failure{"not a q4 pack, or truncated"};
+  auto fixed = pack->read(0, kHead);
+  if (!fixed) return Failure{fixed.reason()};
+  pack->head_ = *std::move(fixed);
+  const auto manifest = number_at<std::uint64_t>(pack->head_, 16), tuning = number_at<std::uint64_t>(pack->head_, 24),
+             whole = number_at<std::uint64_t>(pack->head_, 32);
+  const auto schema = number_at<std::uint32_t>(pack->head_, 8);
   const std::uint64_t room = size - kHead;
-  pack->count_ = number_at<std::uint32_t>(fixed, 12);
-  if (!fixed.starts_with(kMagic))
-    problem = "not a q4 pack";
-  else if (number_at<std::uint32_t>(fixed, 8) != kSchema)
-    problem = fmt::format("schema {}, this library reads {}", number_at<std::uint32_t>(fixed, 8), kSchema);
-  else if (whole != size)
-    problem = fmt::format("{} bytes, it was written with {}: truncated", size, whole);
-  else if (manifest > room || tuning > room - manifest || pack->count_ > (room - manifest - tuning) / kRow)
-    problem = "its head overruns the file";
-  if (!problem.empty()) return nullptr;
+  pack->count_ = number_at<std::uint32_t>(pack->head_, 12);
+  if (!pack->head_.starts_with(kMagic)) return Failure{"not a q4 pack"};
+  if (schema != kSchema) return Failure{fmt::format("schema {}, this library reads {}", schema, kSchema)};
+  if (whole != size) return Failure{fmt::format("{} bytes, it was written with {}: truncated", size, whole)};
+  if (manifest > room || tuning > room - manifest || pack->count_ > (room - manifest - tuning) / kRow)
+    return Failure{"its head overruns the file"};
   pack->tuning_at_ = kHead + manifest, pack->index_at_ = pack->tuning_at_ + tuning;
-  pack->head_ += pack->read(kHead, pack->index_at_ + pack->count_ * kRow - kHead, problem);
-  if (!problem.empty()) return nullptr;
+  const auto rest = pack->read(kHead, pack->index_at_ + pack->count_ * kRow - kHead);
+  if (!rest) return Failure{rest.reason()};
+  pack->head_ += *rest;
   const std::string_view head = pack->head_;
   if (head_sum(head.substr(0, kFixed), head.substr(kHead)) != head.substr(kFixed, kSum))
-    return problem = "checksum of its head does not match", nullptr;
-  if (!public_key.empty())
-    problem = signature_problem(head.substr(0, kSigned), head.substr(kSigned, kHead - kSigned), public_key);
-  return problem.empty() ? pack : nullptr;
+    return Failure{"checksum of its head does not match"};
+  if (public_key.empty()) return std::shared_ptr<const Pack>(pack);
+  auto problem = signature_problem(head.substr(0, kSigned), head.substr(kSigned, kHead - kSigned), public_key);
+  if (!problem.empty()) return Failure{std::move(problem)};
+  return std::shared_ptr<const Pack>(pack);
 }
 
 Pack::~Pack() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-std::string Pack::read(std::size_t at, std::size_t size, std::string& problem) const {
+Result<std::string> Pack::read(std::size_t at, std::size_t size) const {
   std::string data(size, '\0');
   for (std::size_t done = 0; done < size;) {
     const ssize_t got = ::pread(fd_, data.data() + done, size - done, static_cast<off_t>(at + done));
     if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) {
-      problem = got == 0 ? "it was truncated after it was opened: replace a pack by renaming"
-                : errno == ESTALE
-                    ? "another machine replaced it after it was opened (stale file handle): restart to use the "
-                      "new one"
-                    : "cannot be read: " + std::generic_category().message(errno);
-      return {};
-    }
+    if (got == 0) return Failure{"it was truncated after it was opened: replace a pack by renaming"};
+    if (got < 0 && errno == ESTALE)
+      return Failure{"another machine replaced it after it was opened (stale file handle): restart to use the new one"};
+    if (got < 0) return Failure{"cannot be read: " + std::generic_category().message(errno)};
     done += static_cast<std::size_t>(got);
   }
   return data;
-}
-
-std::string Pack::bytes(std::string& problem) const {
-  problem.clear();
-  return read(0, file_bytes_, problem);
 }
 
 std::string_view Pack::manifest() const { return std::string_view(head_).substr(kHead, tuning_at_ - kHead); }
@@ -144,24 +134,22 @@ std::string Pack::signer() const {
 
 std::string_view Pack::index(std::size_t i) const { return std::string_view(head_).substr(index_at_ + i * kRow, kRow); }
 
-std::optional<Entry> Pack::entry(std::size_t i, std::string& problem) const {
-  problem.clear();
+Result<Entry> Pack::entry(std::size_t i) const {
   const auto row = index(i);
   const auto offset = number_at<std::uint64_t>(row, 2 * kSum), bytes = number_at<std::uint64_t>(row, 2 * kSum + 8);
   if (offset > file_bytes_ || bytes > file_bytes_ - offset || bytes < kSum)
-    return problem = fmt::format("entry {} lies outside the file", i), std::nullopt;
-  const std::string data = read(offset, bytes, problem);
-  auto entry = problem.empty() ? decode(data, problem) : std::nullopt;
-  if (!entry) return problem = fmt::format("entry {}: {}", i, problem), std::nullopt;
-  if (data.substr(bytes - kSum) != row.substr(kSum, kSum) || bytes_of_hex(entry->digest) != row.substr(0, kSum))
-    return problem = fmt::format("entry {}: not the one that the index names", i), std::nullopt;
+    return Failure{fmt::format("entry {} lies outside the file", i)};
+  const auto data = read(offset, bytes);
+  auto entry = data ? decode(*data) : Failure{data.reason()};
+  if (!entry) return Failure{fmt::format("entry {}: {}", i, entry.reason())};
+  if (data->substr(bytes - kSum) != row.substr(kSum, kSum) || bytes_of_hex(entry->digest) != row.substr(0, kSum))
+    return Failure{fmt::format("entry {}: not the one that the index names", i)};
   return entry;
 }
 
-std::optional<Entry> Pack::find(const std::string& digest, const std::string& target, std::string& problem) const {
-  problem.clear();
+Found Pack::find(const std::string& digest, const std::string& target) const {
   const std::string key = bytes_of_hex(digest);
-  if (key.size() != kSum) return std::nullopt;
+  if (key.size() != kSum) return {};
   std::size_t low = 0, high = count_;
   while (low < high) {
     const std::size_t middle = low + (high - low) / 2;
@@ -170,19 +158,18 @@ std::optional<Entry> Pack::find(const std::string& digest, const std::string& ta
     else
       high = middle;
   }
-  if (low == count_ || index(low).substr(0, kSum) != key) return std::nullopt;
-  auto found = entry(low, problem);
-  if (found && found->key.target != target)
-    return problem = fmt::format("entry {} is for {}", low, found->key.target), std::nullopt;
-  return found;
+  if (low == count_ || index(low).substr(0, kSum) != key) return {};
+  auto found = entry(low);
+  if (!found) return {{}, found.reason()};
+  if (found->key.target != target) return {{}, fmt::format("entry {} is for {}", low, found->key.target)};
+  return {*std::move(found), {}};
 }
 
 std::vector<std::string> Pack::verify() const {
   std::vector<std::string> problems;
-  std::string problem;
   std::size_t end = index_at_ + count_ * kRow;
   for (std::size_t i = 0; i < count_; ++i) {
-    if (!entry(i, problem)) problems.push_back(problem);
+    if (const auto checked = entry(i); !checked) problems.push_back(checked.reason());
     if (i > 0 && !(index(i - 1).substr(0, kSum) < index(i).substr(0, kSum)))
       problems.push_back(fmt::format("entry {}: the index is not sorted", i));
     if (number_at<std::uint64_t>(index(i), 2 * kSum) != end)
@@ -191,8 +178,8 @@ std::vector<std::string> Pack::verify() const {
   }
   const auto signature = std::string_view(head_).substr(kSigned, kHead - kSigned);
   if (signature.find_first_not_of('\0') != signature.npos)  // whoever's it is
-    if (problem = signature_problem(std::string_view(head_).substr(0, kSigned), signature,
-                                    hex_of_bytes(signature.substr(kSignatureBytes)));
+    if (const auto problem = signature_problem(std::string_view(head_).substr(0, kSigned), signature,
+                                               hex_of_bytes(signature.substr(kSignatureBytes)));
         !problem.empty())
       problems.push_back(problem);
   if (problems.empty() && end != file_bytes_) problems.push_back("bytes at its end that belong to no entry");
@@ -238,11 +225,11 @@ std::string write_pack(const std::string& path, const std::vector<Entry>& entrie
 }
 
 std::string sign_pack(const std::string& path, const std::string& secret) {
-  std::string problem;
-  const auto pack = Pack::open(path, problem);
-  if (!pack) return problem;
-  std::string file = pack->bytes(problem);
-  if (!problem.empty()) return problem;
+  const auto pack = Pack::open(path);
+  if (!pack) return pack.reason();
+  const auto bytes = (*pack)->bytes();
+  if (!bytes) return bytes.reason();
+  std::string file = *bytes;
   file.replace(kSigned, kHead - kSigned, sign(std::string_view(file).substr(0, kSigned), secret));
   return put(path, file);
 }

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,34 +29,33 @@ inline constexpr const char* kPackExtension = ".q4pack";
 class Pack {
  public:
   /// Reads the head of the file and checks it; entries are read when they are used, never mapped: a file that another
-  /// machine truncates or replaces is an error, not a SIGBUS. Null, and `problem` set, if it is not a sound pack or not
-  /// one that we may trust (trust.hpp). With a `public_key` (hex) it must be signed by that, and then anybody may be
+  /// machine truncates or replaces is an error, not a SIGBUS. A failure if it is not a sound pack or not one that
+  /// we may trust (trust.hpp). With a `public_key` (hex) it must be signed by that, and then anybody may be
   /// its owner: the signature covers every byte that is used.
-  static std::shared_ptr<const Pack> open(const std::string& path, std::string& problem,
-                                          const std::string& public_key = {});
+  static Result<std::shared_ptr<const Pack>> open(const std::string& path, const std::string& public_key = {});
   ~Pack();
   Pack(const Pack&) = delete;
 
   const std::string& path() const { return path_; }
   std::size_t size() const { return count_; }
-  /// Every byte of the file. Empty, and `problem` set, if it cannot be read.
-  std::string bytes(std::string& problem) const;
+  /// Every byte of the file.
+  Result<std::string> bytes() const { return read(0, file_bytes_); }
   std::string_view manifest() const;
   std::string_view tuning() const;  ///< JSON Lines, as a tuning file
   /// Whether it has a kernel for this target that was made from one of these headers, as its manifest says.
   bool holds(const std::string& target, const std::vector<std::string>& headers) const;
   std::string signer() const;  ///< the public key in hex that its signature claims; empty: not signed
-  /// Empty without a problem if the pack does not hold this key; `problem` set if what it holds is damaged.
-  std::optional<Entry> find(const std::string& digest, const std::string& target, std::string& problem) const;
+  /// Nothing if the pack does not hold this key; a problem if what it holds is damaged.
+  Found find(const std::string& digest, const std::string& target) const;
   /// The i-th entry in order of the keys, checked.
-  std::optional<Entry> entry(std::size_t i, std::string& problem) const;
+  Result<Entry> entry(std::size_t i) const;
   /// Reads every byte. One text for each thing that is wrong.
   std::vector<std::string> verify() const;
 
  private:
   Pack() = default;
   std::string_view index(std::size_t i) const;
-  std::string read(std::size_t at, std::size_t size, std::string& problem) const;
+  Result<std::string> read(std::size_t at, std::size_t size) const;
 
   std::string path_;
   int fd_ = -1;

@@ -40,9 +40,8 @@ void GpuDevice::column_remap(void* stream, const void* x, std::int64_t x_stride,
   check(cols <= INT32_MAX && x_cols <= INT32_MAX, "column_remap: cols = {} or x_cols = {} exceeds {}", cols, x_cols,
         INT32_MAX);
   // x_map may be host memory: then it travels first. During graph capture it must be device memory.
-  std::string problem;
   Buffer uploaded;
-  if (!driver_->reachable(x_map, problem)) {
+  if (!driver_->reachable(x_map)) {
     for (std::int64_t c = 0; c < cols; ++c)
       check(x_map[c] >= 0 && x_map[c] < x_cols, "column_remap: x_map[{}] = {} is outside [0, x_cols = {})", c, x_map[c],
             x_cols);
@@ -50,8 +49,9 @@ void GpuDevice::column_remap(void* stream, const void* x, std::int64_t x_stride,
     x_map = uploaded.as<const std::int32_t>();
   }
   for (const void* memory : {x, static_cast<const void*>(x_new)})
-    check(driver_->reachable(memory, problem), "column_remap: {} = {} is {}; it must be memory of {}",
-          memory == x ? "x" : "x_new", memory, problem, info().device.str());
+    if (const auto reached = driver_->reachable(memory); !reached)
+      fail(ErrorCode::kInvalidArgument, "column_remap: {} = {} is {}; it must be memory of {}",
+           memory == x ? "x" : "x_new", memory, reached.reason(), info().device.str());
   const auto function = kernels_.keep(choose::column_remap_source());
   RemapArgs args{static_cast<const u16*>(x), static_cast<u16*>(x_new), x_map, x_stride, x_new_stride, rows,
                  static_cast<i32>(cols),     static_cast<i32>(x_cols)};

@@ -28,10 +28,8 @@ class GpuDevice : public DeviceBackend {
   }
   void fill(void* memory, int byte, std::size_t bytes) override { driver_->fill(memory, byte, bytes); }
   void synchronize() override { driver_->synchronize(); }
-  bool ready(std::string& problem) override { return driver_->can_compile(problem); }
-  bool reachable(const void* memory, std::string& problem) const override {
-    return driver_->reachable(memory, problem);
-  }
+  Result<void> ready() override { return driver_->can_compile(); }
+  Result<void> reachable(const void* memory) const override { return driver_->reachable(memory); }
   std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& work) override {
     return driver_->capture(work);
   }

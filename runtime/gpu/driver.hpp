@@ -68,11 +68,11 @@ class Driver {
   virtual void synchronize() = 0;
   virtual std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& work) = 0;
   /// Whether `memory` can be used by kernels on this device: a pointer of this device, managed or registered memory.
-  /// Else `problem` says what it is. Costs well under a microsecond and is allowed during capture.
-  virtual bool reachable(const void* memory, std::string& problem) const = 0;
+  /// Else the reason is what it is. Costs well under a microsecond and is allowed during capture.
+  virtual Result<void> reachable(const void* memory) const = 0;
 
-  /// Whether the run-time compiler is there and knows this device; else `problem` says what to do.
-  virtual bool can_compile(std::string& problem) = 0;
+  /// Whether the run-time compiler is there and knows this device; else what to do.
+  virtual Result<void> can_compile() = 0;
   /// Identity of the compiler for cache keys: "nvrtc 13.0.88 libnvrtc.so.13". Loads it. Throws kUnsupported if absent.
   virtual std::string compiler() = 0;
   /// Canonical options, part of the cache key.

@@ -64,11 +64,10 @@ const Plan::Path& Plan::path(std::int64_t m) const {
 
 void Plan::run(void* stream, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride, std::int64_t m,
                void* workspace) const {
-  std::string problem;
-  check(driver_->reachable(x, problem), "MatmulPlan::run: x = {} is {}; it must be memory of {}", x, problem,
-        driver_->info().device.str());
-  check(driver_->reachable(out, problem), "MatmulPlan::run: out = {} is {}; it must be memory of {}", out, problem,
-        driver_->info().device.str());
+  for (const void* memory : {x, static_cast<const void*>(out)})
+    if (const auto reached = driver_->reachable(memory); !reached)
+      fail(ErrorCode::kInvalidArgument, "MatmulPlan::run: {} = {} is {}; it must be memory of {}",
+           memory == x ? "x" : "out", memory, reached.reason(), driver_->info().device.str());
   const Path& path = this->path(m);
   Call call{stream,
             static_cast<const std::uint16_t*>(x),

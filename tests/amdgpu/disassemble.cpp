@@ -25,16 +25,13 @@ std::string find_objdump() {
 
 }  // namespace
 
-std::optional<std::string> disassemble(std::span<const char> code, const std::string& target, std::string& problem) {
+Result<std::string> disassemble(std::span<const char> code, const std::string& target) {
   static const std::string objdump = find_objdump();
-  if (objdump.empty()) {
-    problem = fmt::format("no llvm-objdump-{} or later (apt-get install llvm-19)", hip::kOldestClang);
-    return std::nullopt;
-  }
+  if (objdump.empty())
+    return Failure{fmt::format("no llvm-objdump-{} or later (apt-get install llvm-19)", hip::kOldestClang)};
   const auto outcome = hip::run_program({objdump, "-d", "--mcpu=" + target, "-"}, {code.data(), code.size()});
   if (outcome.status == 0) return outcome.out;
-  problem = fmt::format("{}: {}{}", objdump, outcome.problem, outcome.error);
-  return std::nullopt;
+  return Failure{fmt::format("{}: {}{}", objdump, outcome.problem, outcome.error)};
 }
 
 }  // namespace q4::amdgpu

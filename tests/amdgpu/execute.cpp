@@ -129,9 +129,8 @@ std::unique_ptr<Kernel> load_kernel(std::span<const char> code, const std::strin
                                          kernel->properties, elf.at<u16>(descriptor + kDescriptorPreload)));
   if (static_cast<bool>(kernel->properties >> 10 & 1) != (kernel->info.wave == 32))
     throw std::runtime_error("amdgpu: note and descriptor disagree about the size of waves");
-  std::string problem;
-  const auto listing = disassemble(code, target, problem);
-  if (!listing) throw std::runtime_error("amdgpu: " + problem);
+  const auto listing = disassemble(code, target);
+  if (!listing) throw std::runtime_error("amdgpu: " + listing.reason());
   kernel->code = parse_listing(*listing, entry, target.starts_with("gfx1"));
   for (auto& i : kernel->code) resolve(i);
   kernel->at.resize((kernel->code.back().address - kernel->code.front().address) / 4 + 1);

@@ -33,12 +33,10 @@ std::vector<Listed> read_folder(const std::string& folder) {
          error.message());
   std::vector<Listed> all;
   for (const auto& file : cache::stored_files(folder)) {
-    Listed listed{file.path, "", file.bytes, {}};
-    if (auto entry = cache::read_entry(file.path, listed.problem))
-      listed.entry = std::move(*entry);
-    else if (listed.problem.empty())
-      continue;  // evicted meanwhile
-    all.push_back(std::move(listed));
+    auto [entry, problem] = cache::read_entry(file.path);
+    if (!entry && problem.empty()) continue;  // evicted meanwhile
+    Listed& listed = all.emplace_back(Listed{file.path, std::move(problem), file.bytes, {}});
+    if (entry) listed.entry = *std::move(entry);
   }
   std::sort(all.begin(), all.end(), [](const Listed& a, const Listed& b) { return a.path < b.path; });
   return all;
@@ -47,9 +45,12 @@ std::vector<Listed> read_folder(const std::string& folder) {
 std::vector<Listed> read_pack(const cache::Pack& pack) {
   std::vector<Listed> all;
   for (std::size_t i = 0; i < pack.size(); ++i) {
-    Listed listed{pack.path(), "", 0, {}};
-    if (auto entry = pack.entry(i, listed.problem)) listed.bytes = entry->code.size(), listed.entry = std::move(*entry);
-    all.push_back(std::move(listed));
+    Listed& listed = all.emplace_back(Listed{pack.path(), "", 0, {}});
+    auto entry = pack.entry(i);
+    if (entry)
+      listed.bytes = entry->code.size(), listed.entry = *std::move(entry);
+    else
+      listed.problem = entry.reason();
   }
   return all;
 }
@@ -100,9 +101,9 @@ void take(Load& load, std::vector<Listed> listed, const std::string& target, boo
 void take_source(Load& load, const std::string& source, const CacheToolOptions& options, bool stale_too) {
   if (source.ends_with(".jsonl")) return read_input([&] { load.tuning.load(source); });
   if (!source.ends_with(cache::kPackExtension)) return take(load, read_folder(source), options.target, stale_too);
-  std::string problem;
-  const auto pack = cache::Pack::open(source, problem, public_key(options));
-  if (!pack) fail(ErrorCode::kNotFound, "{}: {}", source, problem);
+  const auto opened = cache::Pack::open(source, public_key(options));
+  if (!opened) fail(ErrorCode::kNotFound, "{}: {}", source, opened.reason());
+  const auto& pack = *opened;
   take(load, read_pack(*pack), options.target, stale_too);
   read_input([&] { load.tuning.parse(pack->tuning(), source); });
 }
@@ -112,9 +113,9 @@ int write_out(const Tool& tool, const CacheToolOptions& options, const Load& loa
   const std::string secret = secret_key(options);
   if (const auto problem = cache::write_pack(options.out, load.entries, load.tuning.str(), secret); !problem.empty())
     fail(ErrorCode::kIo, "--out: {}", problem);
-  std::string problem;
-  const auto written = cache::Pack::open(options.out, problem);
-  if (!written) fail(ErrorCode::kCorrupt, "--out = {}: {}", options.out, problem);
+  const auto opened = cache::Pack::open(options.out);
+  if (!opened) fail(ErrorCode::kCorrupt, "--out = {}: {}", options.out, opened.reason());
+  const auto& written = *opened;
   const auto bytes = std::filesystem::file_size(options.out);
   if (tool.json)
     fmt::print("{}\n", Json{{"out", options.out},
@@ -203,9 +204,9 @@ int make_keys(const Tool& tool, const CacheToolOptions& options) {
 int sign_file(const Tool& tool, const CacheToolOptions& options) {
   if (const auto problem = cache::sign_pack(options.file, secret_key(options)); !problem.empty())
     fail(ErrorCode::kIo, "{}: {}", options.file, problem);
-  std::string problem;
-  const auto pack = cache::Pack::open(options.file, problem);
-  if (!pack) fail(ErrorCode::kCorrupt, "{}: {}", options.file, problem);
+  const auto opened = cache::Pack::open(options.file);
+  if (!opened) fail(ErrorCode::kCorrupt, "{}: {}", options.file, opened.reason());
+  const auto& pack = *opened;
   if (tool.json)
     fmt::print("{}\n", Json{{"file", options.file}, {"signed_by", pack->signer()}}.dump(2));
   else

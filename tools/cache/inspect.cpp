@@ -36,9 +36,9 @@ int report(const Tool& tool, const std::string& what, std::size_t kernels, const
 /// What is wrong with a pack: everything in it is read.
 std::vector<std::string> problems_of(const std::string& path, const std::string& key, std::size_t& kernels,
                                      std::string& signer) {
-  std::string problem;
-  const auto pack = cache::Pack::open(path, problem, key);
-  if (!pack) return {problem};
+  const auto opened = cache::Pack::open(path, key);
+  if (!opened) return {opened.reason()};
+  const auto& pack = *opened;
   kernels += pack->size(), signer = pack->signer();
   auto problems = pack->verify();
   try {

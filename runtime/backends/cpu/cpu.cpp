@@ -64,8 +64,8 @@ class CpuDevice final : public DeviceBackend {
     if (bytes > 0) std::memset(memory, byte, bytes);
   }
   void synchronize() override {}
-  bool ready(std::string&) override { return true; }
-  bool reachable(const void*, std::string&) const override { return true; }
+  Result<void> ready() override { return {}; }
+  Result<void> reachable(const void*) const override { return {}; }
 
   std::unique_ptr<PackedMatrix> pack(const MatrixSource& source) override { return cpu::pack(source, pool_, ledger_); }
   std::unique_ptr<PlanBackend> plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,

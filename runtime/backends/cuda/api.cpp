@@ -10,32 +10,21 @@ constexpr Result kSuccess = 0, kOutOfMemory = 2, kSticky[] = {700, 702, 710, 715
 
 }  // namespace
 
-std::shared_ptr<const Api> Api::open(std::string& problem) {
+q4::Result<std::shared_ptr<const Api>> Api::open() {
   Library library("Q4_CUDA_DRIVER", {"libcuda.so.1"}, {});
-  if (!library) {
-    problem = "no NVIDIA driver: " + library.problem();
-    return nullptr;
-  }
+  if (!library) return Failure{"no NVIDIA driver: " + library.problem()};
   // The driver's own state is the process's, so another Runtime's use before the fork counts too.
   static const HomeProcess first_use;
-  if (first_use.left()) {
-    problem = HomeProcess::text();
-    return nullptr;
-  }
-  auto api = std::make_shared<Api>();
+  if (first_use.left()) return Failure{HomeProcess::text()};
+  const auto api = std::make_shared<Api>();
 #define Q4_BIND(member, symbol, parameters) \
-  if (!library.bind(api->member, symbol)) { \
-    problem = library.problem();            \
-    return nullptr;                         \
-  }
+  if (!library.bind(api->member, symbol)) return Failure{library.problem()};
   Q4_CUDA_FUNCTIONS(Q4_BIND)
 #undef Q4_BIND
   api->tensor_map_encode = reinterpret_cast<decltype(api->tensor_map_encode)>(library.find("cuTensorMapEncodeTiled"));
-  if (const Result result = api->init(0); result != kSuccess) {
-    problem = "cuInit: " + api->describe(result) + "; see whether nvidia-smi works";
-    return nullptr;
-  }
-  return api;
+  if (const Result result = api->init(0); result != kSuccess)
+    return Failure{"cuInit: " + api->describe(result) + "; see whether nvidia-smi works"};
+  return std::shared_ptr<const Api>(api);
 }
 
 std::string Api::describe(Result result) const {

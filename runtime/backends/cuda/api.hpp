@@ -9,6 +9,7 @@
 
 #include "runtime/base/fork.hpp"
 #include "runtime/base/library.hpp"
+#include "runtime/base/result.hpp"
 
 namespace q4::cuda {
 
@@ -96,7 +97,7 @@ struct Api {
                               const unsigned*, int, int, int, int) = nullptr;
 
   /// Opens libcuda.so.1 ($Q4_CUDA_DRIVER) and initializes it. Null, and the reason, if there is no usable driver.
-  static std::shared_ptr<const Api> open(std::string& problem);
+  static q4::Result<std::shared_ptr<const Api>> open();
 
   /// Throws Error(kDevice or kOutOfMemory): "<call>: CUDA_ERROR_X: text. remedy".
   void check(Result result, const char* call) const;

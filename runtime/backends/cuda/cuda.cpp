@@ -21,7 +21,13 @@ class CudaBackend : public Backend {
 
  private:
   const Api* api() {
-    std::call_once(once_, [&] { api_ = Api::open(no_driver_); });
+    std::call_once(once_, [&] {
+      auto opened = Api::open();
+      if (opened)
+        api_ = *std::move(opened);
+      else
+        no_driver_ = opened.reason();
+    });
     return api_.get();
   }
   int attribute(DeviceHandle device, int id) {
@@ -30,7 +36,7 @@ class CudaBackend : public Backend {
     return value;
   }
   DeviceInfo describe(int ordinal);
-  std::vector<DeviceInfo> enumerate(std::string& problem);
+  q4::Result<std::vector<DeviceInfo>> enumerate();
 
   const BackendContext& context_;
   std::once_flag once_;
@@ -67,28 +73,31 @@ DeviceInfo CudaBackend::describe(int ordinal) {
 }
 
 std::vector<DeviceInfo> CudaBackend::devices() {
-  std::string ignored;
-  return enumerate(ignored);
+  auto found = enumerate();
+  return found ? *std::move(found) : std::vector<DeviceInfo>();
 }
 
-std::vector<DeviceInfo> CudaBackend::enumerate(std::string& problem) {
+q4::Result<std::vector<DeviceInfo>> CudaBackend::enumerate() {
+  if (!api()) return Failure{no_driver_};
   std::vector<DeviceInfo> found;
-  problem = api() ? "" : no_driver_;
-  if (!api_) return found;
   try {
     api_->process.check();
     int count = 0;
     api_->check(api_->device_count(&count), "cuDeviceGetCount");
     for (int i = 0; i < count; ++i) found.push_back(describe(i));
-    if (found.empty()) problem = "the driver lists no GPU; see CUDA_VISIBLE_DEVICES";
-  } catch (const Error& error) { problem = error.what(); }
+    if (found.empty()) return Failure{"the driver lists no GPU; see CUDA_VISIBLE_DEVICES"};
+  } catch (const Error& error) {
+    if (found.empty()) return Failure{error.what()};
+  }
   return found;
 }
 
 BackendStatus CudaBackend::status() {
   BackendStatus status;
   status.kind = BackendKind::kCuda;
-  status.available = !enumerate(status.reason).empty();
+  const auto found = enumerate();
+  status.available = static_cast<bool>(found);
+  if (!found) status.reason = found.reason();
   int version = 0;
   if (api_) api_->driver_version(&version);
   status.components.emplace_back("driver", api_ ? version_text(version) : no_driver_);

@@ -139,20 +139,19 @@ std::unique_ptr<CapturedWork> CudaDriver::capture(const std::function<void(void*
   return cuda::capture(api_, context_, work);
 }
 
-bool CudaDriver::reachable(const void* memory, std::string& problem) const {
+q4::Result<void> CudaDriver::reachable(const void* memory) const {
   api_->process.check();
   unsigned type = 0;
   int managed = 0, ordinal = -1;
-  if (api_->pointer_attribute(&type, kPointerMemoryType, address(memory)) != 0)
-    return problem = "ordinary host memory", false;
+  if (api_->pointer_attribute(&type, kPointerMemoryType, address(memory)) != 0) return Failure{"ordinary host memory"};
   api_->pointer_attribute(&managed, kPointerManaged, address(memory));
-  if (managed || type == kMemoryHost) return true;  // pinned host memory is slow, but it works
+  if (managed || type == kMemoryHost) return {};  // pinned host memory is slow, but it works
   api_->pointer_attribute(&ordinal, kPointerOrdinal, address(memory));
-  if (ordinal == info_.device.ordinal) return true;
-  return problem = fmt::format("memory of cuda:{}", ordinal), false;
+  if (ordinal == info_.device.ordinal) return {};
+  return Failure{fmt::format("memory of cuda:{}", ordinal)};
 }
 
-bool CudaDriver::can_compile(std::string& problem) { return nvrtc_->get().knows(info_.arch, problem); }
+q4::Result<void> CudaDriver::can_compile() { return nvrtc_->get().knows(info_.arch); }
 
 std::string CudaDriver::compiler() {
   auto& nvrtc = nvrtc_->get();

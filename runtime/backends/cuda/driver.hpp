@@ -42,8 +42,8 @@ class CudaDriver : public gpu::Driver {
   void fill(void* memory, int byte, std::size_t bytes) override;
   void synchronize() override;
   std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& work) override;
-  bool reachable(const void* memory, std::string& problem) const override;
-  bool can_compile(std::string& problem) override;
+  q4::Result<void> reachable(const void* memory) const override;
+  q4::Result<void> can_compile() override;
   std::string compiler() override;
   std::vector<std::string> options() const override { return compile_options(); }
   std::vector<char> compile(const jit::Source& source, std::string& log) override;

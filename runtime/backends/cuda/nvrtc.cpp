@@ -73,14 +73,13 @@ std::string Nvrtc::architecture(const std::string& arch, bool& exact) const {
   return fmt::format("compute_{}", best);
 }
 
-bool Nvrtc::knows(const std::string& arch, std::string& problem) const {
+q4::Result<void> Nvrtc::knows(const std::string& arch) const {
+  if (!available()) return Failure{problem_ + "; install NVRTC, or ship prebuilt kernels"};
   bool exact;
-  problem = available() ? "" : problem_ + "; install NVRTC, or ship prebuilt kernels";
-  if (!problem.empty()) return false;
   try {
     architecture(arch, exact);
-  } catch (const Error& error) { problem = error.what(); }
-  return problem.empty();
+  } catch (const Error& error) { return Failure{error.what()}; }
+  return {};
 }
 
 std::vector<char> Nvrtc::compile(const jit::Source& source, const std::string& arch,

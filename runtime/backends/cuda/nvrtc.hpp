@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "runtime/base/library.hpp"
+#include "runtime/base/result.hpp"
 #include "runtime/jit/source.hpp"
 
 namespace q4::cuda {
@@ -22,7 +23,7 @@ class Nvrtc {
   std::string version() const;
 
   /// Whether compile() can serve `arch`, exactly or through PTX; else `problem` says what to do.
-  bool knows(const std::string& arch, std::string& problem) const;
+  q4::Result<void> knows(const std::string& arch) const;
 
   /// A cubin for exactly `arch` ("sm_90a"), or PTX for the newest architecture below it that this compiler knows. `log`
   /// receives the compiler's messages, warnings included. Throws kCompile with the log and the source.

@@ -27,40 +27,28 @@ T at(const std::vector<char>& bytes, std::size_t offset) {
 
 }  // namespace
 
-std::shared_ptr<const Api> Api::open(std::string& problem) {
+q4::Result<std::shared_ptr<const Api>> Api::open() {
   Library library("Q4_HIP_RUNTIME", {"libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5"}, {"/opt/rocm/lib"});
-  if (!library) {
-    problem = "no HIP runtime: " + library.problem();
-    return nullptr;
-  }
+  if (!library) return Failure{"no HIP runtime: " + library.problem()};
   // The runtime's own state is the process's, so another Runtime's use before the fork counts too.
   static const HomeProcess first_use;
-  if (first_use.left()) {
-    problem = HomeProcess::text();
-    return nullptr;
-  }
-  auto api = std::make_shared<Api>();
-  if (!bind_all(library, *api)) {
-    problem = library.problem();
-    return nullptr;
-  }
+  if (first_use.left()) return Failure{HomeProcess::text()};
+  const auto api = std::make_shared<Api>();
+  if (!bind_all(library, *api)) return Failure{library.problem()};
   api->path = library.path();
   api->properties_of_6_ = library.find("hipGetDevicePropertiesR0600") != nullptr;
-  if (!library.bind(api->properties_,
-                    api->properties_of_6_ ? "hipGetDevicePropertiesR0600" : "hipGetDeviceProperties")) {
-    problem = library.problem();
-    return nullptr;
-  }
+  if (!library.bind(api->properties_, api->properties_of_6_ ? "hipGetDevicePropertiesR0600" : "hipGetDeviceProperties"))
+    return Failure{library.problem()};
   int count = 0;
   Result result = api->init(0);
   if (result == kSuccess) result = api->device_count(&count);
-  if (result == kSuccess && count > 0) return api;
+  if (result == kSuccess && count > 0) return std::shared_ptr<const Api>(api);
   const bool none = result == kSuccess || result == kNoDevice[0] || result == kNoDevice[1];
-  problem = none
-                ? "no AMD GPU that the HIP runtime can use: see whether rocminfo lists one, whether this user may open "
-                  "/dev/kfd and /dev/dri/render* (groups render, video), and HIP_VISIBLE_DEVICES"
-                : fmt::format("the HIP runtime: {}; see whether rocminfo works", api->describe(result));
-  return nullptr;
+  if (none)
+    return Failure{
+        "no AMD GPU that the HIP runtime can use: see whether rocminfo lists one, whether this user may open "
+        "/dev/kfd and /dev/dri/render* (groups render, video), and HIP_VISIBLE_DEVICES"};
+  return Failure{fmt::format("the HIP runtime: {}; see whether rocminfo works", api->describe(result))};
 }
 
 Properties Api::properties(int ordinal) const {

@@ -9,6 +9,7 @@
 
 #include "runtime/base/fork.hpp"
 #include "runtime/base/library.hpp"
+#include "runtime/base/result.hpp"
 
 namespace q4::hip {
 
@@ -71,7 +72,7 @@ struct Api {
   const char* (*error_text)(Result) = nullptr;
 
   /// Opens libamdhip64.so.7, .6 or .5 ($Q4_HIP_RUNTIME). Null, and the reason, if there is no usable one.
-  static std::shared_ptr<const Api> open(std::string& problem);
+  static q4::Result<std::shared_ptr<const Api>> open();
 
   Properties properties(int ordinal) const;
   /// "6.2.41133"

@@ -132,44 +132,35 @@ std::string Compiler::clang_text() {
                      kOldestClang, passed_over_);
 }
 
-Compiler::With Compiler::choose(const std::string& arch, std::string& problem) {
-  problem.clear();
+q4::Result<Compiler::With> Compiler::choose(const std::string& arch) {
   const Target* target = find_target(arch);
-  if (!target) {
-    problem = fmt::format("q4 compiles nothing for {}; its AMD targets: {}", arch, target_names());
-    return With::kNothing;
-  }
+  if (!target) return Failure{fmt::format("q4 compiles nothing for {}; its AMD targets: {}", arch, target_names())};
   if (hiprtc().available() && hiprtc().release() >= target->hiprtc_since) return With::kHiprtc;
   if (clang().major >= target->clang_since) return With::kClang;
-  problem = fmt::format("{} needs hipRTC of ROCm {}.{} or newer, or clang {}; here: {}, {}", target->name,
-                        target->hiprtc_since / 100, target->hiprtc_since % 100, target->clang_since,
-                        hiprtc().available() ? hiprtc().identity() : hiprtc().problem(), clang_text());
-  return With::kNothing;
+  return Failure{fmt::format("{} needs hipRTC of ROCm {}.{} or newer, or clang {}; here: {}, {}", target->name,
+                             target->hiprtc_since / 100, target->hiprtc_since % 100, target->clang_since,
+                             hiprtc().available() ? hiprtc().identity() : hiprtc().problem(), clang_text())};
 }
 
-bool Compiler::knows(const std::string& arch, std::string& problem) { return choose(arch, problem) != With::kNothing; }
+q4::Result<void> Compiler::knows(const std::string& arch) {
+  const auto with = choose(arch);
+  return with ? q4::Result<void>() : Failure{with.reason()};
+}
 
 std::string Compiler::identity(const std::string& arch) {
-  std::string problem;
-  switch (choose(arch, problem)) {
-    case With::kHiprtc:
-      return hiprtc().identity();
-    case With::kClang:
-      return "clang " + clang().version;
-    case With::kNothing:
-      break;
-  }
-  fail(ErrorCode::kUnsupported, "{}", problem);
+  const auto with = choose(arch);
+  if (!with) fail(ErrorCode::kUnsupported, "{}", with.reason());
+  return *with == With::kHiprtc ? hiprtc().identity() : "clang " + clang().version;
 }
 
 std::vector<char> Compiler::compile(const jit::Source& source, const std::string& arch, std::string* log) {
-  std::string problem, messages;
-  const With with = choose(arch, problem);
-  if (with == With::kNothing) fail(ErrorCode::kUnsupported, "cannot compile {}: {}", source.name, problem);
+  std::string messages;
+  const auto with = choose(arch);
+  if (!with) fail(ErrorCode::kUnsupported, "cannot compile {}: {}", source.name, with.reason());
   const std::string text = jit::flatten(source), target = find_target(arch)->name;
   try {
     auto code =
-        with == With::kHiprtc ? compile_in_process(text, target, &messages) : with_clang(text, target, messages);
+        *with == With::kHiprtc ? compile_in_process(text, target, &messages) : with_clang(text, target, messages);
     if (log) *log = messages;
     return code;
   } catch (const Error& error) {

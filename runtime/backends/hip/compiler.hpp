@@ -9,6 +9,7 @@
 
 #include "runtime/backends/hip/hiprtc.hpp"
 #include "runtime/backends/hip/target.hpp"
+#include "runtime/base/result.hpp"
 #include "runtime/jit/source.hpp"
 
 namespace q4::hip {
@@ -19,8 +20,8 @@ std::vector<std::string> compile_options();
 /// Thread-safe; opens what it needs at first need.
 class Compiler {
  public:
-  /// Whether compile() can serve `arch` ("gfx90a:xnack-"); else `problem` says what to install.
-  bool knows(const std::string& arch, std::string& problem);
+  /// Whether compile() can serve `arch` ("gfx90a:xnack-"); else what to install.
+  q4::Result<void> knows(const std::string& arch);
   /// What compiles for `arch`: "hiprtc 5.2.21153" or "clang 19.1.7"; throws kUnsupported if nothing does.
   std::string identity(const std::string& arch);
   /// A code object. Throws kUnsupported where knows() is false, kCompile with the compiler's log and the source. `log`
@@ -37,8 +38,8 @@ class Compiler {
     int major = 0;  ///< 0: there is none
   };
   const Clang& clang();
-  enum class With { kNothing, kHiprtc, kClang };
-  With choose(const std::string& arch, std::string& problem);
+  enum class With { kHiprtc, kClang };
+  q4::Result<With> choose(const std::string& arch);
   std::vector<char> with_clang(const std::string& text, const std::string& target, std::string& log);
 
   std::once_flag hiprtc_once_, clang_once_;

@@ -83,17 +83,17 @@ std::unique_ptr<CapturedWork> HipDriver::capture(const std::function<void(void* 
   return hip::capture(api_, ordinal(), work);
 }
 
-bool HipDriver::reachable(const void* memory, std::string& problem) const {
+q4::Result<void> HipDriver::reachable(const void* memory) const {
   api_->process.check();
   // The memory types' values changed in 6.0, so they are not asked for: pinned host memory names the device that it was
   // pinned for and works there, ordinary host memory names none.
   int managed = 0, owner = -1;
   void* address = const_cast<void*>(memory);
-  if (api_->pointer_attribute(&managed, kPointerManaged, address) == 0 && managed) return true;
+  if (api_->pointer_attribute(&managed, kPointerManaged, address) == 0 && managed) return {};
   if (api_->pointer_attribute(&owner, kPointerOrdinal, address) != 0 || owner < 0)
-    return problem = "ordinary host memory", false;
-  if (owner == ordinal()) return true;
-  return problem = fmt::format("memory of hip:{}", owner), false;
+    return Failure{"ordinary host memory"};
+  if (owner == ordinal()) return {};
+  return Failure{fmt::format("memory of hip:{}", owner)};
 }
 
 std::unique_ptr<gpu::Function> HipDriver::load(const std::vector<char>& code, const std::string& name) {

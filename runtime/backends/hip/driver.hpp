@@ -24,8 +24,8 @@ class HipDriver : public gpu::Driver {
   void fill(void* memory, int byte, std::size_t bytes) override;
   void synchronize() override;
   std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& work) override;
-  bool reachable(const void* memory, std::string& problem) const override;
-  bool can_compile(std::string& problem) override { return compiler_->knows(info_.arch, problem); }
+  q4::Result<void> reachable(const void* memory) const override;
+  q4::Result<void> can_compile() override { return compiler_->knows(info_.arch); }
   std::string compiler() override { return compiler_->identity(info_.arch); }
   std::vector<std::string> options() const override { return compile_options(); }
   std::vector<char> compile(const jit::Source& source, std::string& log) override {

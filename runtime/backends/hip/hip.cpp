@@ -19,18 +19,24 @@ class HipBackend : public Backend {
   BackendKind kind() const override { return BackendKind::kHip; }
   BackendStatus status() override;
   std::vector<DeviceInfo> devices() override {
-    std::string ignored;
-    return enumerate(ignored);
+    auto found = enumerate();
+    return found ? *std::move(found) : std::vector<DeviceInfo>();
   }
   std::shared_ptr<DeviceBackend> open(int ordinal) override;
 
  private:
   const Api* api() {
-    std::call_once(once_, [&] { api_ = Api::open(absent_); });
+    std::call_once(once_, [&] {
+      auto opened = Api::open();
+      if (opened)
+        api_ = *std::move(opened);
+      else
+        absent_ = opened.reason();
+    });
     return api_.get();
   }
   DeviceInfo describe(int ordinal, const Properties& properties) const;
-  std::vector<DeviceInfo> enumerate(std::string& problem);
+  q4::Result<std::vector<DeviceInfo>> enumerate();
 
   const BackendContext& context_;
   std::once_flag once_;
@@ -54,10 +60,9 @@ DeviceInfo HipBackend::describe(int ordinal, const Properties& p) const {
   return info;
 }
 
-std::vector<DeviceInfo> HipBackend::enumerate(std::string& problem) {
+q4::Result<std::vector<DeviceInfo>> HipBackend::enumerate() {
+  if (!api()) return Failure{absent_};
   std::vector<DeviceInfo> found;
-  problem = api() ? "" : absent_;
-  if (!api_) return found;
   try {
     api_->process.check();
     int count = 0;
@@ -69,17 +74,16 @@ std::vector<DeviceInfo> HipBackend::enumerate(std::string& problem) {
         fail(ErrorCode::kUnsupported, "hip:{} = {} has waves of {}, not {}: q4 does not know this mode", i,
              found.back().arch, found.back().warp_size, target->wave);
     }
-  } catch (const Error& error) {
-    problem = error.what();
-    found.clear();
-  }
+  } catch (const Error& error) { return Failure{error.what()}; }
   return found;
 }
 
 BackendStatus HipBackend::status() {
   BackendStatus status;
   status.kind = BackendKind::kHip;
-  status.available = !enumerate(status.reason).empty();
+  const auto found = enumerate();  // not empty: the runtime is opened only where it lists a GPU
+  status.available = static_cast<bool>(found);
+  if (!found) status.reason = found.reason();
   status.components.emplace_back("runtime", api_ ? fmt::format("{} ({})", api_->version(), api_->path) : absent_);
   const auto& hiprtc = compiler_->hiprtc();
   status.components.emplace_back(

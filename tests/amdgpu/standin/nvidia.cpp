@@ -36,8 +36,7 @@ struct Driver {
     const char* given = std::getenv(variable);
     const std::string before = given ? given : "";
     ::unsetenv(variable);
-    std::string ignored;
-    api = Api::open(ignored);
+    if (auto opened = Api::open()) api = *std::move(opened);
     if (given) ::setenv(variable, before.c_str(), 1);
     library.bind(fill16_async, "cuMemsetD16Async");
   }
