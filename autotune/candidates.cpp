@@ -7,9 +7,9 @@
 #include <cmath>
 #include <map>
 #include <sstream>
-#include <thread>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/jobs.hpp"
 
 namespace q4::autotune {
 namespace {
@@ -60,23 +60,18 @@ bool is_reconstruct(const std::string& tactic) { return tactic.starts_with("reco
 
 std::vector<char> run_ahead(std::size_t jobs, std::size_t always, const std::function<void(std::size_t)>& job,
                             const std::function<double()>& seconds_left, double longest_s) {
-  std::atomic<std::size_t> next{0};
+  constexpr std::size_t kMostThreads = 31;
   std::atomic<double> longest = longest_s;
   std::vector<char> reached(jobs);
-  const auto work = [&] {
-    for (std::size_t i; (i = next++) < jobs && (i < always || seconds_left() > longest);) {
-      const auto start = std::chrono::steady_clock::now();
-      reached[i] = 1;
-      job(i);
-      const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      for (double known = longest; known < took && !longest.compare_exchange_weak(known, took);) {}
-    }
-  };
-  std::vector<std::jthread> threads;
   // One core is left to whoever measures meanwhile.
-  for (unsigned t = 2; t < std::min(std::thread::hardware_concurrency(), 32u); ++t) threads.emplace_back(work);
-  work();
-  threads.clear();  // waits for them
+  run_jobs(jobs, std::clamp<std::size_t>(hardware_threads() - 1, 1, kMostThreads), [&](std::size_t i) {
+    if (i >= always && seconds_left() <= longest) return;
+    const auto start = std::chrono::steady_clock::now();
+    reached[i] = 1;
+    job(i);
+    const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    for (double known = longest; known < took && !longest.compare_exchange_weak(known, took);) {}
+  });
   return reached;
 }
 

@@ -5,6 +5,8 @@
 
 #include <cstdlib>
 
+#include "runtime/base/settings.hpp"
+
 namespace q4::autotune {
 namespace {
 
@@ -33,7 +35,7 @@ DeviceClock::DeviceClock(Device device) : address_(device.str()) {
   const char* const variable = device.kind == BackendKind::kCuda  ? "CUDA_VISIBLE_DEVICES"
                                : device.kind == BackendKind::kHip ? "HIP_VISIBLE_DEVICES"
                                                                   : nullptr;
-  if (const char* visible = variable ? std::getenv(variable) : nullptr) address_ += std::string(" of ") + visible;
+  if (variable && is_set(variable)) address_ += " of " + setting(variable);
   if (device.kind != BackendKind::kCuda) return;
   const std::string pci = pci_address(device.ordinal);
   if (pci.empty()) return;

@@ -1,19 +1,17 @@
 // The Runtime: options resolved, backends listed, devices opened, tuning read.
 #include "runtime/runtime.hpp"
 
-#include <cstdlib>
-#include <cstring>
 #include <filesystem>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/settings.hpp"
 #include "runtime/choose/kernel.hpp"
 
 namespace q4 {
 namespace {
 
 LogLevel level_of_environment() {
-  const char* text = std::getenv("Q4_LOG");
-  const std::string level = text ? text : "";
+  const std::string level = setting("Q4_LOG");
   return level == "debug"   ? LogLevel::kDebug
          : level == "info"  ? LogLevel::kInfo
          : level == "error" ? LogLevel::kError
@@ -47,8 +45,8 @@ Runtime::Impl::Impl(RuntimeOptions options) : context_{resolve(std::move(options
   cache_ = std::make_unique<cache::KernelCache>(std::move(cache), context_.options.log);
   context_.cache = cache_.get();
   backends_ = make_backends(context_);
-  const char* record = std::getenv("Q4_RECORD_UNTUNED");
-  untuned_.open(context_.options.record_untuned.empty() && record ? record : context_.options.record_untuned);
+  const std::string& record = context_.options.record_untuned;
+  untuned_.open(record.empty() ? setting("Q4_RECORD_UNTUNED") : record);
 }
 
 std::shared_ptr<DeviceBackend> Runtime::Impl::open(Device device) {
@@ -103,12 +101,7 @@ std::vector<TuningSource> Runtime::Impl::places_of_tuning() {
   for (auto pack = packs.rbegin(); pack != packs.rend(); ++pack)  // the first pack wins, as with kernels
     if (!(*pack)->tuning().empty()) places.push_back({(*pack)->path(), true, false, nullptr, {}});
   auto files = context_.options.tuning_files;
-  if (const char* list = std::getenv("Q4_TUNING"); files.empty() && list)
-    for (const char* at = list; *at;) {
-      const auto end = at + std::strcspn(at, ":");
-      if (end != at) files.emplace_back(at, end);
-      at = *end ? end + 1 : end;
-    }
+  if (files.empty()) files = setting_list("Q4_TUNING");
   for (const auto& file : files) places.push_back({file, false, true, nullptr, {}});
   if (!files.empty()) return places;
   const auto options = cache::cache_options(context_.options);  // the first folder wins: it is read last
@@ -244,8 +237,7 @@ void Runtime::seal(Sealing mode) const {
 }
 
 void Runtime::seal() const {
-  const char* text = std::getenv("Q4_SEAL");
-  const std::string mode = text ? text : "error";
+  const std::string mode = is_set("Q4_SEAL") ? setting("Q4_SEAL") : "error";
   check(mode == "off" || mode == "warn" || mode == "error",
         "Runtime::seal: Q4_SEAL = '{}' is not one of off, warn, error", mode);
   seal(mode == "off" ? Sealing::kOff : mode == "warn" ? Sealing::kWarn : Sealing::kError);

@@ -16,6 +16,7 @@
 
 #include "runtime/backends/cpu/thread_pool.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/base/jobs.hpp"
 #include "runtime/choose/shape.hpp"
 #include "runtime/matmul.hpp"
 #include "runtime/runtime.hpp"
@@ -40,58 +41,48 @@ void lower_priority() {
 #endif
 }
 
-/// Workers take jobs and put their events where the calling thread gets them, which alone talks to the caller.
+/// Runs jobs and puts their events where the calling thread gets them, which alone talks to the caller.
 class Crew {
  public:
-  explicit Crew(const Jobs& jobs) : jobs_(jobs) {}
-  ~Crew() {
-    stop();
-    for (auto& worker : workers_) worker.join();
-  }
-  void start(std::size_t threads) {
-    for (std::size_t i = 0; i < threads; ++i) workers_.emplace_back([this] { work(); });
-  }
+  Crew(const Jobs& jobs, std::size_t threads) : runner_([this, &jobs, threads] { work(jobs, threads); }) {}
+  ~Crew() { stop(); }  // and waits for the jobs that were begun
   /// No further job is begun.
   void stop() { stopped_ = true; }
   /// The next event; false when nothing came for a while.
   bool next(CacheEvent& event) {
     std::unique_lock lock(mutex_);
-    if (!came_.wait_for(lock, kAskEvery, [this] { return !done_.empty(); })) return false;
+    if (!came_.wait_for(lock, kAskEvery, [this] { return !done_.empty() || ended_; }) || done_.empty()) return false;
     event = std::move(done_.front());
     done_.pop_front();
     return true;
   }
-  /// Jobs that were begun and whose events were not taken, and jobs that will be begun.
+  /// No event will come any more.
   bool idle() {
-    std::lock_guard lock(mutex_);
-    return done_.empty() && running_ == 0 && (stopped_ || next_ == jobs_.size());
+    const std::lock_guard lock(mutex_);
+    return done_.empty() && ended_;
   }
 
  private:
-  void work() {
-    lower_priority();
-    for (;;) {
-      std::size_t index;
-      {
-        std::lock_guard lock(mutex_);
-        if (stopped_ || next_ == jobs_.size()) return;
-        index = next_++, ++running_;
-      }
-      CacheEvent event = jobs_[index].run();
-      std::lock_guard lock(mutex_);
-      --running_;
+  void work(const Jobs& jobs, std::size_t threads) {
+    run_jobs(jobs.size(), threads, [&](std::size_t i) {
+      if (stopped_) return;
+      lower_priority();
+      CacheEvent event = jobs[i].run();
+      const std::lock_guard lock(mutex_);
       done_.push_back(std::move(event));
       came_.notify_one();
-    }
+    });
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    came_.notify_one();
   }
 
-  const Jobs& jobs_;
-  std::vector<std::thread> workers_;
   std::atomic<bool> stopped_{false};
   std::mutex mutex_;  // of what follows
   std::condition_variable came_;
-  std::size_t next_ = 0, running_ = 0;
   std::deque<CacheEvent> done_;
+  bool ended_ = false;
+  std::jthread runner_;  // the last: it uses what is above
 };
 
 void run(const Jobs& jobs, const WarmupOptions& options, Clock::time_point start, WarmupReport& report) {
@@ -101,9 +92,8 @@ void run(const Jobs& jobs, const WarmupOptions& options, Clock::time_point start
     return report.past_deadline || report.cancelled;
   };
   if (!stops()) {
-    Crew crew(jobs);
     const auto threads = static_cast<std::size_t>(options.threads);
-    crew.start(std::min(jobs.size(), threads ? threads : static_cast<std::size_t>(cpu::usable_threads())));
+    Crew crew(jobs, threads ? threads : static_cast<std::size_t>(cpu::usable_threads()));
     while (!crew.idle()) {
       CacheEvent event;
       const bool came = crew.next(event);

@@ -6,7 +6,8 @@
 #include <cmath>
 #include <cstring>
 #include <numbers>
-#include <thread>
+
+#include "runtime/base/jobs.hpp"
 
 namespace q4::test {
 namespace {
@@ -296,10 +297,12 @@ std::vector<double> product(const HostRows& x, const PlainMatrix& w) {
     }
   };
   const bool large = static_cast<double>(m + 1) * static_cast<double>(k) * static_cast<double>(n) > 4e6;
-  const std::int64_t parts = large ? std::clamp<std::int64_t>(std::thread::hardware_concurrency(), 1, n / 8) : 1;
-  std::vector<std::thread> threads;
-  for (std::int64_t p = 0; p < parts; ++p) threads.emplace_back(columns, n * p / parts, n * (p + 1) / parts);
-  for (auto& thread : threads) thread.join();
+  const auto threads = static_cast<std::int64_t>(hardware_threads());
+  const std::int64_t parts = large ? std::clamp<std::int64_t>(threads, 1, n / 8) : 1;
+  run_jobs(static_cast<std::size_t>(parts), static_cast<std::size_t>(parts), [&](std::size_t i) {
+    const auto part = static_cast<std::int64_t>(i);
+    columns(n * part / parts, n * (part + 1) / parts);
+  });
   return out;
 }
 

@@ -153,6 +153,12 @@ TEST_CASE("devices are told by their traits, not by which backend is the CPU's")
                     file.path << " names the CPU: ask traits_of() (runtime/backends/traits.hpp)");
 }
 
+TEST_CASE("runtime/base/settings.hpp alone reads the environment") {
+  for (const auto& file : sources({"runtime", "autotune", "tools", "bindings"}, R"(\.(hpp|cpp)$)"))
+    if (file.path != "runtime/base/settings.hpp")
+      CHECK_MESSAGE(file.text().find("getenv(") == std::string::npos, file.path << " reads the environment");
+}
+
 TEST_CASE("kernels/device.h alone asks which compiler this is") {
   const std::regex asks(R"(__CUDACC|__HIPCC|__HIP__|__HIP_|__NVCC|__clang__|__GNUC__|_MSC_VER)");
   const std::regex answer(R"(\bQ4_CUDA\b|\bQ4_HIP\b)");  // in q4.h these are names of backends

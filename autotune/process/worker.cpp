@@ -20,6 +20,7 @@
 #include "autotune/process/lines.hpp"
 #include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/base/settings.hpp"
 #include "runtime/runtime.hpp"
 
 namespace q4::autotune {
@@ -36,8 +37,8 @@ class Worker {
         board_(board),
         runtime_(untuned()),
         device_(device.empty() ? runtime_.best_device() : Device::parse(device)),
-        clock_(device_) {
-    if (const char* fault = std::getenv("Q4_AUTOTUNE_FAULT")) fault_ = fault;
+        clock_(device_),
+        fault_(setting("Q4_AUTOTUNE_FAULT")) {
     hang_at("open");
   }
 

@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "runtime/base/fork.hpp"
+#include "runtime/base/settings.hpp"
 
 namespace q4 {
 
@@ -17,7 +18,7 @@ void* open_library(const char* name) {
 
 Library::Library(const char* variable, const std::vector<std::string>& names, const std::vector<std::string>& folders) {
   std::vector<std::string> candidates;
-  if (const char* path = std::getenv(variable); path && *path) {
+  if (const std::string path = setting(variable); !path.empty()) {
     candidates = {path};
   } else {
     candidates = names;

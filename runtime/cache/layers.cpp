@@ -3,24 +3,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/settings.hpp"
 #include "runtime/cache/kernel_cache.hpp"
 #include "runtime/cache/trust.hpp"
 
 namespace q4::cache {
 namespace {
 
-std::string variable(const char* name) {
-  const char* value = std::getenv(name);
-  return value ? value : "";
-}
-
 /// What the program asks for, else what the environment does: an operator tries require-prebuilt without a new program.
 CacheMode mode_of(const RuntimeOptions& options) {
-  const std::string text = variable("Q4_CACHE_MODE");
+  const std::string text = setting("Q4_CACHE_MODE");
   if (options.cache_mode != CacheMode::kReadWrite || text.empty()) return options.cache_mode;
   constexpr std::pair<const char*, CacheMode> kModes[] = {{"read-write", CacheMode::kReadWrite},
                                                           {"read-only", CacheMode::kReadOnly},
@@ -36,9 +31,9 @@ CacheMode mode_of(const RuntimeOptions& options) {
 
 std::string default_folder(const std::string& explicit_folder) {
   if (!explicit_folder.empty()) return explicit_folder;
-  if (const auto own = variable("Q4_CACHE_DIR"); !own.empty()) return own;
-  if (const auto base = variable("XDG_CACHE_HOME"); !base.empty()) return base + "/q4";
-  if (const auto home = variable("HOME"); !home.empty()) return home + "/.cache/q4";
+  if (const auto own = setting("Q4_CACHE_DIR"); !own.empty()) return own;
+  if (const auto base = setting("XDG_CACHE_HOME"); !base.empty()) return base + "/q4";
+  if (const auto home = setting("HOME"); !home.empty()) return home + "/.cache/q4";
   return {};
 }
 
@@ -66,15 +61,11 @@ CacheOptions cache_options(const RuntimeOptions& options) {
   trust_of_environment();  // said now if it is not a valid value
   result.folders = options.cache_folders, result.packs = options.packs;
   result.beside = beside(own_object());
-  result.public_key = options.pack_public_key.empty() ? variable("Q4_PACK_PUBLIC_KEY") : options.pack_public_key;
-  result.dump_dir = options.dump_dir.empty() ? variable("Q4_DUMP_DIR") : options.dump_dir;
+  result.public_key = options.pack_public_key.empty() ? setting("Q4_PACK_PUBLIC_KEY") : options.pack_public_key;
+  result.dump_dir = options.dump_dir.empty() ? setting("Q4_DUMP_DIR") : options.dump_dir;
   result.max_bytes = options.cache_max_bytes;
   result.event = options.cache_event;
-  for (std::string rest = variable("Q4_CACHE_PATH"); !rest.empty();) {
-    const auto end = std::min(rest.find(':'), rest.size());
-    if (end > 0) result.folders.push_back(rest.substr(0, end));
-    rest.erase(0, end + 1);
-  }
+  for (auto& folder : setting_list("Q4_CACHE_PATH")) result.folders.push_back(std::move(folder));
   return result;
 }
 

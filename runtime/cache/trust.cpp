@@ -5,11 +5,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <string_view>
 #include <vector>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/settings.hpp"
 
 namespace q4::cache {
 namespace {
@@ -24,8 +23,7 @@ bool in_group(gid_t group) {
 }  // namespace
 
 Trust trust_of_environment() {
-  const char* const value = std::getenv("Q4_CACHE_TRUST");
-  const std::string_view text = value ? value : "";
+  const std::string text = setting("Q4_CACHE_TRUST");
   if (text.empty() || text == "owner") return Trust::kOwner;
   if (text == "group") return Trust::kGroup;
   fail(ErrorCode::kInvalidArgument, "Q4_CACHE_TRUST = {}: it must be owner or group", text);

@@ -2,10 +2,9 @@
 #include "runtime/gpu/kernels.hpp"
 
 #include <algorithm>
-#include <future>
-#include <thread>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/jobs.hpp"
 #include "runtime/jit/embedded.hpp"
 
 namespace q4::gpu {
@@ -75,14 +74,8 @@ std::shared_ptr<const Function> Kernels::keep(const jit::Source& source) {
 }
 
 std::vector<std::shared_ptr<const Function>> Kernels::get_all(const std::vector<jit::Source>& sources) {
-  std::vector<std::future<std::shared_ptr<const Function>>> pending;
-  const std::size_t workers = std::max(1u, std::thread::hardware_concurrency());
-  std::vector<std::shared_ptr<const Function>> functions;
-  for (std::size_t i = 0; i < sources.size(); ++i) {
-    pending.push_back(std::async(std::launch::async, [this, &source = sources[i]] { return get(source); }));
-    if (pending.size() - functions.size() >= workers) functions.push_back(pending[functions.size()].get());
-  }
-  while (functions.size() < pending.size()) functions.push_back(pending[functions.size()].get());
+  std::vector<std::shared_ptr<const Function>> functions(sources.size());
+  run_jobs(sources.size(), hardware_threads(), [&](std::size_t i) { functions[i] = get(sources[i]); });
   return functions;
 }
 

@@ -10,6 +10,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "runtime/base/settings.hpp"
+
 namespace q4::tools {
 
 using autotune::name_of;
@@ -130,9 +132,9 @@ Json run_as_json(const TuningRun& run, bool all) {
 
 std::string where_it_is(const TuningRun& run, const std::string& report, bool by_default) {
   std::string text = fmt::format("\n{:.0f} s. Tuning file: {}{}\n", run.seconds, run.file,
-                                 by_default && !std::getenv("Q4_TUNING") ? " (read by every Runtime of this user)"
-                                                                         : "\nTo use it: export Q4_TUNING=" + run.file +
-                                                                               ", or RuntimeOptions::tuning_files");
+                                 by_default && !is_set("Q4_TUNING") ? " (read by every Runtime of this user)"
+                                                                    : "\nTo use it: export Q4_TUNING=" + run.file +
+                                                                          ", or RuntimeOptions::tuning_files");
   if (!report.empty()) text += fmt::format("Report: {}\n", std::filesystem::absolute(report).string());
   return text;
 }

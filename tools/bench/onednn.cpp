@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/settings.hpp"
 #include "tools/bench/timed.hpp"
 
 namespace q4::tools {
@@ -72,8 +73,7 @@ bool find_all(void* at, Library& l) {
 
 Library open_library() {
   Library library;
-  const char* named = std::getenv("Q4_ONEDNN");
-  const std::string file = named && *named ? named : "libdnnl.so.3";
+  const std::string named = setting("Q4_ONEDNN"), file = named.empty() ? "libdnnl.so.3" : named;
   void* at = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!at) {
     library.name = fmt::format("{} not found; install oneDNN 3 (Debian 13: libdnnl3) or set Q4_ONEDNN", file);

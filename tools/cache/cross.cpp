@@ -5,13 +5,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <future>
 #include <set>
-#include <thread>
 
 #include "runtime/backends/cuda/driver.hpp"
 #include "runtime/backends/hip/compiler.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/base/jobs.hpp"
 #include "runtime/choose/sources.hpp"
 #include "runtime/gpu/kernels.hpp"
 #include "tools/common/common.hpp"
@@ -108,16 +107,7 @@ struct CrossCompiler::Impl {
     std::vector<const jit::Source*> fresh;
     for (const auto& source : sources)
       if (seen.insert(source.text).second) fresh.push_back(&source);
-    std::atomic<std::size_t> next = 0;
-    const auto work = [&] {
-      for (std::size_t i; (i = next++) < fresh.size();) get(*fresh[i]);
-    };
-    std::vector<std::future<void>> workers;
-    for (unsigned i = 0; i < std::min<std::size_t>(fresh.size(), std::max(1u, std::thread::hardware_concurrency()));
-         ++i)
-      workers.push_back(std::async(std::launch::async, work));
-    for (auto& worker : workers) worker.wait();
-    for (auto& worker : workers) worker.get();
+    run_jobs(fresh.size(), hardware_threads(), [&](std::size_t i) { get(*fresh[i]); });
   }
 
   DeviceInfo info;

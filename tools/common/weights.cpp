@@ -4,11 +4,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <thread>
+
+#include "runtime/base/jobs.hpp"
 
 namespace q4::tools {
 
@@ -148,26 +148,19 @@ std::vector<double> multiply(const Weights& weights, std::span<const double> x, 
                              std::span<const std::int64_t> columns) {
   const auto k = static_cast<std::size_t>(weights.k());
   std::vector<double> out(static_cast<std::size_t>(m) * columns.size());
-  std::atomic<std::size_t> next{0};
-  const auto work = [&] {
+  constexpr std::size_t kMostThreads = 64;
+  run_jobs(columns.size(), std::min(hardware_threads(), kMostThreads), [&](std::size_t j) {
     std::vector<double> w(k);
-    for (std::size_t j = next++; j < columns.size(); j = next++) {
-      weights.column(columns[j], w);
-      for (std::size_t i = 0; i < static_cast<std::size_t>(m); ++i) {
-        const double* const row = x.data() + i * k;
-        double sums[4] = {};  // independent sums: the order does not matter in fp64
-        for (std::size_t r = 0; r < k; r += 4) {
-          for (std::size_t s = 0; s < 4; ++s) sums[s] += row[r + s] * w[r + s];
-        }
-        out[i * columns.size() + j] = sums[0] + sums[1] + sums[2] + sums[3] + weights.bias(columns[j]);
+    weights.column(columns[j], w);
+    for (std::size_t i = 0; i < static_cast<std::size_t>(m); ++i) {
+      const double* const row = x.data() + i * k;
+      double sums[4] = {};  // independent sums: the order does not matter in fp64
+      for (std::size_t r = 0; r < k; r += 4) {
+        for (std::size_t s = 0; s < 4; ++s) sums[s] += row[r + s] * w[r + s];
       }
+      out[i * columns.size() + j] = sums[0] + sums[1] + sums[2] + sums[3] + weights.bias(columns[j]);
     }
-  };
-  std::vector<std::jthread> threads;
-  const unsigned count = std::clamp<unsigned>(std::thread::hardware_concurrency(), 1, 64);
-  for (unsigned t = 1; t < count && t < columns.size(); ++t) threads.emplace_back(work);
-  work();
-  threads.clear();  // joins
+  });
   return out;
 }
 

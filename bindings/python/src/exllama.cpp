@@ -8,6 +8,7 @@
 #include "bindings/python/src/module.hpp"
 #include "bindings/python/src/servers.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/base/settings.hpp"
 #include "runtime/runtime.hpp"
 
 namespace q4::python {
@@ -35,10 +36,9 @@ std::pair<BackendKind, int> key(Device device) { return {device.kind, device.ord
 
 /// $Q4_TUNING_PARAMS=obey: every value of set_tuning_params is obeyed.
 bool obeys_tuning_params() {
-  const char* text = std::getenv("Q4_TUNING_PARAMS");
-  check(!text || !*text || std::strcmp(text, "obey") == 0,
-        "set_tuning_params: Q4_TUNING_PARAMS = '{}'; it must be 'obey' or unset", text);
-  return text && *text;
+  const std::string text = setting("Q4_TUNING_PARAMS");
+  check(text.empty() || text == "obey", "set_tuning_params: Q4_TUNING_PARAMS = '{}'; it must be 'obey' or unset", text);
+  return !text.empty();
 }
 
 void set_tuning_params(std::int64_t thd, bool fused_remap, bool no_half2) {

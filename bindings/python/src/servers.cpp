@@ -10,6 +10,7 @@
 
 #include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/base/settings.hpp"
 #include "runtime/runtime.hpp"
 
 namespace q4::python {
@@ -74,10 +75,10 @@ void check_same(const char* call, const Matrix& matrix, const GptqTensors& tenso
 }
 
 bool keeps_qweight() {
-  const char* keep = std::getenv("Q4_KEEP_QWEIGHT");
-  check(!keep || !*keep || std::strcmp(keep, "0") == 0 || std::strcmp(keep, "1") == 0,
+  const std::string keep = setting("Q4_KEEP_QWEIGHT");
+  check(keep.empty() || keep == "0" || keep == "1",
         "Q4_KEEP_QWEIGHT = '{}'; it must be 0 (qweight is packed in place) or 1 (it is left as it is)", keep);
-  return keep && *keep == '1';
+  return keep == "1";
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <cstdlib>
 
 #include "runtime/base/library.hpp"
+#include "runtime/base/settings.hpp"
 
 namespace q4::cpu {
 namespace {
@@ -90,9 +91,9 @@ Blas open_blas(const std::vector<std::string>& names) {
 
 const Blas& blas() {
   static const Blas instance = [] {
-    const char* named = std::getenv("Q4_BLAS");
-    return open_blas(named && *named ? std::vector<std::string>{named}
-                                     : std::vector<std::string>{"libopenblas.so.0", "libblas.so.3"});
+    const std::string named = setting("Q4_BLAS");
+    return open_blas(named.empty() ? std::vector<std::string>{"libopenblas.so.0", "libblas.so.3"}
+                                   : std::vector<std::string>{named});
   }();
   return instance;
 }

@@ -15,6 +15,7 @@
 #include "runtime/backends/cpu/plan.hpp"
 #include "runtime/backends/cpu/thread_pool.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/base/settings.hpp"
 #include "runtime/jit/embedded.hpp"
 
 namespace q4 {
@@ -130,7 +131,7 @@ class CpuBackend final : public Backend {
  private:
   Kernels kernels() const {
     const std::string& isa = context_.options.cpu_isa;
-    return select_kernels(isa.empty() ? std::getenv("Q4_CPU_ISA") : isa.c_str());
+    return select_kernels((isa.empty() ? setting("Q4_CPU_ISA") : isa).c_str());
   }
   int threads() const { return context_.options.cpu_threads > 0 ? context_.options.cpu_threads : usable_threads(); }
 

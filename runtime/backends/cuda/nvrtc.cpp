@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/settings.hpp"
 #include "runtime/jit/embedded.hpp"
 
 namespace q4::cuda {
@@ -13,7 +14,7 @@ namespace {
 std::vector<std::string> toolkit_folders() {
   std::vector<std::string> folders;
   for (const char* name : {"CUDA_HOME", "CUDA_PATH"})
-    if (const char* home = std::getenv(name)) folders.push_back(std::string(home) + "/lib64");
+    if (is_set(name)) folders.push_back(setting(name) + "/lib64");
   folders.push_back("/usr/local/cuda/lib64");
   return folders;
 }

@@ -13,6 +13,7 @@
 
 #include "runtime/backends/hip/process.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/base/settings.hpp"
 
 namespace q4::hip {
 namespace {
@@ -46,7 +47,7 @@ class TemporaryFile {
 std::vector<std::string> compile_options() { return {"-std=c++20", "-O3"}; }
 
 std::string helper_program() {
-  if (const char* given = std::getenv("Q4_HIP_COMPILE")) return given;
+  if (is_set("Q4_HIP_COMPILE")) return setting("Q4_HIP_COMPILE");
   std::error_code ignored;
   std::vector<fs::path> folders = {fs::read_symlink("/proc/self/exe", ignored).parent_path()};
   Dl_info info{};
@@ -104,7 +105,7 @@ const Compiler::Clang& Compiler::clang() {
     for (int major = kNewestClang; major >= kOldestClang; --major)
       candidates.push_back("clang++-" + std::to_string(major));
     candidates.emplace_back("clang++");
-    if (const char* given = std::getenv("Q4_HIP_CLANG")) candidates = {given};
+    if (is_set("Q4_HIP_CLANG")) candidates = {setting("Q4_HIP_CLANG")};
     for (const auto& path : candidates) {
       const auto said = run_program({path, "--version"}, "").out;
       const auto at = said.find("clang version ");
