@@ -8,6 +8,7 @@
 #include <map>
 #include <sstream>
 
+#include "autotune/tolerance.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/base/jobs.hpp"
 

@@ -3,13 +3,13 @@
 #include <cmath>
 
 #include "autotune/tuner.hpp"
+#include "runtime/tuning_key.hpp"
 
 namespace q4::autotune {
 
 TuningKey key_of(const DeviceInfo& info, const std::string& kernels, const Problem& problem, DType activation,
                  const std::string& policy) {
-  return {info.fingerprint, info.arch,         info.compute_units, problem.k, problem.n,
-          problem.group,    problem.act_order, activation,         policy,    kernels};
+  return tuning_key(info, kernels, problem.k, problem.n, problem.group, problem.act_order, activation, policy);
 }
 
 Tuned partly_tuned(const TuningKey& key, const TuneOptions& options, std::vector<MeasuredBucket> buckets,

@@ -9,6 +9,7 @@
 #include "autotune/yardsticks.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
+#include "runtime/tuning_key.hpp"
 
 namespace q4::autotune {
 namespace {

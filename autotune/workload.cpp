@@ -113,10 +113,6 @@ double Problem::bytes(std::int64_t m) const {
 }
 double Problem::flops(std::int64_t m) const { return 2.0 * m * n * k; }
 
-double tolerance(DType activation) {
-  return activation == DType::kF16 ? 5e-4 : activation == DType::kBF16 ? 4e-3 : 1e-5;
-}
-
 Workload::Workload(const Problem& problem, DType activation, const std::function<void(double)>& expect)
     : problem_(problem), activation_(activation) {
   const auto [k, n, groups] = std::tuple(problem.k, problem.n, problem.groups());

@@ -25,9 +25,6 @@ struct Problem {
   double weights() const { return static_cast<double>(k) * static_cast<double>(n); }
 };
 
-/// ||out - ref|| / ||ref|| that is allowed: 5e-4 in fp16, 4e-3 in bf16, 1e-5 in fp32.
-double tolerance(DType activation);
-
 class Workload {
  public:
   /// `expect` is called now and then with the seconds that the rest of making it will take, going by the part that is

@@ -6,6 +6,7 @@
 #include "runtime/base/check.hpp"
 #include "runtime/matrix.hpp"
 #include "runtime/runtime.hpp"
+#include "runtime/tuning_key.hpp"
 
 namespace q4 {
 
@@ -78,8 +79,8 @@ void check_options(const PlanOptions& options, Device device) {
 const TuningRecord* find_tuned(const Runtime& runtime, const DeviceBackend& device, std::int64_t k, std::int64_t n,
                                std::int64_t group_size, bool act_order, DType activation) {
   const auto& info = device.info();
-  return runtime.impl().tuned(info.device, {info.fingerprint, info.arch, info.compute_units, k, n, group_size,
-                                            act_order, activation, "cold", tuning_digest(device.kernels_digest())});
+  return runtime.impl().tuned(
+      info.device, tuning_key(info, tuning_digest(device.kernels_digest()), k, n, group_size, act_order, activation));
 }
 
 MatmulPlan::MatmulPlan(const Runtime& runtime, const QuantizedMatrix& matrix, const PlanOptions& options) {

@@ -79,7 +79,7 @@ TEST_CASE("blas: reconstruct + BLAS keeps the fp32 tolerance over a long k") {
   const HostRows x = random_rows(DType::kF32, 3, spec.k, 7);
   HostRows out(DType::kF32, 3, spec.n);
   run(*cpu.device, packed, options_for(3, DType::kF32, "reconstruct+blas"), x, out);
-  CHECK(relative_error(out, product(x, packed.plain)) <= limit(DType::kF32));
+  CHECK(relative_error(out, product(x, packed.plain)) <= tolerance(DType::kF32));
 }
 
 }  // namespace q4::test

@@ -12,21 +12,14 @@
 #include "report.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/cache/kernel_cache.hpp"
+#include "temp_folder.hpp"
 
 namespace q4::cache {
 namespace {
 
 namespace fs = std::filesystem;
 
-struct Scratch {
-  fs::path path;
-  Scratch() {
-    std::string name = (fs::temp_directory_path() / "q4-layers-XXXXXX").string();
-    path = ::mkdtemp(name.data());
-  }
-  ~Scratch() { fs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return path / name; }
-};
+using test::TempFolder;
 
 KernelKey key(int i = 0) { return {fmt::format("kernel {}", i), fmt::format("source {}", i), "headers", "sm_90a", {}}; }
 Entry entry(int i, const std::string& code, std::uint64_t created = 1) {
@@ -61,7 +54,7 @@ void write(const std::string& path, const std::string& data) { std::ofstream(pat
 }  // namespace
 
 TEST_CASE("cache layers: user folder, folders in order, packs, compiler; the first sound entry wins") {
-  Scratch s;
+  TempFolder s;
   CacheOptions options{
       .folder = s / "user", .mode = CacheMode::kReadOnly, .folders = {s / "a", s / "b"}, .packs = {s / "named.q4pack"}};
   fs::create_directories(s / "a"), fs::create_directories(s / "b");
@@ -86,7 +79,7 @@ TEST_CASE("cache layers: user folder, folders in order, packs, compiler; the fir
 }
 
 TEST_CASE("cache layers: nothing but the user folder is written") {
-  Scratch s;
+  TempFolder s;
   fs::create_directories(s / "a");
   CHECK(write_pack(s / "p.q4pack", {entry(1, "x")}) == "");
   const auto before = read_file(s / "p.q4pack");
@@ -97,7 +90,7 @@ TEST_CASE("cache layers: nothing but the user folder is written") {
 }
 
 TEST_CASE("cache layers: the environment adds folders and packs after those of the options") {
-  Scratch s;
+  TempFolder s;
   fs::create_directories(s / "env");
   CHECK(write_pack(s / "direct.q4pack", {entry(1, "direct")}) == "");
   store(s / "env", entry(0, "env"));
@@ -116,7 +109,7 @@ TEST_CASE("cache layers: the environment adds folders and packs after those of t
 }
 
 TEST_CASE("cache layers: a miss in require-prebuilt names key, kernel, target, every layer and what is wrong with it") {
-  Scratch s;
+  TempFolder s;
   fs::create_directories(s / "a");
   write(s / "bad.q4pack", std::string(100, 'x'));
   CHECK(write_pack(s / "good.q4pack", {entry(1, "x")}) == "");
@@ -143,7 +136,7 @@ std::string why_not(const std::string& path) {
 }
 
 TEST_CASE("pack: holds what was put in, by key; of one key what was made last") {
-  Scratch s;
+  TempFolder s;
   std::vector<Entry> entries;
   for (int i = 0; i < 40; ++i) entries.push_back(entry(i, "code " + std::to_string(i), 5));
   entries.push_back(entry(7, "older", 4)), entries.push_back(entry(8, "newer", 6));
@@ -174,7 +167,7 @@ TEST_CASE("pack: holds what was put in, by key; of one key what was made last") 
 }
 
 TEST_CASE("pack: any flipped byte, any length but its own, and foreign files are found out and never crash") {
-  Scratch s;
+  TempFolder s;
   REQUIRE(write_pack(s / "p.q4pack", {entry(0, "code"), entry(1, "other")}) == "");
   const std::string whole = read_file(s / "p.q4pack");
   const auto sound = [&](const std::string& data, bool& usable) {
@@ -213,13 +206,13 @@ TEST_CASE("pack: any flipped byte, any length but its own, and foreign files are
 
   ::chmod((s / "p.q4pack").c_str(), 0664);
   CHECK(contains(why_not(s / "p.q4pack"), "others may write it"));
-  CHECK(why_not(s.path) != "");
+  CHECK(why_not(s.path()) != "");
   ::mkfifo((s / "fifo.q4pack").c_str(), 0600);
   CHECK(why_not(s / "fifo.q4pack") != "");
 }
 
 TEST_CASE("folder and pack: another version, another owner and a clock set back") {
-  Scratch s;
+  TempFolder s;
   const std::string path = s / "k/" + file_name(entry(0, "code"));
   store(s / "k", entry(0, "code", 99'999'999'999));  // made in the future
   timespec future[2] = {{99'999'999'999, 0}, {99'999'999'999, 0}};
@@ -242,7 +235,7 @@ TEST_CASE("folder and pack: another version, another owner and a clock set back"
 }
 
 TEST_CASE("folder: bounded by bytes; what was used last stays, whatever atime says") {
-  Scratch s;
+  TempFolder s;
   const std::string code(10000, 'c');
   Folder folder(s / "k", true);
   const auto age = [&](int i, int seconds) {  // all atimes alike

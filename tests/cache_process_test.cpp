@@ -23,6 +23,7 @@
 #include "runtime/backends/cuda/nvrtc.hpp"
 #include "runtime/cache/kernel_cache.hpp"
 #include "runtime/choose/kernel.hpp"
+#include "runtime/tuning_key.hpp"
 #include "tools/cache/cross.hpp"
 
 namespace q4::cache {
@@ -36,7 +37,7 @@ Ran q4_cache(const std::string& arguments) { return run_tool("q4-cache " + argum
 }  // namespace
 
 TEST_CASE("cache: a hundred processes at once on an empty folder compile each kernel once and all get it") {
-  Scratch s;
+  TempFolder s;
   constexpr int kProcesses = 100, kKernels = 3;
   std::vector<pid_t> children;
   for (int p = 0; p < kProcesses; ++p)
@@ -59,7 +60,7 @@ TEST_CASE("cache: a hundred processes at once on an empty folder compile each ke
 }
 
 TEST_CASE("cache: a holder of the lock that never ends is waited for only so long") {
-  Scratch s;
+  TempFolder s;
   REQUIRE(prepare_folder(s / "k") == "");
   const KeyLock held(s / "k", numbered_key(0).digest(), 0);
   const auto begin = std::chrono::steady_clock::now();
@@ -74,7 +75,7 @@ TEST_CASE("cache: a holder of the lock that never ends is waited for only so lon
 }
 
 TEST_CASE("cache: a hit waits for no compile, of its own key in another process or of another key here") {
-  Scratch s;
+  TempFolder s;
   REQUIRE(Folder(s / "k", true).store(make_entry(numbered_key(0), "nvrtc 1", 1, numbered_code(0, 10)), 0) == "");
   const KeyLock held(s / "k", numbered_key(0).digest(), 0);  // as a process that compiles it anew
   REQUIRE(held.held());
@@ -96,7 +97,7 @@ TEST_CASE("cache: a hit waits for no compile, of its own key in another process 
 }
 
 TEST_CASE("cache: kill -9 while writing leaves the old entry, the new one or none, never half of one") {
-  Scratch s;
+  TempFolder s;
   constexpr std::size_t kBytes = 400000;
   int found = 0, killed = 0;
   for (int round = 0; round < 40; ++round) {
@@ -126,7 +127,7 @@ TEST_CASE("cache: kill -9 while writing leaves the old entry, the new one or non
 }
 
 TEST_CASE("cache: eviction while other processes read: every answer is right") {
-  Scratch s;
+  TempFolder s;
   std::vector<pid_t> children;
   for (int p = 0; p < 6; ++p)
     children.push_back(start([&] {
@@ -146,8 +147,8 @@ TEST_CASE("cache: eviction while other processes read: every answer is right") {
 TEST_CASE("cache: as another user: a folder of root's is read and not written, one's own read-only one likewise") {
   if (::geteuid() != 0) return test::skip("another owner: only root can be somebody else");
   constexpr uid_t kNobody = 65534;
-  Scratch s;
-  ::chmod(s.path.c_str(), 0755);
+  TempFolder s;
+  ::chmod(s.path().c_str(), 0755);
   const auto store = [&](const std::string& folder, int i) {
     return Folder(folder, true).store(make_entry(numbered_key(i), "nvrtc 1", 1, numbered_code(i, 10)), 0);
   };
@@ -185,7 +186,7 @@ TEST_CASE("cache: as another user: a folder of root's is read and not written, o
 
 TEST_CASE("cache: a read-only folder, an unwritable parent, no HOME: the kernel is right and one warning says why") {
   if (::geteuid() == 0) MESSAGE("as root, permissions refuse nothing: a file in the way stands for them");
-  Scratch s;
+  TempFolder s;
   std::ofstream(s / "file") << "in the way";
   for (const auto& folder : {s / "file", s / "file/below", std::string("/proc/q4-cache")}) {
     CAPTURE(folder);
@@ -208,7 +209,7 @@ TEST_CASE("cache: a read-only folder, an unwritable parent, no HOME: the kernel 
 }
 
 TEST_CASE("cache: a write that stops half-way, as on a full disk, leaves nothing behind but a warning") {
-  Scratch s;
+  TempFolder s;
   const int status = finish(start([&] {
     ::signal(SIGXFSZ, SIG_IGN);
     const rlimit limit{20000, 20000};
@@ -230,7 +231,7 @@ TEST_CASE("cache: a write that stops half-way, as on a full disk, leaves nothing
 }
 
 TEST_CASE("cache: a group-writable folder and a symbolic link are not written to") {
-  Scratch s;
+  TempFolder s;
   fs::create_directories(s / "open");
   ::chmod((s / "open").c_str(), 0770);
   fs::create_directories(s / "real");
@@ -247,7 +248,7 @@ TEST_CASE("cache: a group-writable folder and a symbolic link are not written to
 
 TEST_CASE("q4-cache: build without a GPU, pack, verify; the pack serves every plan with the compiler hidden") {
   if (const cuda::Nvrtc nvrtc; !nvrtc.available()) return test::skip("no NVRTC: " + nvrtc.problem());
-  Scratch s;
+  TempFolder s;
   const std::string folder = s / "k", pack = s / "ship.q4pack";
   const auto built = q4_cache(
       "build --json --target sm_80,sm_90a/132 --shape 256x512 --group 64 --act-order --max-m 16 --cache-dir " + folder);
@@ -264,7 +265,7 @@ TEST_CASE("q4-cache: build without a GPU, pack, verify; the pack serves every pl
   record.key.k = 256, record.key.n = 512, record.key.group = 64;
   record.buckets.resize(1);
   record.buckets[0].m = 1, record.buckets[0].tactic = "gemv half2=0 rows=1 tiles=1 warps=8";
-  record.key.kernels = choose::kernel_digests() + "/" + std::to_string(kSearchVersion);
+  record.key.kernels = tuning_digest(choose::kernel_digests());
   tuning.add(record);
   tuning.save(s / "tuning.jsonl");
   const auto tuned = q4_cache("build --target sm_80 --shape 256x512 --group 64 --max-m 1 --tuning " +

@@ -69,7 +69,7 @@ std::string error_of(const std::function<void()>& call, ErrorCode code) {
 
 TEST_CASE("warmup: compiles once, then finds; the plans after it compile nothing") {
   if (compiler_absent("warmup")) return;
-  Scratch s;
+  TempFolder s;
   const int status = on_fake_gpu([&] {
     WarmupOptions options;
     options.plan.max_m = 4;
@@ -115,7 +115,7 @@ TEST_CASE("warmup: compiles once, then finds; the plans after it compile nothing
 }
 
 TEST_CASE("warmup: failures, deadline, cancel and bad arguments") {
-  Scratch s;
+  TempFolder s;
   const int status = on_fake_gpu([&] {
     RuntimeOptions prebuilt = in(s / "none");
     prebuilt.cache_mode = CacheMode::kRequirePrebuilt;
@@ -159,7 +159,7 @@ TEST_CASE("warmup: failures, deadline, cancel and bad arguments") {
 }
 
 TEST_CASE("events: layer, missed layers and times; callbacks may call the library") {
-  Scratch s;
+  TempFolder s;
   std::vector<CacheEvent> events;
   KernelCache* cache = nullptr;
   int inside = 0;
@@ -216,7 +216,7 @@ TEST_CASE("events: layer, missed layers and times; callbacks may call the librar
 
 TEST_CASE("dump folder: source, options, code, registers and spills, and the compiler's log, also of what fails") {
   if (compiler_absent("dump folder")) return;
-  Scratch s;
+  TempFolder s;
   const int status = on_fake_gpu([&] {
     RuntimeOptions options = in(s / "k");
     options.dump_dir = s / "dump/below";
@@ -269,7 +269,7 @@ TEST_CASE("dump folder: source, options, code, registers and spills, and the com
 }
 
 TEST_CASE("fork after use: GPUs are a clear error in the child, the CPU works, and nothing crashes") {
-  Scratch s;
+  TempFolder s;
   const int status = on_fake_gpu([&] {
     RuntimeOptions options = in(s / "k");
     std::optional<Runtime> runtime(options);
@@ -306,7 +306,7 @@ TEST_CASE("fork after use: GPUs are a clear error in the child, the CPU works, a
 
 TEST_CASE("with a complete cache the process opens the driver alone: neither NVRTC nor cuBLAS, hidden or not") {
   if (compiler_absent("what a process opens")) return;
-  Scratch s;
+  TempFolder s;
   const std::string shape = " --shape 256x512 --group 64 --max-m 16 --device cuda:0 --json --cache-dir ",
                     fake = std::string("LD_DEBUG=files Q4_CUDA_DRIVER=") + q4::test::fake_cuda();
   const auto opens = [](const std::string& log, const char* library) {
@@ -353,7 +353,7 @@ TEST_CASE("a hit in memory costs under a microsecond") {
 }
 
 TEST_CASE("a model's kernels are read and checked in milliseconds, from a pack and from a folder") {
-  Scratch s;
+  TempFolder s;
   constexpr int kKernels = 32;  // what llama-3-8b loads on one GPU for m up to 512, of this size
   constexpr std::size_t kBytes = 24000;
   std::vector<Entry> entries;

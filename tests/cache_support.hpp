@@ -16,21 +16,11 @@
 #include "paths.hpp"
 #include "report.hpp"
 #include "runtime/cache/kernel_cache.hpp"
+#include "temp_folder.hpp"
 
 namespace q4::cache {
 
-struct Scratch {
-  std::filesystem::path path;
-  Scratch() {
-    std::string name = (std::filesystem::temp_directory_path() / "q4-cache-XXXXXX").string();
-    path = ::mkdtemp(name.data());
-  }
-  ~Scratch() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path, ignored);
-  }
-  std::string operator/(const std::string& name) const { return path / name; }
-};
+using test::TempFolder;
 
 inline KernelKey numbered_key(int i) {
   return {fmt::format("kernel {}", i), fmt::format("source {}", i), "headers", "sm_90a", {}};

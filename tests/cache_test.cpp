@@ -16,34 +16,26 @@
 #include "runtime/base/sha256.hpp"
 #include "runtime/cache/entry.hpp"
 #include "runtime/jit/embedded.hpp"
+#include "temp_folder.hpp"
 
 using namespace q4;
 using namespace q4::cache;
+using q4::test::TempFolder;
 namespace fs = std::filesystem;
 
 namespace {
-
-struct Scratch {
-  fs::path path;
-  Scratch() {
-    std::string name = (fs::temp_directory_path() / "q4-cache-XXXXXX").string();
-    path = ::mkdtemp(name.data());
-  }
-  ~Scratch() { fs::remove_all(path); }
-};
 
 const std::string kCompiler = "nvrtc 13.0 CL-1";
 KernelKey key() { return {"gemv", "source", "headers", "sm_90a", {"-std=c++20"}}; }
 
 struct Fixture {
-  Scratch folder;
+  TempFolder folder;
   std::vector<std::string> warnings;
   std::atomic<int> compiles = 0;
   std::vector<char> get(CacheMode mode, const KernelKey& k = key()) {
-    KernelCache cache({.folder = folder.path / "kernels", .mode = mode},
-                      [this](LogLevel level, const std::string& text) {
-                        if (level == LogLevel::kWarning) warnings.push_back(text);
-                      });
+    KernelCache cache({.folder = folder / "kernels", .mode = mode}, [this](LogLevel level, const std::string& text) {
+      if (level == LogLevel::kWarning) warnings.push_back(text);
+    });
     return *cache
                 .get(k,
                      [this] {
@@ -53,7 +45,7 @@ struct Fixture {
                 .code;
   }
   fs::path entry() {
-    for (const auto& file : fs::directory_iterator(folder.path / "kernels"))
+    for (const auto& file : fs::directory_iterator(folder / "kernels"))
       if (file.path().extension() == ".q4k") return file.path();
     return {};
   }
@@ -159,10 +151,10 @@ TEST_CASE("cache: a hit asks no compiler, and what compilers made lies side by s
   auto newer = *first;
   newer.compiler = "nvrtc 13.0 CL-2", newer.created += 10, newer.code = {'n', 'e', 'w'};
   CHECK(file_name(newer) != file_name(*first));
-  Folder both(f.folder.path / "kernels", true);
+  Folder both(f.folder / "kernels", true);
   CHECK(both.store(newer, 0) == "");
   CHECK(f.get(CacheMode::kReadWrite) == newer.code);  // made last
-  fs::resize_file(f.folder.path / "kernels" / file_name(newer), 50);
+  fs::resize_file(fs::path(f.folder / "kernels") / file_name(newer), 50);
   CHECK(f.get(CacheMode::kReadWrite) == first->code);  // the sound one
   CHECK(f.compiles == 1);
 
@@ -182,7 +174,7 @@ TEST_CASE("cache: a second process finds what the first compiled") {
   struct stat status;
   REQUIRE(::stat(f.entry().c_str(), &status) == 0);
   CHECK((status.st_mode & 0777) == 0600);
-  for (const auto& file : fs::directory_iterator(f.folder.path / "kernels")) {
+  for (const auto& file : fs::directory_iterator(f.folder / "kernels")) {
     const auto name = file.path().filename();
     CHECK((name.extension() == ".q4k" || name == ".lock"));  // no temporary file
   }
@@ -225,7 +217,7 @@ TEST_CASE("cache: an entry under another key's name is refused") {
   auto other = key();
   other.source = "other";
   const auto tail = first.filename().string().substr(64);
-  fs::rename(first, f.folder.path / "kernels" / (other.digest() + tail));
+  fs::rename(first, fs::path(f.folder / "kernels") / (other.digest() + tail));
   f.get(CacheMode::kReadWrite, other);
   CHECK(f.compiles == 2);
   CHECK(f.warnings.size() == 1);
@@ -233,22 +225,22 @@ TEST_CASE("cache: an entry under another key's name is refused") {
 
 TEST_CASE("cache: trouble with the folder is one warning and never an error") {
   Fixture f;
-  std::ofstream(f.folder.path / "kernels") << "a file where the folder should be";
+  std::ofstream(f.folder / "kernels") << "a file where the folder should be";
   CHECK(f.get(CacheMode::kReadWrite).size() == 4);
   CHECK(f.warnings.size() == 1);
-  fs::remove(f.folder.path / "kernels");
-  fs::create_directory(f.folder.path / "real");
-  fs::create_directory_symlink(f.folder.path / "real", f.folder.path / "kernels");
+  fs::remove(f.folder / "kernels");
+  fs::create_directory(f.folder / "real");
+  fs::create_directory_symlink(f.folder / "real", f.folder / "kernels");
   CHECK(f.get(CacheMode::kReadWrite).size() == 4);
   CHECK(f.warnings.size() == 2);
-  CHECK(fs::is_empty(f.folder.path / "real"));
+  CHECK(fs::is_empty(f.folder / "real"));
 }
 
 TEST_CASE("cache: modes") {
   Fixture f;
   f.get(CacheMode::kOff);
   f.get(CacheMode::kReadOnly);
-  CHECK_FALSE(fs::exists(f.folder.path / "kernels"));
+  CHECK_FALSE(fs::exists(f.folder / "kernels"));
   std::string text;
   try {
     f.get(CacheMode::kRequirePrebuilt);
@@ -257,13 +249,13 @@ TEST_CASE("cache: modes") {
     CHECK(error.code() == ErrorCode::kNotFound);
   }
   CHECK(text.find(key().digest()) != text.npos);
-  CHECK(text.find((f.folder.path / "kernels").string()) != text.npos);
+  CHECK(text.find(f.folder / "kernels") != text.npos);
   CHECK(f.compiles == 2);
 }
 
 TEST_CASE("cache: many threads, one compile; a failure reaches all and is forgotten") {
-  Scratch folder;
-  KernelCache cache({.folder = folder.path / "kernels"}, nullptr);
+  TempFolder folder;
+  KernelCache cache({.folder = folder / "kernels"}, nullptr);
   std::atomic<int> compiles = 0, failures = 0;
   bool fail = true;
   const auto ask = [&](std::latch& start) {

@@ -46,7 +46,7 @@ Json parsed(const Ran& ran) {
 }  // namespace
 
 TEST_CASE("q4-cache: export, import and merge move sound kernels, and tuning records with them") {
-  Scratch s;
+  TempFolder s;
   for (const int i : {0, 1, 2}) store(s / "a", current(i));
   store(s / "b", current(2, 9)), store(s / "b", current(3));
   TuningDb db;
@@ -78,7 +78,7 @@ TEST_CASE("q4-cache: export, import and merge move sound kernels, and tuning rec
 }
 
 TEST_CASE("q4-cache verify: 0 all sound, 1 something is not, 2 wrong usage or cannot be read") {
-  Scratch s;
+  TempFolder s;
   store(s / "k", current(0));
   REQUIRE(write_pack(s / "k/p.q4pack", {current(1)}) == "");
   const auto status = [&](const std::string& arguments) { return run_tool("q4-cache verify " + arguments).status; };
@@ -103,7 +103,7 @@ TEST_CASE("q4-cache verify: 0 all sound, 1 something is not, 2 wrong usage or ca
 }
 
 TEST_CASE("q4-cache explain: the field that differs, in a folder, in a pack, and for a key that no layer holds") {
-  Scratch s;
+  TempFolder s;
   Entry other = current(0);
   store(s / "k", other);
   KernelKey key = other.key;
@@ -152,7 +152,7 @@ TEST_CASE("q4-cache explain: the field that differs, in a folder, in a pack, and
 }
 
 TEST_CASE("q4-cache doctor: well, and each thing that is not") {
-  Scratch s;
+  TempFolder s;
   store(s / "k", current(0));
   const auto state = [&](const char* check, const std::string& folder) {
     const auto ran = run_tool("q4-cache doctor --json --cache-dir " + folder);
@@ -190,7 +190,7 @@ TEST_CASE("q4-cache doctor: well, and each thing that is not") {
 }
 
 TEST_CASE("q4-cache warmup: a machine whose GPU driver is missing is not ready, unless the CPU was named") {
-  Scratch s;
+  TempFolder s;
   const std::string none = "Q4_CUDA_DRIVER=/nonexistent Q4_HIP_RUNTIME=/nonexistent Q4_CACHE_DIR=" + (s / "k");
   const std::string warmup = "q4-cache warmup --shape 64x64 --max-m 1";
   for (const std::string mode : {"", " Q4_CACHE_MODE=require-prebuilt"}) {
@@ -210,7 +210,7 @@ TEST_CASE("q4-cache warmup: a machine whose GPU driver is missing is not ready, 
 }
 
 TEST_CASE("packs carry tuning records; a file's records win over theirs") {
-  Scratch s;
+  TempFolder s;
   TuningDb packed;
   packed.add(record(4096)), packed.add(record(8192));
   REQUIRE(write_pack(s / "p.q4pack", {}, packed.str()) == "");
@@ -237,7 +237,7 @@ TEST_CASE("packs carry tuning records; a file's records win over theirs") {
 }
 
 TEST_CASE("beside the library: kernels of an installation are found wherever it is moved, also read-only") {
-  Scratch s;
+  TempFolder s;
   fs::create_directories(s / "opt/bin");
   fs::copy_file(q4::test::binary_dir() + "/bin/q4-cache", s / "opt/bin/q4-cache");
   store(s / "opt/bin/q4-kernels", current(0));

@@ -72,7 +72,7 @@ int warm_gpu(const std::string& folder, const std::string& pack) {
 
 TEST_CASE("the C ABI warms a GPU up, from the compiler and from a pack") {
   if (const cuda::Nvrtc nvrtc; !nvrtc.available()) return test::skip("warm-up by the C ABI: " + nvrtc.problem());
-  Scratch s;
+  TempFolder s;
   const auto on_fake_gpu = [&](const std::string& pack) {
     return finish(start([&] {
       ::setenv("Q4_CUDA_DRIVER", q4::test::fake_cuda().c_str(), 1);
@@ -85,7 +85,7 @@ TEST_CASE("the C ABI warms a GPU up, from the compiler and from a pack") {
 }
 
 TEST_CASE("the C ABI's cache options: lists, keys and what is wrong with them") {
-  Scratch s;
+  TempFolder s;
   Seen seen;
   const std::string folder = s / "k";
   q4_runtime_options options = options_for(folder.c_str(), seen);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "reference.hpp"
+#include "temp_folder.hpp"
 
 namespace q4::test {
 
@@ -47,20 +48,6 @@ struct MadeMatrix {
 /// self_attn.q_proj [k, k], mlp.up_proj [k, n], mlp.down_proj [n, k] and an fp16 norm. Returns them sorted as the
 /// library sorts them.
 std::vector<MadeMatrix> make_checkpoint(const std::string& folder, const CheckpointSpec& spec);
-
-/// A folder that is gone at the end of the scope.
-class TempFolder {
- public:
-  TempFolder();
-  ~TempFolder();
-  TempFolder(const TempFolder&) = delete;
-  TempFolder& operator=(const TempFolder&) = delete;
-  std::string path() const { return path_; }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
 
 /// "code: text" of the q4::Error that `call` throws; "no error" if it returns. Any other exception passes through.
 template <class Call>

@@ -208,7 +208,7 @@ TEST_CASE("cpu: NaN scales reach their column alone; large values do not overflo
     HostRows out(DType::kF16, 3, spec.n);
     run(*cpu.device, scaled, options_for(3, DType::kF16, tactic), x, out);
     CAPTURE(tactic);
-    CHECK(relative_error(out, expected) <= limit(DType::kF16));
+    CHECK(relative_error(out, expected) <= tolerance(DType::kF16));
   }
 }
 

@@ -69,9 +69,6 @@ inline void run(DeviceBackend& device, const Packed& packed, const PlanOptions& 
   plan->run(nullptr, x.data(), x.row_stride(), out.data(), out.row_stride(), x.rows(), nullptr);
 }
 
-/// fp16 and bf16 are limited by the rounding of the output, fp32 by that of the sums.
-inline double limit(DType type) { return type == DType::kF32 ? 1e-6 : tolerance(type); }
-
 inline PlanOptions options_for(std::int64_t m, DType type, const std::string& tactic = {}) {
   PlanOptions options;
   options.max_m = m;
@@ -100,7 +97,7 @@ inline void check_all(DeviceBackend& device, const MatrixSpec& spec, const std::
         CAPTURE(m);
         CAPTURE(std::string(to_string(type)));
         CAPTURE(tactic);
-        CHECK(relative_error(out, expected) <= limit(type));
+        CHECK(relative_error(out, expected) <= tolerance(type));
         CHECK(out.padding_intact());
       }
     }

@@ -52,7 +52,7 @@ int wrong(const HostRows& x, const PlainMatrix& plain, const HostRows& out, DTyp
       } else if (std::fabs(want) < largest(type) * 0.99) {  // where it rounds to in between is its tolerance's
         double size = 0;
         for (std::int64_t i = 0; i < plain.k; ++i) size += std::fabs(x.at(row, i) * plain.weight(i, col));
-        ++kinds.finite, count += !(std::fabs(got - want) <= limit(type) * std::fabs(want) * 4 + 1e-6 * size);
+        ++kinds.finite, count += !(std::fabs(got - want) <= tolerance(type) * std::fabs(want) * 4 + 1e-6 * size);
       }
     }
   return count;

@@ -10,6 +10,7 @@
 
 #include "cpu_device.hpp"
 #include "runtime/backends/cpu/thread_pool.hpp"
+#include "temp_folder.hpp"
 
 namespace q4::test {
 namespace {
@@ -18,14 +19,12 @@ namespace fs = std::filesystem;
 
 /// A tree that stands before /proc and /sys.
 struct Root {
-  fs::path path = fs::temp_directory_path() / ("q4-cgroup-" + std::to_string(getpid()));
-  Root() { fs::remove_all(path); }
-  ~Root() { fs::remove_all(path); }
+  TempFolder folder;
   void write(const std::string& name, const std::string& text) const {
-    fs::create_directories((path / name).parent_path());
-    std::ofstream(path / name) << text;
+    fs::create_directories(fs::path(folder / name).parent_path());
+    std::ofstream(folder / name) << text;
   }
-  double cpus(double limit) const { return cpu::cgroup_cpus(path.string(), limit); }
+  double cpus(double limit) const { return cpu::cgroup_cpus(folder.path(), limit); }
 };
 
 int allowed_cpus() {

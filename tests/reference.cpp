@@ -318,9 +318,4 @@ double relative_error(const HostRows& out, const std::vector<double>& reference)
   return std::sqrt(difference / norm);
 }
 
-double tolerance(DType dtype) {
-  if (dtype == DType::kF32) return 1e-5;
-  return dtype == DType::kBF16 ? 4e-3 : 5e-4;
-}
-
 }  // namespace q4::test

@@ -7,6 +7,8 @@
 #include <q4/matrix.hpp>
 #include <vector>
 
+#include "autotune/tolerance.hpp"
+
 namespace q4::test {
 
 // ---- numbers ----------------------------------------------------------------------------------------------------
@@ -122,7 +124,6 @@ std::vector<double> product(const HostRows& x, const PlainMatrix& w);
 /// ||out - reference|| / ||reference|| over all elements; a NaN in `out` makes it NaN, so that `error <= limit` is
 /// false.
 double relative_error(const HostRows& out, const std::vector<double>& reference);
-/// The limits of this project's exactness: 5e-4 in fp16, 4e-3 in bf16, 1e-5 in fp32.
-double tolerance(DType dtype);
+using autotune::tolerance;
 
 }  // namespace q4::test

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "paths.hpp"
+#include "temp_folder.hpp"
 
 namespace q4::test {
 
@@ -23,15 +24,9 @@ struct Ended {
 
 class Sandbox {
  public:
-  Sandbox() {
-    std::string name = std::filesystem::temp_directory_path() / "q4-tools-XXXXXX";
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    folder_ = name;
-  }
-  ~Sandbox() { std::filesystem::remove_all(folder_); }
   std::string file(const std::string& name) const { return folder_ / name; }
   std::string read(const std::string& name) const {
-    std::ifstream in(folder_ / name);
+    std::ifstream in(file(name));
     return {std::istreambuf_iterator<char>(in), {}};
   }
 
@@ -51,7 +46,7 @@ class Sandbox {
   }
 
  private:
-  std::filesystem::path folder_;
+  TempFolder folder_;
 };
 
 }  // namespace q4::test

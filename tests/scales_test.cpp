@@ -104,9 +104,9 @@ TEST_CASE("scales: subnormal outputs are compared with what the type can hold") 
     tools::set_value(type, out.data(), 3, 2 * reference[3]);
     CHECK(error() > 0.9);  // and what is wrong is still wrong
   }
-  CHECK(tools::tolerance(DType::kF32) == 1e-6);
-  CHECK(tools::tolerance(DType::kF32, true) == 5e-4);
-  CHECK(tools::tolerance(DType::kBF16, true) == 4e-3);
+  CHECK(tolerance(DType::kF32) == 1e-6);
+  CHECK(autotune::tolerance_of_rounded_scales(DType::kF32) == 5e-4);
+  CHECK(autotune::tolerance_of_rounded_scales(DType::kBF16) == 4e-3);
 }
 
 }  // namespace

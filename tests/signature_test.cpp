@@ -29,7 +29,7 @@ std::string served(const std::string& pack, const std::string& public_key, std::
 
 TEST_CASE("signatures: the signer's packs alone are used, wherever something is changed") {
   if (no_sodium("signed packs")) return;
-  Scratch s;
+  TempFolder s;
   const auto keys = make_signing_keys(), others = make_signing_keys();
   CHECK(keys.public_key != others.public_key);
   const std::string path = s / "p.q4pack", code(100, 'a');
@@ -78,7 +78,7 @@ TEST_CASE("signatures: the signer's packs alone are used, wherever something is 
 }
 
 TEST_CASE("signatures: without libsodium signing is refused and no pack passes a public key") {
-  Scratch s;
+  TempFolder s;
   const std::string key(64, 'a'), hidden = "Q4_SODIUM=/nonexistent/libsodium.so";
   REQUIRE(write_pack(s / "p.q4pack", {entry(0)}) == "");
   const auto made = run_tool("q4-cache keygen --out " + (s / "k"), hidden);
@@ -98,7 +98,7 @@ TEST_CASE("signatures: without libsodium signing is refused and no pack passes a
 
 TEST_CASE("signatures: keygen, sign and pack --sign by the tool; a secret that others may read is refused") {
   if (no_sodium("signing by q4-cache")) return;
-  Scratch s;
+  TempFolder s;
   const auto key = s / "ops";
   REQUIRE(run_tool("q4-cache keygen --out " + key).status == 0);
   CHECK(run_tool("q4-cache keygen --out " + key).status == 1);  // never over another's

@@ -18,9 +18,9 @@ namespace {
 
 using cache::contains;
 using cache::run_tool;
-using cache::Scratch;
 using test::Ended;
 using test::Sandbox;
+using test::TempFolder;
 using Json = nlohmann::json;
 
 const std::string kTools[] = {"q4-info", "q4-verify", "q4-autotune", "q4-bench", "q4-cache"};
@@ -133,7 +133,7 @@ TEST_CASE("q4-info: what is wrong with a tuning file is its exit status too") {
 }
 
 TEST_CASE("q4-info shows the tuning records that plans use: packs, and what lies beside the program") {
-  Scratch s;
+  TempFolder s;
   TuningRecord record;
   {
     RuntimeOptions memory;
@@ -194,8 +194,8 @@ TEST_CASE("q4-cache doctor: a folder that nothing can be written to is not well"
     return test::skip("doctor without rights: no setpriv (util-linux)");
   if (doctor("Q4_CACHE_DIR=/tmp/q4-none").status > 1)
     return test::skip("doctor without rights: the build folder is private");
-  Scratch s;
-  ::chmod(s.path.c_str(), 0777);
+  TempFolder s;
+  ::chmod(s.path().c_str(), 0777);
   std::ofstream(s / "file") << "x";
   std::filesystem::create_directories(s / "closed");
   ::chmod((s / "closed").c_str(), 0555);
@@ -214,7 +214,7 @@ TEST_CASE("q4-cache doctor: a folder that nothing can be written to is not well"
       {"HOME=relative", "is relative"},
   };
   for (const auto& b : bad) {
-    const auto ran = doctor(b.environment, b.environment.find("relative") == std::string::npos ? "/" : s.path);
+    const auto ran = doctor(b.environment, b.environment.find("relative") == std::string::npos ? "/" : s.path());
     CAPTURE(b.environment);
     CAPTURE(ran.out);
     CHECK(ran.status == 1);

@@ -56,7 +56,7 @@ double seconds(const std::function<void()>& work) {
 
 TEST_CASE("torture: a hundred processes start at once on an empty folder, with the real compiler") {
   if (const cuda::Nvrtc nvrtc; !nvrtc.available()) return test::skip("torture with the compiler: " + nvrtc.problem());
-  Scratch s;
+  TempFolder s;
   const double one =
       seconds([&] { CHECK(finish(start([&] { return compile_rank(s / "one", s / "one.log"); })) == 0); });
   const double hundred = seconds([&] {
@@ -73,7 +73,7 @@ TEST_CASE("torture: a hundred processes start at once on an empty folder, with t
 }
 
 TEST_CASE("torture: kill -9 at random moments of writing, many times") {
-  Scratch s;
+  TempFolder s;
   std::mt19937 random(7);
   constexpr std::size_t kBytes = 200000;
   int found = 0;
@@ -108,7 +108,7 @@ TEST_CASE("torture: kill -9 at random moments of writing, many times") {
 }
 
 TEST_CASE("torture: a full disk: a small tmpfs") {
-  Scratch s;
+  TempFolder s;
   fs::create_directories(s / "disk");
   const int status = finish(start([&] {
     if (::unshare(CLONE_NEWNS) != 0 || ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
@@ -136,7 +136,7 @@ TEST_CASE("torture: a full disk: a small tmpfs") {
 }
 
 TEST_CASE("torture: eviction, pruning and damage while others read: every answer is right") {
-  Scratch s;
+  TempFolder s;
   const auto end = Clock::now() + milliseconds(4000);
   std::vector<pid_t> children;
   for (int p = 0; p < 6; ++p)
@@ -166,7 +166,7 @@ TEST_CASE("torture: eviction, pruning and damage while others read: every answer
 }
 
 TEST_CASE("torture: two versions of the library share a folder") {
-  Scratch s;
+  TempFolder s;
   std::vector<pid_t> children;
   for (int p = 0; p < 8; ++p)
     children.push_back(start([&] {
@@ -193,7 +193,7 @@ TEST_CASE("torture: two versions of the library share a folder") {
 }
 
 TEST_CASE("torture: a pack is replaced by renaming while others open and read it") {
-  Scratch s;
+  TempFolder s;
   const auto end = Clock::now() + milliseconds(2000);
   const auto pack = [&](int generation) {
     std::vector<Entry> entries;

@@ -49,8 +49,8 @@ int pod(uid_t user, gid_t group, const std::string& folder, int find, int add) {
 
 TEST_CASE("trust: with Q4_CACHE_TRUST=group, processes of one group and other users share a folder") {
   if (::geteuid() != 0) return test::skip("another owner: only root can be somebody else");
-  Scratch s;
-  ::chmod(s.path.c_str(), 0755);
+  TempFolder s;
+  ::chmod(s.path().c_str(), 0755);
   fs::create_directories(s / "volume");
   REQUIRE(::chown((s / "volume").c_str(), 0, 4242) == 0);
   ::chmod((s / "volume").c_str(), 02775);  // as Kubernetes' fsGroup leaves a volume
@@ -67,7 +67,7 @@ TEST_CASE("trust: with Q4_CACHE_TRUST=group, processes of one group and other us
 }
 
 TEST_CASE("trust: the group is trusted only when that is asked for, the world never") {
-  Scratch s;
+  TempFolder s;
   fs::create_directories(s / "k");
   REQUIRE(Folder(s / "k", true).store(numbered_entry(0), 0) == "");
   const std::string file = stored_files(s / "k")[0].path;
@@ -85,7 +85,7 @@ TEST_CASE("trust: the group is trusted only when that is asked for, the world ne
 
 TEST_CASE("trust: a pack that is signed by the configured key is used whoever may write it") {
   if (!signing_problem().empty()) return test::skip(signing_problem());
-  Scratch s;
+  TempFolder s;
   const auto keys = make_signing_keys();
   REQUIRE(write_pack(s / "p.q4pack", {numbered_entry(0)}, {}, keys.secret) == "");
   ::chmod((s / "p.q4pack").c_str(), 0666);
@@ -96,7 +96,7 @@ TEST_CASE("trust: a pack that is signed by the configured key is used whoever ma
 }
 
 TEST_CASE("trust: a pack that is truncated, overwritten or replaced while it is open is an error, not a signal") {
-  Scratch s;
+  TempFolder s;
   const std::string path = s / "p.q4pack";
   REQUIRE(write_pack(path, {numbered_entry(0), numbered_entry(1)}) == "");
   const auto pack = Pack::open(path);

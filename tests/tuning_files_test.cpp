@@ -13,6 +13,7 @@
 #include "on_device.hpp"
 #include "report.hpp"
 #include "runtime/untuned.hpp"
+#include "temp_folder.hpp"
 #include "tools/common/shapes.hpp"
 #include "tools/common/slices.hpp"
 
@@ -23,17 +24,6 @@ using autotune::Conflict, autotune::differences, autotune::merged, autotune::uni
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-struct Folder {
-  std::filesystem::path path;
-  Folder() {
-    std::string name = std::filesystem::temp_directory_path() / "q4-files-XXXXXX";
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  ~Folder() { std::filesystem::remove_all(path); }
-  std::string file(const std::string& name) const { return path / name; }
-};
-
 TuningRecord record(std::int64_t k, double us, const std::string& tactic = "a") {
   TuningRecord r;
   r.key = {"H200", "sm_90a", 132, k, 512, 128, false, DType::kF16, "cold", "digest"};
@@ -42,40 +32,40 @@ TuningRecord record(std::int64_t k, double us, const std::string& tactic = "a") 
 }
 
 TEST_CASE("ten thousand records load in milliseconds, and each is found") {
-  const Folder folder;
+  const test::TempFolder folder;
   TuningDb db;
   for (int i = 1; i <= 10000; ++i) {
     auto r = record(8 * i, i, "gemv half2=1 rows=1 tiles=2 warps=8");
     for (std::int64_t m = 32; m <= 4096; m *= 2) r.buckets.push_back({m, r.buckets[0].tactic, 1, 1, 1, 1, 0});
     db.add(r);
   }
-  db.save(folder.file("big.jsonl"));
+  db.save(folder / "big.jsonl");
   double best = 1e9;
   for (int attempt = 0; attempt < 5; ++attempt) {
     TuningDb loaded;
     const auto start = std::chrono::steady_clock::now();
-    loaded.load(folder.file("big.jsonl"));
+    loaded.load(folder / "big.jsonl");
     const TuningRecord* const found = loaded.find(record(8 * 7777, 1).key);
     best = std::min(best, std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
     REQUIRE(found);
     CHECK(found->buckets[0].us == 7777);
     CHECK(loaded.size() == 10000);
   }
-  MESSAGE("10,000 records in " << std::filesystem::file_size(folder.file("big.jsonl")) / 1000 << " kB: " << best
+  MESSAGE("10,000 records in " << std::filesystem::file_size(folder / "big.jsonl") / 1000 << " kB: " << best
                                << " ms with one look-up");
   CHECK(best < 100 * test::kSlower);  // a few; parsing them all takes hundreds
 }
 
 TEST_CASE("what load() did not read is told by the look-up, with file and line") {
-  const Folder folder;
+  const test::TempFolder folder;
   TuningDb db;
   db.add(record(8, 1)), db.add(record(16, 1));
   std::string text = db.str();
   const auto at = text.rfind("\"m\":16");
   text.replace(at, 6, "\"m\":0 ");
-  std::ofstream(folder.file("bad.jsonl")) << text;
+  std::ofstream(folder / "bad.jsonl") << text;
   TuningDb loaded;
-  loaded.load(folder.file("bad.jsonl"));
+  loaded.load(folder / "bad.jsonl");
   CHECK(loaded.find(record(8, 1).key) != nullptr);
   try {
     loaded.find(record(16, 1).key);
@@ -120,19 +110,19 @@ TEST_CASE("merge: the lower median wins only outside noise, incomplete records l
   one.quarantined = {{"x", 1, "hung"}}, two.quarantined = {{"y", 1, "crashed"}};
   CHECK(united(one, two, c).quarantined.size() == 2);
 
-  const Folder folder;
+  const test::TempFolder folder;
   TuningDb a, b;
   a.add(record(8, 100)), a.add(record(16, 100));
   b.add(record(16, 90, "b")), b.add(record(24, 100));
-  a.save(folder.file("a")), b.save(folder.file("b"));
+  a.save(folder / "a"), b.save(folder / "b");
   std::vector<Conflict> conflicts;
-  const TuningDb all = merged({folder.file("a"), folder.file("b")}, conflicts);
+  const TuningDb all = merged({folder / "a", folder / "b"}, conflicts);
   CHECK(all.size() == 3);
   REQUIRE(conflicts.size() == 1);
   CHECK(conflicts[0].key.k == 16);
   CHECK(all.find(record(16, 1).key)->buckets[0].tactic == "b");
   conflicts.clear();
-  CHECK(merged({folder.file("a"), folder.file("a")}, conflicts).size() == 2);
+  CHECK(merged({folder / "a", folder / "a"}, conflicts).size() == 2);
   CHECK(conflicts.empty());
 
   const auto lines = differences(a, b);
@@ -172,8 +162,8 @@ TEST_CASE("shards: every shape in exactly one, the same on every machine") {
 }
 
 TEST_CASE("a service records what is untuned, once, and q4-autotune reads it") {
-  const Folder folder;
-  const std::string path = folder.file("untuned.jsonl");
+  const test::TempFolder folder;
+  const std::string path = folder / "untuned.jsonl";
   const TuningKey key = record(4096, 1).key;
   auto other = key;
   other.activation = DType::kBF16, other.act_order = true;
@@ -204,7 +194,7 @@ TEST_CASE("a service records what is untuned, once, and q4-autotune reads it") {
   CHECK(shapes[1].problem.act_order);
 
   UntunedLog nowhere;
-  nowhere.open(folder.file("missing/untuned.jsonl"));
+  nowhere.open(folder / "missing/untuned.jsonl");
   const auto noted = nowhere.note(key);
   REQUIRE_FALSE(noted);
   CHECK(contains(noted.reason(), "missing/untuned.jsonl"));

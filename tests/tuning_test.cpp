@@ -9,19 +9,10 @@
 #include <iterator>
 #include <q4/tuning.hpp>
 
+#include "temp_folder.hpp"
+
 namespace q4 {
 namespace {
-
-struct Folder {
-  std::filesystem::path path;
-  Folder() {
-    std::string name = std::filesystem::temp_directory_path() / "q4-tuning-XXXXXX";
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  ~Folder() { std::filesystem::remove_all(path); }
-  std::string file(const char* name) const { return path / name; }
-};
 
 std::string read(const std::string& path) {
   std::ifstream in(path);
@@ -73,28 +64,28 @@ std::string edited(const std::string& from, const std::string& to) {
 }
 
 TEST_CASE("the file format is fixed and round-trips") {
-  const Folder folder;
+  const test::TempFolder folder;
   TuningDb db;
   db.add(record());
-  db.save(folder.file("a.jsonl"));
-  CHECK(read(folder.file("a.jsonl")) == kLine);
+  db.save(folder / "a.jsonl");
+  CHECK(read(folder / "a.jsonl") == kLine);
 
   TuningDb again;
-  again.load(folder.file("a.jsonl"));
+  again.load(folder / "a.jsonl");
   REQUIRE(again.size() == 1);
   CHECK(again.records()[0] == record());
 }
 
 TEST_CASE("the order of adding does not change the file, and a later record replaces") {
-  const Folder folder;
+  const test::TempFolder folder;
   TuningDb one, two;
   one.add(record("a", 1)), one.add(record("b", 2));
   auto stale = record("a", 1);
   stale.reconstruct_from = 7;
   two.add(stale), two.add(record("b", 2)), two.add(record("a", 1));
-  one.save(folder.file("1")), two.save(folder.file("2"));
+  one.save(folder / "1"), two.save(folder / "2");
   CHECK(two.size() == 2);
-  CHECK(read(folder.file("1")) == read(folder.file("2")));
+  CHECK(read(folder / "1") == read(folder / "2"));
 
   auto smaller = record("b", 2);
   smaller.key.k = 8;
@@ -104,33 +95,33 @@ TEST_CASE("the order of adding does not change the file, and a later record repl
   CHECK(sorted[1].key.k == 8);
 
   two = TuningDb();
-  two.load(folder.file("1")), two.load(folder.file("1"));  // the same keys again
+  two.load(folder / "1"), two.load(folder / "1");  // the same keys again
   CHECK(two.size() == 2);
 }
 
 TEST_CASE("save replaces the whole file and leaves nothing else behind") {
-  const Folder folder;
-  write(folder.file("a"), "old and longer than anything new " + std::string(10000, 'x'));
+  const test::TempFolder folder;
+  write(folder / "a", "old and longer than anything new " + std::string(10000, 'x'));
   TuningDb db;
-  db.save(folder.file("a"));
-  CHECK(read(folder.file("a")).empty());
-  CHECK(std::distance(std::filesystem::directory_iterator(folder.path), {}) == 1);
+  db.save(folder / "a");
+  CHECK(read(folder / "a").empty());
+  CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 1);
   try {
-    db.save(folder.file("missing/a"));
+    db.save(folder / "missing/a");
     FAIL("no error");
   } catch (const Error& e) {
     CHECK(e.code() == ErrorCode::kIo);
     CHECK(contains(e.what(), "missing/a"));
   }
-  std::filesystem::create_symlink("a", folder.file("link"));  // to a file that several share
+  std::filesystem::create_symlink("a", folder / "link");  // to a file that several share
   db.add(record());
-  db.save(folder.file("link"));
-  CHECK(std::filesystem::is_symlink(folder.file("link")));
-  CHECK(read(folder.file("a")) == kLine);
+  db.save(folder / "link");
+  CHECK(std::filesystem::is_symlink(folder / "link"));
+  CHECK(read(folder / "a") == kLine);
 
-  REQUIRE(::mkfifo(folder.file("pipe").c_str(), 0600) == 0);  // as /dev/null is, which root could replace
-  CHECK_THROWS_WITH_AS(db.save(folder.file("pipe")), doctest::Contains("no regular file"), Error);
-  CHECK(std::filesystem::is_fifo(folder.file("pipe")));
+  REQUIRE(::mkfifo((folder / "pipe").c_str(), 0600) == 0);  // as /dev/null is, which root could replace
+  CHECK_THROWS_WITH_AS(db.save(folder / "pipe"), doctest::Contains("no regular file"), Error);
+  CHECK(std::filesystem::is_fifo(folder / "pipe"));
 }
 
 TEST_CASE("exact device, else nearest units of the same arch, else none") {
@@ -186,15 +177,15 @@ TEST_CASE("the bucket that serves m") {
 }
 
 TEST_CASE("files that are missing, empty or damaged") {
-  const Folder folder;
-  CHECK(contains(error_of(folder.file("none"), ErrorCode::kNotFound), folder.file("none")));
-  error_of(folder.path.string(), ErrorCode::kIo);  // a folder
+  const test::TempFolder folder;
+  CHECK(contains(error_of(folder / "none", ErrorCode::kNotFound), folder / "none"));
+  error_of(folder.path(), ErrorCode::kIo);  // a folder
 
   TuningDb empty;
   empty.load("/dev/null");
   CHECK(empty.size() == 0);
-  write(folder.file("blank"), "\n  \n" + std::string(kLine) + "\r\n");
-  empty.load(folder.file("blank"));
+  write(folder / "blank", "\n  \n" + std::string(kLine) + "\r\n");
+  empty.load(folder / "blank");
   CHECK(empty.size() == 1);
 
   const struct {
@@ -218,10 +209,10 @@ TEST_CASE("files that are missing, empty or damaged") {
   };
   for (const auto& d : damaged) {
     CAPTURE(d.line);
-    write(folder.file("bad"), std::string(kLine) + d.line + "\n");
-    const std::string text = error_of(folder.file("bad"), ErrorCode::kCorrupt);
+    write(folder / "bad", std::string(kLine) + d.line + "\n");
+    const std::string text = error_of(folder / "bad", ErrorCode::kCorrupt);
     CHECK(contains(text, "line 2"));
-    CHECK(contains(text, folder.file("bad")));
+    CHECK(contains(text, folder / "bad"));
     CHECK_MESSAGE(contains(text, d.says), text);
   }
 }

@@ -10,6 +10,7 @@
 #include "cache_support.hpp"
 #include "runtime/backends/backend.hpp"
 #include "runtime/choose/kernel.hpp"
+#include "runtime/tuning_key.hpp"
 
 namespace q4::cache {
 namespace {
@@ -48,7 +49,7 @@ int reports_of(const std::string& file) {
 }
 
 TEST_CASE("tuning: a tactic that this version does not know is reported once, and by q4-info") {
-  const Scratch s;
+  const TempFolder s;
   const std::string file = s / "tuning.jsonl";
   CHECK(reports_of(file) == 1);
   const auto info =

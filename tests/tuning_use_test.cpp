@@ -9,25 +9,24 @@
 
 #include "reference.hpp"
 #include "runtime/runtime.hpp"
+#include "runtime/tuning_key.hpp"
+#include "temp_folder.hpp"
 
 namespace q4 {
 namespace {
 
 struct Setting {
-  std::filesystem::path folder;
+  test::TempFolder temporary;
+  std::filesystem::path folder = temporary.path();
   std::vector<std::string> said;
   test::GptqMatrix matrix = test::make_gptq({});  // 256 x 64, group 128
 
   Setting() {
-    std::string name = std::filesystem::temp_directory_path() / "q4-use-XXXXXX";
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    folder = name;
     for (const char* part : {"cache", "shipped"}) {
       std::filesystem::create_directory(folder / part);
       std::filesystem::permissions(folder / part, std::filesystem::perms::owner_all);
     }
   }
-  ~Setting() { std::filesystem::remove_all(folder); }
 
   RuntimeOptions options() {
     RuntimeOptions o;
@@ -43,18 +42,8 @@ struct Setting {
   TuningRecord record(const std::string& tactic) {
     const Runtime runtime(options());
     const auto device = runtime.impl().open({});
-    const auto& info = device->info();
     TuningRecord r;
-    r.key = {info.fingerprint,
-             info.arch,
-             info.compute_units,
-             256,
-             64,
-             128,
-             false,
-             DType::kF32,
-             "cold",
-             tuning_digest(device->kernels_digest())};
+    r.key = tuning_key(device->info(), tuning_digest(device->kernels_digest()), 256, 64, 128, false, DType::kF32);
     r.buckets = {{1, tactic, 1, 1, 1, 1, 0}};
     return r;
   }

@@ -85,17 +85,17 @@ TEST_CASE("verify: the comparison sees what is wrong") {
     tools::set_value(DType::kF16, out.data(), i, reference.back());
   }
   const auto error = [&] { return tools::relative_error(DType::kF16, out, reference, m, n, columns); };
-  CHECK(error() < tools::tolerance(DType::kF16));
+  CHECK(error() < tolerance(DType::kF16));
   tools::set_value(DType::kF16, out.data(), 299, 3);
-  CHECK(error() > tools::tolerance(DType::kF16));
+  CHECK(error() > tolerance(DType::kF16));
   tools::set_value(DType::kF16, out.data(), 299, NAN);
   CHECK(std::isinf(error()));
   reference[299] = NAN;  // a NaN scale: NaN is right
-  CHECK(error() < tools::tolerance(DType::kF16));
+  CHECK(error() < tolerance(DType::kF16));
   reference[299] = 1e6;  // too large for fp16: infinity is right, a NaN is not
   CHECK(std::isinf(error()));
   tools::set_value(DType::kF16, out.data(), 299, INFINITY);
-  CHECK(error() < tools::tolerance(DType::kF16));
+  CHECK(error() < tolerance(DType::kF16));
 
   auto sample = tools::sample_columns(4096, n, 1, 64);
   CHECK(sample.size() == 64);

@@ -7,6 +7,7 @@
 
 #include "runtime/runtime.hpp"
 #include "runtime/tuning_format.hpp"
+#include "runtime/tuning_key.hpp"
 #include "tools/common/checkpoint_summary.hpp"
 #include "tools/common/common.hpp"
 #include "tools/common/tool.hpp"

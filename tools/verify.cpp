@@ -6,6 +6,7 @@
 #include <optional>
 #include <q4/q4.hpp>
 
+#include "autotune/tolerance.hpp"
 #include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
@@ -107,7 +108,7 @@ Weights weights_of(const Job& job, const std::string& name) {
 
 void verify_matrix(const Job& job, std::int64_t wanted_columns, Result& result) {
   const std::string& name = result.matrix.name;
-  result.limit = tolerance(job.activation);
+  result.limit = autotune::tolerance(job.activation);
   const QuantizedMatrix matrix = job.checkpoint.load(job.runtime, job.device, name, job.zeros);
   result.act_order = matrix.act_order();
   result.zeros = matrix.zeros();
@@ -115,7 +116,7 @@ void verify_matrix(const Job& job, std::int64_t wanted_columns, Result& result) 
   const Weights weights = weights_of(job, name);
   result.failure = weights.problem();
   if (!result.failure.empty()) return;
-  result.limit = tolerance(job.activation, !weights.scales_fit_fp16());
+  if (!weights.scales_fit_fp16()) result.limit = autotune::tolerance_of_rounded_scales(job.activation);
   const std::int64_t k = weights.k(), n = weights.n(), most = job.m.back();
   Multiplier multiplier(job, matrix, most);
   const std::vector<std::byte> x = random_rows(job.activation, most * k);
@@ -165,7 +166,7 @@ Json to_json(const Job& job, const Result& result) {
 }
 
 int verify(const Job& job, const Options& options, bool json) {
-  const double limit = tolerance(job.activation);
+  const double limit = autotune::tolerance(job.activation);
   std::size_t width = 4, failed = 0;
   for (const MatrixEntry& matrix : job.matrices) width = std::max(width, matrix.name.size());
   if (!json) {

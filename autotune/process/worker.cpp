@@ -22,6 +22,7 @@
 #include "runtime/base/check.hpp"
 #include "runtime/base/settings.hpp"
 #include "runtime/runtime.hpp"
+#include "runtime/tuning_key.hpp"
 
 namespace q4::autotune {
 namespace {

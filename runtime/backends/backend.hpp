@@ -131,13 +131,6 @@ class DeviceBackend {
 /// What a backend gets from the Runtime that opens it.
 struct BackendContext;
 
-/// Raise when the tuner searches or measures otherwise, so that records of before are stale.
-constexpr int kSearchVersion = 1;
-/// TuningKey::kernels of what is measured on this device now.
-inline std::string tuning_digest(const std::string& kernels_digest) {
-  return kernels_digest + "/" + std::to_string(kSearchVersion);
-}
-
 /// A family of devices. Enumerating never throws: what is missing is in status().
 class Backend {
  public:

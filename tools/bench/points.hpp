@@ -9,6 +9,7 @@
 
 #include "autotune/rig.hpp"
 #include "autotune/statistics.hpp"
+#include "autotune/tolerance.hpp"
 #include "tools/bench/baseline.hpp"
 #include "tools/bench/cpu_ceilings.hpp"
 #include "tools/bench/scaling.hpp"
@@ -26,9 +27,7 @@ struct BenchOptions {
   double seconds = 1;      ///< of a point
   std::int64_t chain = 0;  ///< layers; 0: points, no chain
 
-  double tolerance() const {
-    return math == Math::kInt8 ? 1e-2 : autotune::tolerance(activation);  // as Math states it
-  }
+  double tolerance() const { return autotune::tolerance(activation, math); }
 };
 
 struct Point {

@@ -13,6 +13,7 @@
 #include "runtime/base/jobs.hpp"
 #include "runtime/choose/sources.hpp"
 #include "runtime/gpu/kernels.hpp"
+#include "runtime/tuning_key.hpp"
 #include "tools/common/common.hpp"
 
 namespace q4::tools {
@@ -128,9 +129,8 @@ std::vector<jit::Source> CrossCompiler::sources(const autotune::Problem& problem
   PlanOptions plan;
   plan.max_m = options.max_m, plan.activation = options.activation;
   const TuningRecord* tuned =
-      options.tuning ? options.tuning->find({info.fingerprint, info.arch, info.compute_units, problem.k, problem.n,
-                                             problem.group, problem.act_order, options.activation, "cold",
-                                             tuning_digest(choose::kernel_digests())})
+      options.tuning ? options.tuning->find(tuning_key(info, tuning_digest(choose::kernel_digests()), problem.k,
+                                                       problem.n, problem.group, problem.act_order, options.activation))
                      : nullptr;
   tuned_ += tuned != nullptr;
   const choose::Gpu gpu{info.device.str(), info.arch, impl_->limits};

@@ -10,12 +10,6 @@
 
 namespace q4::tools {
 
-double tolerance(DType type, bool rounded_scales) {
-  constexpr double kFp16 = 5e-4;
-  const double own = type == DType::kF16 ? kFp16 : type == DType::kBF16 ? 4e-3 : 1e-6;
-  return rounded_scales ? std::max(own, kFp16) : own;
-}
-
 std::vector<std::byte> random_rows(DType type, std::int64_t count) {
   std::vector<std::byte> rows(static_cast<std::size_t>(count) * size_of(type));
   std::mt19937_64 random(1);

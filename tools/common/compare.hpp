@@ -9,10 +9,6 @@
 
 namespace q4::tools {
 
-/// Largest relative_error that passes: 5e-4 in fp16, 4e-3 in bf16, 1e-6 in fp32, but 5e-4 where the scales had to be
-/// rounded to fp16.
-double tolerance(DType type, bool rounded_scales = false);
-
 /// `count` normal numbers, the same every time.
 std::vector<std::byte> random_rows(DType type, std::int64_t count);
 
