@@ -7,6 +7,7 @@
 
 #include "amx_model.hpp"
 #include "cpu_device.hpp"
+#include "report.hpp"
 #include "runtime/backends/cpu/packed.hpp"
 #include "runtime/backends/cpu/plan.hpp"
 
@@ -19,7 +20,7 @@ std::optional<cpu::Kernels> modelled() {
     cpu::Kernels kernels = cpu::select_kernels("avx512_bf16");
     if (cpu::modelled_amx_kernels(kernels)) return kernels;
   } catch (const Error&) {}
-  MESSAGE("skipped: this processor or build has no AVX-512 BF16");
+  skip("the AMX model: this processor or build has no AVX-512 BF16");
   return std::nullopt;
 }
 

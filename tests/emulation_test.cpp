@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/mma.h"
+#include "on_threads.hpp"
 #include "reference.hpp"
 
 namespace q4::test {
@@ -96,8 +97,8 @@ TEST_CASE("shared memory begins as NaN in every block") {
   CHECK(bad == 0);
 }
 
-TEST_CASE("fibers refuse what a GPU would not survive" *
-          doctest::skip(emulation::default_engine() == Engine::kThreads)) {
+TEST_CASE("fibers refuse what a GPU would not survive") {
+  if (skipped_on_threads("fibers")) return;
   const auto run = [](const std::function<void()>& kernel) { emulate({.threads = 64, .shared_bytes = 8}, kernel); };
   CHECK_THROWS_WITH_AS(
       run([] {

@@ -2,11 +2,11 @@
 #include "kernels/batch.h"
 
 #include "kernel_runner.hpp"
+#include "on_threads.hpp"
 
 namespace q4::test {
 namespace {
 
-const bool kThreads = emulation::default_engine() == emulation::Engine::kThreads;
 constexpr Limits kSmallest{.arch = 86, .units = 6, .shared_bytes = 101376};  // sm_86 and sm_89
 
 /// A kernel's tunables beside the case, as one template argument.
@@ -38,13 +38,13 @@ using M = std::vector<int>;
 TEST_CASE("batch: infinities and NaNs give what fp64 gives, and sums beyond the type's largest value infinity") {
   constexpr auto kAsFp64 = EmulatedCase::Extremes::kAsFp64;
   CHECK_BATCH(M({17}), .matrix = {.k = 256, .n = 64, .scale_divisor = 1, .x_size = 15000, .extremes = kAsFp64});
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_BATCH(M({5}), .matrix = {.k = 248, .n = 72, .bf16 = true, .bias = true, .extremes = kAsFp64});
 }
 
 TEST_CASE("batch: rows and strips") {
   CHECK_BATCH(M({1, 16, 17}), .matrix = {.k = 256, .n = 64});
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_BATCH(M({33}), .matrix = {.k = 256, .n = 192}, .rows = 32);
   CHECK_BATCH(M({63, 65}), .matrix = {.k = 384, .n = 128}, .rows = 64, .stages = 2);
   CHECK_BATCH(M({129}), .matrix = {.k = 256, .n = 64}, .rows = 128, .strips = 1, .stages = 4);
@@ -54,7 +54,7 @@ TEST_CASE("batch: rows and strips") {
 
 TEST_CASE("batch: tails, units, bias, types") {
   CHECK_BATCH(M({20}), .matrix = {.k = 248, .n = 72, .group = 16, .unit = 16, .bias = true});
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_BATCH(M({20}), .matrix = {.k = 256, .n = 40, .group = 32, .unit = 32, .bf16 = true, .bias = true});
   CHECK_BATCH(M({20}), .matrix = {.k = 1000, .n = 64, .group = -1, .unit = 1024, .bf16 = true});
   CHECK_BATCH(M({70}), .matrix = {.k = 256, .n = 264, .group = 64, .unit = 64, .zeros = ZeroFormat::kV2}, .rows = 64,
@@ -65,7 +65,7 @@ TEST_CASE("batch: tails, units, bias, types") {
 
 TEST_CASE("batch: parts of k are summed") {
   CHECK_BATCH(M({9, 16}), .matrix = {.k = 512, .n = 64}, .strips = 1, .teams = 2);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_BATCH(M({9}), .matrix = {.k = 384, .n = 128, .bias = true}, .teams = 4);  // teams without a turn
   CHECK_BATCH(M({40}), .matrix = {.k = 520, .n = 72}, .split = 3);
   CHECK_BATCH(M({70, 30}), .matrix = {.k = 768, .n = 192, .bf16 = true}, .rows = 32, .strips = 2, .teams = 2,

@@ -2,11 +2,10 @@
 #include "kernels/decode.h"
 
 #include "kernel_runner.hpp"
+#include "on_threads.hpp"
 
 namespace q4::test {
 namespace {
-
-const bool kThreads = emulation::default_engine() == emulation::Engine::kThreads;
 
 /// A kernel's tunables beside the case, as one template argument.
 struct DecodeTest {
@@ -49,7 +48,7 @@ void check_decode(const std::string& name) {
 
 TEST_CASE("decode: teams, sides, bricks, depths") {
   CHECK_DECODE(.matrix = {.k = 512, .n = 64}, .tiles = 2, .teams = 2);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_DECODE(.matrix = {.k = 1024, .n = 64}, .tiles = 4, .side = 2, .brick = 2, .teams = 2, .depth = 1);
   CHECK_DECODE(.matrix = {.k = 1024, .n = 128}, .batch = 2, .tiles = 4, .side = 4, .teams = 4);
   CHECK_DECODE(.matrix = {.k = 640, .n = 48}, .tiles = 3, .teams = 4, .depth = 3);  // slabs that do not divide by teams
@@ -62,7 +61,7 @@ TEST_CASE("decode: teams, sides, bricks, depths") {
 
 TEST_CASE("decode: tails, units, zeros, bias, types") {
   CHECK_DECODE(.matrix = {.k = 248, .n = 72, .group = 16, .unit = 16, .bias = true});
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_DECODE(.matrix = {.k = 8, .n = 8, .group = 8, .unit = 16});
   CHECK_DECODE(.matrix = {.k = 512, .n = 40, .group = 32, .unit = 32, .bf16 = true, .bias = true}, .batch = 2);
   CHECK_DECODE(.matrix = {.k = 512, .n = 64, .group = 64, .unit = 64, .zeros = ZeroFormat::kV2});
@@ -74,7 +73,7 @@ TEST_CASE("decode: tails, units, zeros, bias, types") {
 
 TEST_CASE("decode: act-order, gathered inside and before") {
   CHECK_DECODE(.matrix = {.k = 512, .n = 64, .group = 128, .act_order = ActOrder::kPermuted}, .staged = 8);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_DECODE(.matrix = {.k = 264, .n = 64, .group = 64, .unit = 64, .act_order = ActOrder::kPermuted, .bf16 = true},
                .batch = 2, .staged = 16);
   CHECK_DECODE(
@@ -92,14 +91,14 @@ TEST_CASE("decode: act-order, gathered inside and before") {
 
 TEST_CASE("decode: clusters split k") {
   CHECK_DECODE(.matrix = {.k = 1024, .n = 64}, .tiles = 2, .teams = 2, .cluster = 2);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_DECODE(.matrix = {.k = 1152, .n = 72, .bias = true}, .batch = 2, .tiles = 4, .teams = 2, .cluster = 4);
 }
 
 TEST_CASE("decode: an infinity in x gives infinity or NaN in its row, and nothing elsewhere") {
   constexpr auto kOrNan = EmulatedCase::Extremes::kInfinityOrNan;
   CHECK_DECODE(.matrix = {.k = 256, .n = 64, .scale_divisor = 1, .x_size = 15000, .extremes = kOrNan});
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_DECODE(.matrix = {.k = 256, .n = 64, .bf16 = true, .extremes = kOrNan}, .batch = 2);
 }
 

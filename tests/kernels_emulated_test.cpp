@@ -5,14 +5,13 @@
 #include "kernel_runner.hpp"
 #include "kernels/gemv.h"
 #include "kernels/reconstruct.h"
+#include "on_threads.hpp"
 #include "runtime/choose/defaults/remap.hpp"
 
 namespace q4::test {
 namespace {
 
 using emulation::emulate;
-
-const bool kThreads = emulation::default_engine() == emulation::Engine::kThreads;
 
 /// A kernel's tunables beside the case, as one template argument.
 struct GemvTest {
@@ -42,7 +41,7 @@ void check_gemv(const std::string& name) {
 
 TEST_CASE("gemv: tiles and warps, half2 and fp32") {
   CHECK_GEMV(.matrix = {.k = 384, .n = 64}, .half2 = 1, .rows = 1, .tiles = 1, .warps = 4);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_GEMV(.matrix = {.k = 384, .n = 64}, .half2 = 1, .rows = 2, .tiles = 4, .warps = 8);
   CHECK_GEMV(.matrix = {.k = 1024, .n = 128}, .half2 = 1, .rows = 4, .tiles = 2, .warps = 16);
   CHECK_GEMV(.matrix = {.k = 384, .n = 64}, .half2 = 0, .rows = 1, .tiles = 2, .warps = 8);
@@ -52,7 +51,7 @@ TEST_CASE("gemv: tiles and warps, half2 and fp32") {
 
 TEST_CASE("gemv: tails of k and n") {
   CHECK_GEMV(.matrix = {.k = 8, .n = 8, .group = 8, .unit = 16}, .rows = 1);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_GEMV(.matrix = {.k = 136, .n = 72, .group = 128}, .rows = 2);
   CHECK_GEMV(.matrix = {.k = 248, .n = 104, .group = -1, .unit = 256, .bias = true}, .half2 = 0, .rows = 4);
   CHECK_GEMV(.matrix = {.k = 1000, .n = 8, .group = -1, .unit = 1024}, .rows = 2, .tiles = 1, .warps = 8);
@@ -61,7 +60,7 @@ TEST_CASE("gemv: tails of k and n") {
 
 TEST_CASE("gemv: every unit, groups that are no unit") {
   CHECK_GEMV(.matrix = {.k = 256, .n = 64, .group = 16, .unit = 16});
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_GEMV(.matrix = {.k = 256, .n = 64, .group = 32, .unit = 32}, .half2 = 0, .rows = 2);
   CHECK_GEMV(.matrix = {.k = 256, .n = 64, .group = 64, .unit = 64, .zeros = ZeroFormat::kV2}, .rows = 2);
   CHECK_GEMV(.matrix = {.k = 768, .n = 64, .group = 256, .unit = 256}, .rows = 2);
@@ -73,7 +72,7 @@ TEST_CASE("gemv: every unit, groups that are no unit") {
 
 TEST_CASE("gemv: act-order, gathered inside and before") {
   CHECK_GEMV(.matrix = {.k = 256, .n = 64, .group = 64, .unit = 64, .act_order = ActOrder::kPermuted}, .rows = 2);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_GEMV(.matrix = {.k = 256, .n = 72, .group = 128, .unit = 128, .act_order = ActOrder::kPermuted, .fused = false},
              .rows = 4);
   CHECK_GEMV(.matrix = {.k = 264, .n = 64, .group = 128, .unit = 128, .act_order = ActOrder::kPermuted, .bf16 = true},
@@ -92,7 +91,7 @@ TEST_CASE("gemv: act-order, gathered inside and before") {
 
 TEST_CASE("gemv: bf16, bias, 64-wide waves") {
   CHECK_GEMV(.matrix = {.k = 256, .n = 64, .bf16 = true, .bias = true}, .half2 = 0, .rows = 2, .warp = 64);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_GEMV(.matrix = {.k = 256, .n = 40, .bias = true}, .half2 = 1, .rows = 4, .warp = 64);
   CHECK_GEMV(.matrix = {.k = 256, .n = 64, .bf16 = true}, .half2 = 0, .rows = 8, .tiles = 1);
 }
@@ -100,14 +99,14 @@ TEST_CASE("gemv: bf16, bias, 64-wide waves") {
 TEST_CASE("gemv: large values do not overflow inside") {
   // Products reach 15 * 6e4, far beyond fp16; the sums, times small scales, do not.
   CHECK_GEMV(.matrix = {.k = 256, .n = 64, .scale_divisor = 1000, .x_size = 15000}, .half2 = 1, .rows = 2);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_GEMV(.matrix = {.k = 256, .n = 64, .scale_divisor = 1000, .x_size = 15000}, .half2 = 0, .rows = 1);
 }
 
 TEST_CASE("gemv: infinities and NaNs give what fp64 gives, and sums beyond the type's largest value infinity") {
   constexpr auto kAsFp64 = EmulatedCase::Extremes::kAsFp64;
   CHECK_GEMV(.matrix = {.k = 256, .n = 64, .scale_divisor = 1, .x_size = 15000, .extremes = kAsFp64}, .rows = 2);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_GEMV(.matrix = {.k = 248, .n = 40, .bias = true, .extremes = kAsFp64}, .half2 = 0, .rows = 4);
   CHECK_GEMV(.matrix = {.k = 256, .n = 64, .bf16 = true, .extremes = kAsFp64}, .half2 = 0, .rows = 2);
 }
@@ -208,7 +207,7 @@ void check_reconstruct(int first_strip, int columns) {
 
 TEST_CASE("reconstruct: the matrix itself, rounded once") {
   check_reconstruct<EmulatedCase{.k = 136, .n = 72}>(0, 72);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   check_reconstruct<EmulatedCase{.k = 256, .n = 200, .group = 64, .unit = 64}>(1, 136);
   check_reconstruct<EmulatedCase{.k = 256, .n = 200, .group = 64, .unit = 64}>(1, 64);
   check_reconstruct<EmulatedCase{.k = 240, .n = 64, .group = 24, .unit = 16, .bf16 = true}>(0, 64);

@@ -3,13 +3,13 @@
 #include "kernels/prefill.h"
 
 #include "kernel_runner.hpp"
+#include "on_threads.hpp"
 #include "runtime/choose/defaults/prefill.hpp"
 #include "tests/emulation/tensor_map.hpp"
 
 namespace q4::test {
 namespace {
 
-const bool kThreads = emulation::default_engine() == emulation::Engine::kThreads;
 constexpr Limits kHopper{.arch = 90, .units = 6, .shared_bytes = 232448};
 
 /// A kernel's tunables beside the case, as one template argument.
@@ -76,14 +76,14 @@ TEST_CASE("prefill: infinities and NaNs give what fp64 gives, and sums beyond th
   constexpr auto kAsFp64 = EmulatedCase::Extremes::kAsFp64;
   CHECK_PREFILL(M({17}), .matrix = {.k = 256, .n = 64, .scale_divisor = 1, .x_size = 15000, .extremes = kAsFp64},
                 .rows = 16);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_PREFILL(M({9}), .matrix = {.k = 512, .n = 64, .extremes = kAsFp64}, .rows = 16, .split = 2, .fold = 1);
   CHECK_PREFILL(M({9}), .matrix = {.k = 248, .n = 72, .bf16 = true, .bias = true, .extremes = kAsFp64}, .rows = 16);
 }
 
 TEST_CASE("prefill: rows and strips") {
   CHECK_PREFILL(M({1, 16, 17}), .matrix = {.k = 256, .n = 64}, .rows = 16);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_PREFILL(M({33}), .matrix = {.k = 256, .n = 192}, .rows = 32, .strips = 2);
   CHECK_PREFILL(M({63, 65}), .matrix = {.k = 384, .n = 128}, .rows = 64, .strips = 2);
   CHECK_PREFILL(M({130}), .matrix = {.k = 256, .n = 128}, .rows = 128, .strips = 2);
@@ -92,7 +92,7 @@ TEST_CASE("prefill: rows and strips") {
 
 TEST_CASE("prefill: tails, units, bias, types") {
   CHECK_PREFILL(M({20}), .matrix = {.k = 248, .n = 72, .group = 16, .unit = 16, .bias = true}, .rows = 32);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_PREFILL(M({20}), .matrix = {.k = 256, .n = 40, .group = 32, .unit = 32, .bf16 = true, .bias = true},
                 .rows = 32);
   CHECK_PREFILL(M({20}), .matrix = {.k = 1000, .n = 64, .group = -1, .unit = 1024, .bf16 = true}, .rows = 16);
@@ -102,7 +102,7 @@ TEST_CASE("prefill: tails, units, bias, types") {
 
 TEST_CASE("prefill: parts of k are summed") {
   CHECK_PREFILL(M({9, 16}), .matrix = {.k = 512, .n = 64}, .rows = 16, .teams = 2);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_PREFILL(M({9, 16}), .matrix = {.k = 768, .n = 72, .bias = true}, .rows = 16, .split = 2);
   CHECK_PREFILL(M({64}), .matrix = {.k = 1024, .n = 64}, .rows = 64, .teams = 2, .split = 2);
   CHECK_PREFILL(M({128}), .matrix = {.k = 512, .n = 64, .bf16 = true}, .rows = 128, .split = 2);
@@ -118,7 +118,7 @@ TEST_CASE("prefill: parts of k are summed") {
 
 TEST_CASE("prefill: x shared by multicast, scales folded into the sums") {
   CHECK_PREFILL(M({40}), .matrix = {.k = 256, .n = 128}, .rows = 64, .share = 2);
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_PREFILL(M({16, 20}), .matrix = {.k = 512, .n = 64}, .rows = 16, .fold = 1);
   CHECK_PREFILL(M({20}), .matrix = {.k = 512, .n = 64, .group = 256, .unit = 256, .bf16 = true}, .rows = 32, .teams = 2,
                 .fold = 1);

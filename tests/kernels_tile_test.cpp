@@ -2,6 +2,7 @@
 // instructions themselves run in amd_interpreted_test.cpp.)
 #include "kernel_runner.hpp"
 #include "kernels/tile.h"
+#include "on_threads.hpp"
 #include "runtime/choose/defaults/tile.hpp"
 
 namespace q4::test {
@@ -27,12 +28,11 @@ void check_tile(const char* name, const std::vector<int>& rows) {
 }
 #define CHECK_TILE(rows, ...) check_tile<TileTest{__VA_ARGS__}>(#__VA_ARGS__, rows)
 
-const bool kThreads = emulation::default_engine() == emulation::Engine::kThreads;
 const std::vector<int> kRows = {1, 16, 31, 32, 33};
 
 TEST_CASE("tile: rows, tails of k and n, half2 and fp32") {
   CHECK_TILE(std::vector<int>{33}, .matrix = {.k = 256, .n = 64});
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_TILE(kRows, .matrix = {.k = 136, .n = 72, .bias = true}, .half2 = 0);
   CHECK_TILE((std::vector<int>{0, 63, 65}), .matrix = {.k = 384, .n = 64}, .rows = 64, .warp = 64);
   CHECK_TILE((std::vector<int>{100, 129}), .matrix = {.k = 248, .n = 104, .group = -1, .unit = 256}, .rows = 128);
@@ -42,13 +42,13 @@ TEST_CASE("tile: infinities and NaNs give what fp64 gives, and sums beyond the t
   constexpr auto kAsFp64 = EmulatedCase::Extremes::kAsFp64;
   CHECK_TILE(std::vector<int>{17},
              .matrix = {.k = 256, .n = 64, .scale_divisor = 1, .x_size = 15000, .extremes = kAsFp64});
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_TILE(std::vector<int>{5}, .matrix = {.k = 136, .n = 72, .bf16 = true, .bias = true, .extremes = kAsFp64},
              .half2 = 0);
 }
 
 TEST_CASE("tile: every unit, act-order inside and before, bf16") {
-  if (kThreads) return;
+  if (skipped_on_threads()) return;
   CHECK_TILE(kRows, .matrix = {.k = 256, .n = 64, .group = 16, .unit = 16});
   CHECK_TILE(kRows, .matrix = {.k = 256, .n = 64, .group = 32, .unit = 32, .bf16 = true}, .half2 = 0);
   CHECK_TILE(kRows, .matrix = {.k = 256, .n = 64, .group = 64, .unit = 64, .act_order = ActOrder::kPermuted});

@@ -13,6 +13,7 @@ inline void second_barrier_alone() {
 #undef sync_block
 
 #include "kernel_runner.hpp"
+#include "on_threads.hpp"
 
 namespace q4::test {
 namespace {
