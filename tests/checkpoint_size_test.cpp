@@ -12,8 +12,8 @@
 #include <q4/checkpoint.hpp>
 
 #include "checkpoint_maker.hpp"
-#include "report.hpp"
 #include "paths.hpp"
+#include "report.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
 
 namespace q4::test {

@@ -1,6 +1,7 @@
 // q4-autotune: measures a model's shapes on one device and writes the tuning file that a Runtime reads.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <CLI/CLI.hpp>
 
 #include <cerrno>
 #include <chrono>
@@ -111,47 +112,47 @@ int main(int argc, char** argv) {
       kExamples);
   TuningRequest request;
   tool.add_device();
-  request.shapes.add_to(tool.app, "llama-3-8b");
+  request.shapes.add_to(*tool.app, "llama-3-8b");
   tool.app
-      .add_option_function<std::string>(
+      ->add_option_function<std::string>(
           "--m", [&](const std::string& s) { request.m = parse_m_list(s); },
           "rows to measure: 1,8,64 or 1-16; one number is the largest of 1, 2, 4, ... "
           "(default: 512 on a CPU, 4096 on a GPU)")
       ->type_name("LIST");
   tool.app
-      .add_option_function<std::string>(
+      ->add_option_function<std::string>(
           "--activation", [&](const std::string& s) { request.activation = parse_activation(s); },
           "fp16 (default), bf16, or fp32 on the CPU")
       ->type_name("T");
-  tool.app.add_option("--budget", request.budget, "seconds for everything, 0: until all is measured (default 60)")
+  tool.app->add_option("--budget", request.budget, "seconds for everything, 0: until all is measured (default 60)")
       ->check(seconds_check(true))
       ->type_name("S");
-  tool.app.add_option("--shape-budget", request.shape_budget, "at most so many seconds for one shape")
+  tool.app->add_option("--shape-budget", request.shape_budget, "at most so many seconds for one shape")
       ->check(seconds_check(false))
       ->type_name("S");
-  tool.app.add_option("--out", request.out, "tuning file to add to (default: <cache folder>/tuning.jsonl)")
+  tool.app->add_option("--out", request.out, "tuning file to add to (default: <cache folder>/tuning.jsonl)")
       ->type_name("FILE");
-  tool.app.add_option("--report", request.report, "write an HTML page with plots; measures the dense BLAS too")
+  tool.app->add_option("--report", request.report, "write an HTML page with plots; measures the dense BLAS too")
       ->type_name("FILE");
-  tool.app.add_flag("--again", request.again, "measure also what the file already holds, and try quarantined tactics");
+  tool.app->add_flag("--again", request.again, "measure also what the file already holds, and try quarantined tactics");
   tool.app
-      .add_option("--policy", request.policy,
-                  "cold (default): weights come from memory, as in a model; warm: from the last cache, if they fit")
+      ->add_option("--policy", request.policy,
+                   "cold (default): weights come from memory, as in a model; warm: from the last cache, if they fit")
       ->check(
           [](const std::string& p) { return p == "cold" || p == "warm" ? "" : "\"" + p + "\": must be cold or warm"; })
       ->type_name("P");
-  tool.app.add_option("--tp", request.tensor_parallel, "tune the slices of a rank of so many")
+  tool.app->add_option("--tp", request.tensor_parallel, "tune the slices of a rank of so many")
       ->check(CLI::Range(1, 64))
       ->type_name("N");
   tool.app
-      .add_option_function<std::string>(
+      ->add_option_function<std::string>(
           "--shard", [&](const std::string& s) { request.shard = Shard::parse(s); },
           "the I-th of N parts of the shapes, from 0, into a file of its own; join them with q4-cache merge")
       ->type_name("I/N");
-  tool.app.add_option("--watchdog", request.launch_s, "seconds after which a silent tactic is hung (default 30)")
+  tool.app->add_option("--watchdog", request.launch_s, "seconds after which a silent tactic is hung (default 30)")
       ->check(seconds_check(false))
       ->type_name("S");
-  tool.app.add_flag("--exhaustive", request.exhaustive, "measure every tactic at every m, to check the search itself");
+  tool.app->add_flag("--exhaustive", request.exhaustive, "measure every tactic at every m, to check the search itself");
   tool.add_json("print one JSON object instead of tables; progress stays on stderr");
   return tool.run(argc, argv, [&] { return tune(tool, request); });
 }

@@ -1,5 +1,6 @@
 // q4-bench: checked times with cold weights, beside the read-only floor, the dense BLAS and other libraries' numbers.
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <fstream>
@@ -98,40 +99,40 @@ int main(int argc, char** argv) {
   Tool tool(kName, "Times quantized matmuls on one device with cold weights, after checking each result.", kExamples);
   BenchOptions options;
   tool.add_device();
-  options.shapes.add_to(tool.app, "sweep on a GPU, llama-3-8b on a CPU");
+  options.shapes.add_to(*tool.app, "sweep on a GPU, llama-3-8b on a CPU");
   tool.app
-      .add_option_function<std::string>(
+      ->add_option_function<std::string>(
           "--m", [&](const std::string& s) { options.m = parse_m_list(s); },
           "rows of x: 1,8,64 or 1-16 (default: powers of two to 8192 on a GPU, 512 on a CPU)")
       ->type_name("LIST");
   tool.app
-      .add_option_function<std::string>(
+      ->add_option_function<std::string>(
           "--activation", [&](const std::string& s) { options.activation = parse_activation(s); },
           "fp16 (default), bf16, or fp32 on the CPU")
       ->type_name("T");
   tool.app
-      .add_option_function<std::string>(
+      ->add_option_function<std::string>(
           "--math", [&](const std::string& s) { options.math = parse_math(s); },
           "int8: quantized activations, CPU only")
       ->type_name("T");
-  tool.app.add_option("--tactic", options.tactic, "run this tactic everywhere, as q4-autotune prints it")
+  tool.app->add_option("--tactic", options.tactic, "run this tactic everywhere, as q4-autotune prints it")
       ->type_name("T");
-  tool.app.add_flag("--batch-invariant", options.batch_invariant,
-                    "plans whose rows have the same bits whatever m is (PlanOptions::batch_invariant)");
-  tool.app.add_flag("--untuned", options.untuned, "read no tuning file");
+  tool.app->add_flag("--batch-invariant", options.batch_invariant,
+                     "plans whose rows have the same bits whatever m is (PlanOptions::batch_invariant)");
+  tool.app->add_flag("--untuned", options.untuned, "read no tuning file");
   tool.app
-      .add_option("--versus", options.versus, "time this tactic too, or the \"default\" one, in turn with what runs")
+      ->add_option("--versus", options.versus, "time this tactic too, or the \"default\" one, in turn with what runs")
       ->type_name("T");
-  tool.app.add_flag("--dense", options.dense, "time the dense BLAS on unquantized weights too");
-  tool.app.add_flag("--scaling", options.scaling, "CPU: time 1, 2, 4, ... threads too, each beside its own ceilings");
-  tool.app.add_option("--baseline", options.baseline, "CSV of others' times: peer,k,n,group,act_order,m,us")
+  tool.app->add_flag("--dense", options.dense, "time the dense BLAS on unquantized weights too");
+  tool.app->add_flag("--scaling", options.scaling, "CPU: time 1, 2, 4, ... threads too, each beside its own ceilings");
+  tool.app->add_option("--baseline", options.baseline, "CSV of others' times: peer,k,n,group,act_order,m,us")
       ->type_name("FILE");
-  tool.app.add_option("--csv", options.csv, "write kernel,k,n,group,act_order,m,us,tflops,gbps,rel_err")
+  tool.app->add_option("--csv", options.csv, "write kernel,k,n,group,act_order,m,us,tflops,gbps,rel_err")
       ->type_name("FILE");
-  tool.app.add_option("--chain", options.chain, "time the shapes in order, N times over, as one chain of launches")
+  tool.app->add_option("--chain", options.chain, "time the shapes in order, N times over, as one chain of launches")
       ->type_name("N")
       ->check(CLI::Range(1, 1000));
-  tool.app.add_option("--seconds", options.seconds, "most time for one point (default 1)")
+  tool.app->add_option("--seconds", options.seconds, "most time for one point (default 1)")
       ->check(seconds_check(false))
       ->type_name("S");
   tool.add_json("print one JSON object instead of the table");

@@ -1,5 +1,6 @@
 // q4-cache: builds, packs, checks and bounds compiled kernels, on a machine with or without a GPU.
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include "runtime/base/check.hpp"
 #include "tools/cache/cache_tool.hpp"
@@ -100,7 +101,7 @@ class Commands {
 
  private:
   CLI::App* add(const char* name, const char* purpose, Command body) {
-    CLI::App* app = tool_.app.add_subcommand(name, purpose);
+    CLI::App* app = tool_.app->add_subcommand(name, purpose);
     app->add_flag("--json", tool_.json, "print JSON");
     app->add_option("--cache-dir", options_.folder, "the folder (default: the user's)")->type_name("DIR");
     app->preparse_callback([this, body](std::size_t) { chosen = body; });
@@ -146,7 +147,7 @@ int main(int argc, char** argv) {
   Tool tool("q4-cache", "Builds, packs and checks the compiled kernels that q4 loads.", kExamples);
   CacheToolOptions options;
   Commands commands(tool, options);
-  tool.app.require_subcommand(1);
+  tool.app->require_subcommand(1);
   return tool.run(argc, argv, [&] {
     options.folder = cache::default_folder(options.folder);
     return commands.chosen(tool, options);

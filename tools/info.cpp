@@ -1,5 +1,6 @@
 // q4-info: what there is to compute on, what is missing and why, and which files are in use.
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include <filesystem>
@@ -180,7 +181,7 @@ int main(int argc, char** argv) {
   Tool tool("q4-info", "Lists the devices that q4 can use, what is missing for the others, and the files in use.",
             kExamples);
   std::string checkpoint;
-  tool.app.add_option("CHECKPOINT", checkpoint, "a model's folder or .safetensors file: says what it is instead");
+  tool.app->add_option("CHECKPOINT", checkpoint, "a model's folder or .safetensors file: says what it is instead");
   tool.add_json("print one JSON object");
   return tool.run(argc, argv, [&] { return checkpoint.empty() ? info(tool) : print_summary(tool, checkpoint); });
 }

@@ -1,5 +1,6 @@
 // q4-verify: the matrices of a checkpoint on a device against the fp64 reference; or rows of a file multiplied by one.
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -311,25 +312,25 @@ int main(int argc, char** argv) {
   using namespace q4::tools;
   Tool tool("q4-verify", kPurpose, kExamples);
   Options options;
-  tool.app.add_option("CHECKPOINT", options.checkpoint, "a .safetensors file or the folder of a model")->required();
+  tool.app->add_option("CHECKPOINT", options.checkpoint, "a .safetensors file or the folder of a model")->required();
   auto* const tensor =
-      tool.app.add_option("--tensor", options.tensor, "only the matrix of this name, or all below it (model.layers.0)")
+      tool.app->add_option("--tensor", options.tensor, "only the matrix of this name, or all below it (model.layers.0)")
           ->type_name("PREFIX");
   tool.add_device();
-  tool.app.add_option("--m", options.m, "numbers of rows: 8, 1,16, or 1-64 for the powers of two")
+  tool.app->add_option("--m", options.m, "numbers of rows: 8, 1,16, or 1-64 for the powers of two")
       ->type_name("M")
       ->capture_default_str();
-  auto* const x = tool.app.add_option("--x", options.x, "multiply the rows of this file")->type_name("X.npy");
-  auto* const out = tool.app.add_option("--out", options.out, "and write the result here")->type_name("Y.npy");
+  auto* const x = tool.app->add_option("--x", options.x, "multiply the rows of this file")->type_name("X.npy");
+  auto* const out = tool.app->add_option("--out", options.out, "and write the result here")->type_name("Y.npy");
   x->needs(out)->needs(tensor);
   out->needs(x);
-  tool.app.add_option("--zeros", options.zeros, "read stored zeros as v1 (+1) or v2, whatever the checkpoint says")
+  tool.app->add_option("--zeros", options.zeros, "read stored zeros as v1 (+1) or v2, whatever the checkpoint says")
       ->check(CLI::IsMember({"v1", "v2"}));
   tool.app
-      .add_option("--activation", options.activation,
-                  "fp16, bf16, or fp32 on the cpu (default: fp16, or the type of --x)")
+      ->add_option("--activation", options.activation,
+                   "fp16, bf16, or fp32 on the cpu (default: fp16, or the type of --x)")
       ->check(CLI::IsMember({"fp16", "bf16", "fp32"}));
-  tool.app.add_option("--columns", options.columns, "columns that the reference computes; 0: all")
+  tool.app->add_option("--columns", options.columns, "columns that the reference computes; 0: all")
       ->check(CLI::Validator(
           [](std::string& text) {
             return parse_whole(text, "--columns") < 0 ? "it is negative; 0: all" : std::string();

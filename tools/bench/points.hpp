@@ -49,10 +49,10 @@ struct Point {
 struct BenchRun {
   DeviceInfo info;
   std::size_t tuning_records = 0;
-  std::vector<Point> points;
+  std::vector<Point> points = {};
   std::size_t refused = 0;  ///< of them: a tactic that does not exist, for example
-  CpuCeilings ceilings;
-  std::vector<ScalingPoint> scaling;  ///< CPU, where the options ask for it
+  CpuCeilings ceilings = {};
+  std::vector<ScalingPoint> scaling = {};  ///< CPU, where the options ask for it
   std::optional<Baseline> baseline;
 };
 

@@ -2,6 +2,7 @@
 #include "tools/common/tool.hpp"
 
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <cerrno>
 #include <cmath>
@@ -18,18 +19,20 @@
 namespace q4::tools {
 
 Tool::Tool(const std::string& name, const std::string& purpose, const std::string& examples)
-    : app(purpose, name), name_(name) {
-  app.set_version_flag("--version", name + " " + version());
-  app.footer("\nExamples:\n" + examples);
-  app.get_formatter()->column_width(34);
+    : app(std::make_unique<CLI::App>(purpose, name)), name_(name) {
+  app->set_version_flag("--version", name + " " + version());
+  app->footer("\nExamples:\n" + examples);
+  app->get_formatter()->column_width(34);
 }
 
+Tool::~Tool() = default;
+
 void Tool::add_device() {
-  app.add_option("--device", device_name, "cpu, cuda:0, hip:1, ... (default: the best one, see q4-info)")
+  app->add_option("--device", device_name, "cpu, cuda:0, hip:1, ... (default: the best one, see q4-info)")
       ->type_name("D");
 }
 
-void Tool::add_json(const std::string& what) { app.add_flag("--json", json, what); }
+void Tool::add_json(const std::string& what) { app->add_flag("--json", json, what); }
 
 bool flush_output(const std::string& tool, int error) {
   errno = 0;
@@ -51,11 +54,11 @@ int Tool::run(int argc, char** argv, const std::function<int()>& body) {
   };
   constexpr const char* kHelp = "Run with --help for more information.\n";
   try {
-    app.parse(argc, argv);
+    app->parse(argc, argv);
     status = body();
   } catch (const CLI::ParseError& e) {
     errno = 0;
-    status = app.exit(e) == 0 ? kDone : kUsage;  // kDone: --help and --version
+    status = app->exit(e) == 0 ? kDone : kUsage;  // kDone: --help and --version
     output_error = std::cout ? 0 : errno;
   } catch (const InputError& e) { failed(kUsage, e.what()); } catch (const Error& e) {
     const bool usage = e.code() == ErrorCode::kInvalidArgument || e.code() == ErrorCode::kNotFound;

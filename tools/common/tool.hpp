@@ -1,12 +1,17 @@
 // One command line: its options, its errors and its exit status.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <functional>
+#include <memory>
 #include <q4/runtime.hpp>
 #include <string>
 
 #include "tools/common/exit.hpp"
+
+namespace CLI {  // who adds options includes it: it takes seconds to compile
+class App;
+class Validator;
+}  // namespace CLI
 
 namespace q4::tools {
 
@@ -18,9 +23,10 @@ bool flush_output(const std::string& tool, int error = 0);
 class Tool {
  public:
   Tool(const std::string& name, const std::string& purpose, const std::string& examples);
+  ~Tool();
 
   /// Its options may throw q4::Error from their own parsers (add_option_function): wrong usage.
-  CLI::App app;
+  const std::unique_ptr<CLI::App> app;
   std::string device_name;  ///< of --device, empty: the best device
   bool json = false;        ///< of --json
 
