@@ -28,31 +28,33 @@ q4_package(nlohmann_json nlohmann_json::nlohmann_json nlohmann/json.hpp https://
 # fmt's functions are compiled once, in runtime/base/fmt.cpp, which takes seconds off every file that formats; and under a
 # name of their own, so that a static q4 drags nothing along at link time and has no symbol in common with an embedder's
 # fmt. A version of fmt with which that does not link is used header-only.
-add_library(q4_fmt INTERFACE)
-if(fmt_SOURCE_DIR)
-  set(q4_fmt_include ${fmt_SOURCE_DIR}/include)
-else()
-  get_target_property(q4_fmt_include fmt::fmt-header-only INTERFACE_INCLUDE_DIRECTORIES)
-  if(NOT q4_fmt_include)
-    set(q4_fmt_include)
+if(NOT TARGET q4_fmt)  # the wheel includes this file before the library does
+  add_library(q4_fmt INTERFACE)
+  if(fmt_SOURCE_DIR)
+    set(q4_fmt_include ${fmt_SOURCE_DIR}/include)
+  else()
+    get_target_property(q4_fmt_include fmt::fmt-header-only INTERFACE_INCLUDE_DIRECTORIES)
+    if(NOT q4_fmt_include)
+      set(q4_fmt_include)
+    endif()
   endif()
-endif()
-set(q4_fmt_definitions "FMT_BEGIN_NAMESPACE=namespace fmt { inline namespace own {" "FMT_END_NAMESPACE=} }")
-if(NOT DEFINED Q4_FMT_COMPILED)
-  list(TRANSFORM q4_fmt_definitions PREPEND -D OUTPUT_VARIABLE q4_fmt_flags)
-  try_compile(Q4_FMT_COMPILED ${PROJECT_BINARY_DIR}/fmt_check
-              SOURCES ${PROJECT_SOURCE_DIR}/runtime/base/fmt.cpp ${PROJECT_SOURCE_DIR}/cmake/fmt_check.cpp
-              CMAKE_FLAGS "-DINCLUDE_DIRECTORIES=${q4_fmt_include}"
-              COMPILE_DEFINITIONS ${q4_fmt_flags}
-              CXX_STANDARD 20 CXX_STANDARD_REQUIRED ON)
-endif()
-if(Q4_FMT_COMPILED)
-  target_include_directories(q4_fmt SYSTEM INTERFACE ${q4_fmt_include})
-  target_compile_definitions(q4_fmt INTERFACE ${q4_fmt_definitions})
-else()
-  message(STATUS "q4: this fmt is used header-only: building takes longer")
-  target_link_libraries(q4_fmt INTERFACE fmt::fmt-header-only)
-  target_compile_definitions(q4_fmt INTERFACE FMT_HEADER_ONLY=1)
+  set(q4_fmt_definitions "FMT_BEGIN_NAMESPACE=namespace fmt { inline namespace own {" "FMT_END_NAMESPACE=} }")
+  if(NOT DEFINED Q4_FMT_COMPILED)
+    list(TRANSFORM q4_fmt_definitions PREPEND -D OUTPUT_VARIABLE q4_fmt_flags)
+    try_compile(Q4_FMT_COMPILED ${PROJECT_BINARY_DIR}/fmt_check
+                SOURCES ${CMAKE_CURRENT_LIST_DIR}/../runtime/base/fmt.cpp ${CMAKE_CURRENT_LIST_DIR}/fmt_check.cpp
+                CMAKE_FLAGS "-DINCLUDE_DIRECTORIES=${q4_fmt_include}"
+                COMPILE_DEFINITIONS ${q4_fmt_flags}
+                CXX_STANDARD 20 CXX_STANDARD_REQUIRED ON)
+  endif()
+  if(Q4_FMT_COMPILED)
+    target_include_directories(q4_fmt SYSTEM INTERFACE ${q4_fmt_include})
+    target_compile_definitions(q4_fmt INTERFACE ${q4_fmt_definitions})
+  else()
+    message(STATUS "q4: this fmt is used header-only: building takes longer")
+    target_link_libraries(q4_fmt INTERFACE fmt::fmt-header-only)
+    target_compile_definitions(q4_fmt INTERFACE FMT_HEADER_ONLY=1)
+  endif()
 endif()
 set(Q4_PRIVATE_DEPENDENCIES $<BUILD_INTERFACE:q4_fmt> $<BUILD_INTERFACE:nlohmann_json::nlohmann_json>)
 
