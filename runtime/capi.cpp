@@ -2,84 +2,10 @@
 #include <q4/q4.h>
 
 #include <algorithm>
-#include <chrono>
-#include <new>
 #include <q4/q4.hpp>
 
-#include "runtime/base/handles.hpp"
 #include "runtime/capi_convert.hpp"
-
-namespace q4::capi {
-namespace {
-
-/// Far apart for runtimes that live at the same time: no two have one address.
-std::uint32_t first_generation(const void* owner) {
-  const auto now = static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
-  std::uint64_t v = reinterpret_cast<std::uintptr_t>(owner) ^ now << 20;
-  v = (v ^ v >> 30) * 0xbf58476d1ce4e5b9u;  // splitmix64's finalizer
-  v = (v ^ v >> 27) * 0x94d049bb133111ebu;
-  return static_cast<std::uint32_t>(v >> 32) | 1u;
-}
-
-}  // namespace
-}  // namespace q4::capi
-
-struct q4_runtime {
-  explicit q4_runtime(q4::RuntimeOptions options) : runtime(std::move(options)) {}
-  q4::Runtime runtime;
-  q4::HandleTable<q4::QuantizedMatrix> matrices{q4::capi::first_generation(&matrices)};
-  q4::HandleTable<q4::MatmulPlan> plans{q4::capi::first_generation(&plans)};
-  q4::HandleTable<q4::Checkpoint> checkpoints{q4::capi::first_generation(&checkpoints)};
-};
-
-namespace q4::capi {
-namespace {
-
-thread_local std::string last_error;
-
-q4_status report(ErrorCode code, const char* call, const char* text) noexcept {
-  try {
-    last_error = fmt::format("{}: {}", call, text);
-  } catch (...) {
-    last_error.clear();  // no memory even for the text: the status must do
-  }
-  return static_cast<q4_status>(code);
-}
-
-template <class Body>
-q4_status guard(const char* call, Body&& body) noexcept {
-  try {
-    body();
-    return Q4_OK;
-  } catch (const Error& e) { return report(e.code(), call, e.what()); } catch (const std::bad_alloc&) {
-    return report(ErrorCode::kOutOfMemory, call, "host memory is exhausted");
-  } catch (const std::exception& e) { return report(ErrorCode::kInternal, call, e.what()); } catch (...) {
-    return report(ErrorCode::kInternal, call, "an exception of unknown type");
-  }
-}
-
-[[noreturn]] void dead_handle(bool issued, const char* what, std::uint64_t id) {
-  fail(ErrorCode::kInvalidArgument, "{} {:#x} {}", what, id,
-       issued    ? "was destroyed: make another one"
-       : id == 0 ? "is no handle: use one that a call of this runtime wrote"
-                 : "is of another runtime or of another kind: use one that a call of this runtime wrote");
-}
-
-template <class T>
-const T& find(const HandleTable<T>& table, std::uint64_t id, const char* what) {
-  const T* value = table.find(id);
-  if (!value) dead_handle(table.issued(id), what, id);
-  return *value;
-}
-
-template <class T>
-void destroy(HandleTable<T>& table, std::uint64_t id, const char* what) {
-  T last;
-  if (!table.remove(id, last)) dead_handle(table.issued(id), what, id);
-}
-
-}  // namespace
-}  // namespace q4::capi
+#include "runtime/capi_runtime.hpp"
 
 using namespace q4::capi;
 
@@ -92,7 +18,7 @@ const char* q4_status_name(q4_status status) {
   return q4::to_string(static_cast<q4::ErrorCode>(status));
 }
 
-const char* q4_last_error(void) { return last_error.c_str(); }
+const char* q4_last_error(void) { return last_error().c_str(); }
 
 // ---- runtime --------------------------------------------------------------------------------------------------------
 q4_status q4_runtime_create(const q4_runtime_options* options, q4_runtime** runtime) {
@@ -368,16 +294,25 @@ q4_status q4_column_remap(q4_runtime* runtime, q4_device device, void* stream, c
 }
 
 // ---- warm-up --------------------------------------------------------------------------------------------------------
+namespace {
+
+std::vector<q4::WarmupShape> shapes_of(const q4_warmup_shape* shapes, std::size_t count) {
+  q4::check(shapes != nullptr || count == 0, "shapes is null, but count is {}", count);
+  std::vector<q4::WarmupShape> all;
+  for (std::size_t i = 0; i < count; ++i) {
+    const q4_warmup_shape& s = shapes[i];
+    all.push_back({s.k, s.n, s.group_size == 0 ? 128 : s.group_size, s.act_order != 0, s.has_bias != 0, s.awq != 0});
+  }
+  return all;
+}
+
+}  // namespace
+
 q4_status q4_warmup_shapes(q4_runtime* runtime, q4_device device, const q4_warmup_shape* shapes, size_t count,
                            const q4_plan_options* plan, const q4_warmup_options* options, q4_warmup_report* report) {
   return guard(__func__, [&] {
     auto& owner = required(runtime, "runtime").runtime;
-    q4::check(shapes != nullptr || count == 0, "shapes is null, but count is {}", count);
-    std::vector<q4::WarmupShape> all;
-    for (std::size_t i = 0; i < count; ++i) {
-      const q4_warmup_shape& s = shapes[i];
-      all.push_back({s.k, s.n, s.group_size == 0 ? 128 : s.group_size, s.act_order != 0, s.has_bias != 0, s.awq != 0});
-    }
+    const auto all = shapes_of(shapes, count);
     const auto result = report_of(owner.warmup(all, warmup_options(device, plan, options)));
     if (report) give(*report, result, "report");
   });

@@ -36,15 +36,48 @@ const QuantizedMatrix::Impl& require(const QuantizedMatrix& matrix, const char* 
 
 QuantizedMatrix QuantizedMatrix::from_gptq(const Runtime& runtime, Device device, const GptqTensors& tensors,
                                            const MatrixOptions& options) {
-  check(options.storage <= Storage::kReuse, "QuantizedMatrix::from_gptq: storage = {} is not a value of Storage",
+  constexpr const char* kCall = "QuantizedMatrix::from_gptq";
+  check(options.storage <= Storage::kReuse, "{}: storage = {} is not a value of Storage", kCall,
         static_cast<int>(options.storage));
   const auto backend = runtime.impl().open(device);
-  CheckedSource checked = check_gptq(backend, tensors, "QuantizedMatrix::from_gptq");
+  CheckedSource checked = check_gptq(backend, {&tensors, 1}, options.slice, kCall);
   checked.source.scratch_bytes = options.scratch_bytes;
-  if (options.storage == Storage::kReuse) checked.source.reuse = const_cast<void*>(tensors.qweight.data);
+  const bool whole = options.slice.along == Slice::Along::kWhole;
+  if (options.storage == Storage::kReuse && whole) checked.source.reuse = const_cast<void*>(tensors.qweight.data);
+  return of(make(runtime, backend, checked));
+}
+
+QuantizedMatrix QuantizedMatrix::from_awq(const Runtime& runtime, Device device, const AwqTensors& tensors,
+                                          const MatrixOptions& options) {
+  return make_matrix(runtime, device, std::span(&tensors, 1), options.slice, "QuantizedMatrix::from_awq");
+}
+
+QuantizedMatrix QuantizedMatrix::fuse_gptq(const Runtime& runtime, Device device, std::span<const GptqTensors> tensors,
+                                           const MatrixOptions& options) {
+  return make_matrix(runtime, device, tensors, {}, options.slice, "QuantizedMatrix::fuse_gptq");
+}
+
+QuantizedMatrix QuantizedMatrix::fuse_awq(const Runtime& runtime, Device device, std::span<const AwqTensors> tensors,
+                                          const MatrixOptions& options) {
+  return make_matrix(runtime, device, tensors, options.slice, "QuantizedMatrix::fuse_awq");
+}
+
+QuantizedMatrix QuantizedMatrix::of(std::shared_ptr<Impl> impl) {
   QuantizedMatrix matrix;
-  matrix.impl_ = make(runtime, backend, checked);
+  matrix.impl_ = std::move(impl);
   return matrix;
+}
+
+QuantizedMatrix make_matrix(const Runtime& runtime, Device device, std::span<const GptqTensors> tensors,
+                            std::span<const CutFrom> cuts, const Slice& slice, const char* call) {
+  const auto backend = runtime.impl().open(device);
+  return QuantizedMatrix::of(make(runtime, backend, check_gptq(backend, tensors, slice, call, cuts)));
+}
+
+QuantizedMatrix make_matrix(const Runtime& runtime, Device device, std::span<const AwqTensors> tensors,
+                            const Slice& slice, const char* call) {
+  const auto backend = runtime.impl().open(device);
+  return QuantizedMatrix::of(make(runtime, backend, check_awq(backend, tensors, slice, call)));
 }
 
 void QuantizedMatrix::Impl::update(const CheckedSource& to, void* stream, const char* call) {
@@ -67,14 +100,14 @@ void QuantizedMatrix::update(const GptqTensors& tensors, Stream stream) {
   constexpr const char* kCall = "QuantizedMatrix::update";
   const auto& m = require(*this, kCall);
   check(!m.awq, "{}: the tensors are in GPTQ's layout, the matrix was made of AWQ's: load it as another matrix", kCall);
-  impl_->update(check_gptq(m.device, tensors, kCall), stream.native, kCall);
+  impl_->update(check_gptq(m.device, {&tensors, 1}, {}, kCall), stream.native, kCall);
 }
 
 void QuantizedMatrix::update(const AwqTensors& tensors, Stream stream) {
   constexpr const char* kCall = "QuantizedMatrix::update";
   const auto& m = require(*this, kCall);
   check(m.awq, "{}: the tensors are in AWQ's layout, the matrix was made of GPTQ's: load it as another matrix", kCall);
-  impl_->update(check_awq(m.device, tensors, kCall), stream.native, kCall);
+  impl_->update(check_awq(m.device, {&tensors, 1}, {}, kCall), stream.native, kCall);
 }
 
 void QuantizedMatrix::restore() {
@@ -85,13 +118,6 @@ void QuantizedMatrix::restore() {
 }
 
 bool QuantizedMatrix::in_place() const { return require(*this, "QuantizedMatrix::in_place").packed->in_place(); }
-
-QuantizedMatrix QuantizedMatrix::from_awq(const Runtime& runtime, Device device, const AwqTensors& tensors) {
-  const auto backend = runtime.impl().open(device);
-  QuantizedMatrix matrix;
-  matrix.impl_ = make(runtime, backend, check_awq(backend, tensors, "QuantizedMatrix::from_awq"));
-  return matrix;
-}
 
 std::int64_t QuantizedMatrix::k() const { return require(*this, "QuantizedMatrix::k").k; }
 std::int64_t QuantizedMatrix::n() const { return require(*this, "QuantizedMatrix::n").n; }

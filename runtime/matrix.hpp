@@ -4,12 +4,12 @@
 #include <cstdint>
 #include <memory>
 #include <q4/matrix.hpp>
+#include <span>
 
 #include "runtime/backends/backend.hpp"
+#include "runtime/matrix_source.hpp"
 
 namespace q4 {
-
-struct CheckedSource;
 
 class [[gnu::visibility("hidden")]] QuantizedMatrix::Impl {
  public:
@@ -27,6 +27,12 @@ class [[gnu::visibility("hidden")]] QuantizedMatrix::Impl {
   bool restored = false;
   std::vector<std::int32_t> plain_g_idx;  ///< one that was given and says no more than the group size does
 };
+
+/// Matrices side by side as one; `cuts` as for check_gptq().
+QuantizedMatrix make_matrix(const Runtime& runtime, Device device, std::span<const GptqTensors> tensors,
+                            std::span<const CutFrom> cuts, const Slice& slice, const char* call);
+QuantizedMatrix make_matrix(const Runtime& runtime, Device device, std::span<const AwqTensors> tensors,
+                            const Slice& slice, const char* call);
 
 /// What every use of a handle begins with.
 const QuantizedMatrix::Impl& require(const QuantizedMatrix& matrix, const char* call);

@@ -1,277 +1,252 @@
-// Checks tensors and brings the small ones to the host.
+// Checks tensors, cuts and joins them, and brings the small ones to the host.
 #include "runtime/matrix_source.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "runtime/base/check.hpp"
-#include "runtime/base/convert.hpp"
 #include "runtime/group_index.hpp"
+#include "runtime/matrix_codes.hpp"
+#include "runtime/matrix_scales.hpp"
+#include "runtime/slice.hpp"
+#include "runtime/tensor_reader.hpp"
 
 namespace q4 {
 namespace {
 
 constexpr std::int64_t kLargest = INT32_MAX;
 
-/// The checks that every tensor gets. `call` is "QuantizedMatrix::from_gptq".
-class Reader {
- public:
-  Reader(const char* call, std::shared_ptr<DeviceBackend> device) : call_(call), device_(std::move(device)) {}
-
-  void check_view(const TensorView& view, const char* name, std::initializer_list<DType> types) const {
-    std::string accepted;
-    bool known = false;
-    for (const auto type : types) {
-      known |= type == view.dtype;
-      accepted += (accepted.empty() ? "" : " or ") + std::string(to_string(type));
-    }
-    check(known, "{}: {} has dtype {}; it must be {}: convert it first", call_, name, to_string(view.dtype), accepted);
-    check(view.rows >= 0 && view.cols >= 0 && view.rows <= kLargest && view.cols <= kLargest,
-          "{}: {} has shape [{}, {}]; extents must be in [0, {}]", call_, name, view.rows, view.cols, kLargest);
-    check(view.data || view.rows * view.cols == 0, "{}: {} has null data and shape [{}, {}]; pass its memory", call_,
-          name, view.rows, view.cols);
-    check(reinterpret_cast<std::uintptr_t>(view.data) % size_of(view.dtype) == 0,
-          "{}: {} = {} is not aligned to its {} bytes an element: copy it", call_, name, view.data,
-          size_of(view.dtype));
-    check(view.row_stride == -1 || (view.row_stride >= view.cols && view.row_stride <= kLargest),
-          "{}: {} has row stride {} elements; it must be -1 (contiguous) or in [its columns = {}, {}]", call_, name,
-          view.row_stride, view.cols, kLargest);
-    check(!on_device(view) || *view.device == device_->info().device,
-          "{}: {} is on {}; it must be on the host or on {}: copy it", call_, name,
-          view.device ? view.device->str() : "cpu", device_->info().device.str());
-    if (!on_device(view) || !view.data) return;
-    if (const auto reached = device_->reachable(view.data); !reached)
-      fail(ErrorCode::kInvalidArgument, "{}: {} = {} is said to be on {} and is {}", call_, name, view.data,
-           view.device->str(), reached.reason());
-  }
-
-  bool on_device(const TensorView& view) const { return view.device && !traits_of(*view.device).host_addressable; }
-
-  /// Contiguous bytes on the host.
-  std::vector<std::uint8_t> bytes(const TensorView& view) const {
-    const auto size = size_of(view.dtype), row = static_cast<std::size_t>(view.cols) * size;
-    const auto stride = static_cast<std::size_t>(view.row_stride < 0 ? view.cols : view.row_stride) * size;
-    std::vector<std::uint8_t> out(row * static_cast<std::size_t>(view.rows));
-    const auto* from = static_cast<const std::uint8_t*>(view.data);
-    const auto copy = [&](std::size_t to, std::size_t at, std::size_t count) {
-      if (count == 0) return;
-      if (on_device(view))
-        device_->copy(out.data() + to, from + at, count, CopyKind::kToHost);
-      else
-        std::memcpy(out.data() + to, from + at, count);
-    };
-    if (stride == row)
-      copy(0, 0, out.size());
-    else
-      for (std::size_t r = 0; r < static_cast<std::size_t>(view.rows); ++r) copy(r * row, r * stride, row);
-    return out;
-  }
-
-  /// Elements as floats, from fp16, bf16 or fp32.
-  std::vector<float> floats(const TensorView& view) const {
-    const auto raw = bytes(view);
-    std::vector<float> out(raw.size() / size_of(view.dtype));
-    for (std::size_t i = 0; i < out.size(); ++i) {
-      std::uint16_t half = 0;
-      if (view.dtype == DType::kF32)
-        std::memcpy(&out[i], raw.data() + 4 * i, 4);
-      else
-        std::memcpy(&half, raw.data() + 2 * i, 2),
-            out[i] = view.dtype == DType::kF16 ? float_from_half(half) : float_from_bf16(half);
-    }
-    return out;
-  }
-
-  /// Contiguous in the memory of the device.
-  bool stays(const TensorView& view) const {
-    return on_device(view) && (view.row_stride < 0 || view.row_stride == view.cols);
-  }
-
-  /// qweight, contiguous, where the backend wants it: in its own memory if it is there, else on the host.
-  void place_codes(CheckedSource& to, const TensorView& view) const {
-    const bool contiguous = view.row_stride < 0 || view.row_stride == view.cols;
-    to.source.qweight = static_cast<const std::uint32_t*>(view.data);
-    to.source.qweight_on_device = on_device(view);
-    if (contiguous) return;
-    if (!on_device(view)) {
-      to.host_codes = bytes(view);
-      to.source.qweight = reinterpret_cast<const std::uint32_t*>(to.host_codes.data());
-      return;
-    }
-    const auto row = static_cast<std::size_t>(view.cols) * 4, stride = static_cast<std::size_t>(view.row_stride) * 4;
-    to.device_codes = Buffer(device_, row * static_cast<std::size_t>(view.rows));
-    auto* const memory = to.device_codes.as<std::uint8_t>();
-    for (std::size_t r = 0; r < static_cast<std::size_t>(view.rows); ++r)
-      device_->copy(memory + r * row, static_cast<const std::uint8_t*>(view.data) + r * stride, row,
-                    CopyKind::kOnDevice);
-    to.source.qweight = reinterpret_cast<const std::uint32_t*>(memory);
-  }
-
-  const char* call() const { return call_; }
-
- private:
-  const char* call_;
-  std::shared_ptr<DeviceBackend> device_;
+/// One of the matrices that are joined, whatever its format.
+struct Part {
+  TensorView qweight, qzeros, scales;
+  std::optional<TensorView> g_idx, bias;
+  std::int64_t group_size;
+  ZeroFormat zeros;
+  CutFrom cut = {};
+  // What check_part() finds.
+  std::int64_t k = 0, n = 0, groups = 0;
+  std::vector<Extent> columns = {};  ///< of the tensors that are given
+  std::vector<std::int32_t> group_of_row = {}, plain_g_idx = {};
+  bool detected = false;
 };
 
 /// `plain` receives one that means no act-order, as it is.
-GroupIndex read_g_idx(const Reader& reader, const TensorView& view, const MatrixSource& s,
+GroupIndex read_g_idx(const TensorReader& reader, const TensorView& view, const Part& part,
                       std::vector<std::int32_t>& plain) {
   reader.check_view(view, "g_idx", {DType::kI32, DType::kI64});
-  check(view.rows * view.cols == s.k && (view.rows == 1 || view.cols == 1),
-        "{}: g_idx has shape [{}, {}]; it must have k = {} elements", reader.call(), view.rows, view.cols, s.k);
+  check(view.rows * view.cols == part.k && (view.rows == 1 || view.cols == 1),
+        "{}: g_idx has shape [{}, {}]; it must have k = {} elements", reader.call(), view.rows, view.cols, part.k);
   const auto raw = reader.bytes(view);
-  GroupIndex index = read_group_index(reader.call(), view.dtype, raw.data(), s.k, s.group_size, s.groups);
+  GroupIndex index = read_group_index(reader.call(), view.dtype, raw.data(), part.k, part.group_size, part.groups);
   if (index.rows.empty()) {
-    plain.resize(static_cast<std::size_t>(s.k));
+    plain.resize(static_cast<std::size_t>(part.k));
     for (std::size_t r = 0; r < plain.size(); ++r) std::memcpy(&plain[r], raw.data() + r * size_of(view.dtype), 4);
   }
   return index;
 }
 
-/// To fp16, which the kernels use. fp16 scales are taken as they are, NaN included. Others are rounded: with random
-/// fractions that is an error of 1.4e-4 to 2.8e-4 of the weights; more means that their range is not fp16's.
-void convert_scales(const Reader& reader, CheckedSource& to, const TensorView& scales) {
-  constexpr double kMostRounded = 3e-4;
-  if (scales.dtype == DType::kF16) {
-    const auto raw = reader.bytes(scales);
-    to.source.scales.resize(raw.size() / 2);
-    if (!raw.empty()) std::memcpy(to.source.scales.data(), raw.data(), raw.size());
-    return;
-  }
-  const std::vector<float> wide = reader.floats(scales);
-  to.source.scales.reserve(wide.size());
-  double difference = 0, norm = 0;
-  float most = 0;
-  for (const float scale : wide) {
-    const std::uint16_t half = half_from_float(scale);
-    to.source.scales.push_back(half);
-    if (!std::isfinite(scale)) continue;
-    difference += std::pow(double{float_from_half(half)} - double{scale}, 2);  // infinite where fp16 overflows
-    norm += std::pow(double{scale}, 2);
-    most = std::max(most, std::fabs(scale));
-  }
-  if (difference == 0) return;
-  const double error = std::sqrt(difference / norm);
-  if (!(error <= kMostRounded)) {
-    fail(ErrorCode::kUnsupported,
-         "{}: scales in {} (the largest is {:.3g}) change the weights by {:.2g} of their size when they are rounded to "
-         "fp16, which the kernels use and which holds 6e-5 to 65504 in full; at most {:.0g} is accepted: multiply the "
-         "scales by a power of two and divide the layer's input by it",
-         reader.call(), to_string(scales.dtype), most, error, kMostRounded);
-  }
-  to.notes.push_back(fmt::format("scales in {} are rounded to fp16, which the kernels use", to_string(scales.dtype)));
-}
-
-/// Shapes, groups, scales and bias: what both formats share. k and n are already set.
-void check_common(const Reader& reader, CheckedSource& to, const TensorView& qzeros, const TensorView& scales,
-                  const std::optional<TensorView>& bias, std::int64_t group_size,
-                  const std::optional<TensorView>& g_idx) {
-  auto& s = to.source;
+void check_groups(const TensorReader& reader, Part& part, std::vector<std::string>& notes) {
   const char* call = reader.call();
-  check(s.k >= 8 && s.n >= 8, "{}: W is {} x {} (k x n); both must be at least 8", call, s.k, s.n);
-  check(s.k % 8 == 0 && s.k <= kLargest, "{}: k = {} must be a multiple of 8 of at most {}: pad W and x with zero rows",
-        call, s.k, kLargest);
-  check(s.n % 8 == 0 && s.n <= kLargest, "{}: n = {} must be a multiple of 8 of at most {}: pad W with zero columns",
-        call, s.n, kLargest);
-  s.groups = scales.rows;
-  check(s.groups >= 1 && scales.cols == s.n, "{}: scales has shape [{}, {}]; it must be [groups, n = {}]", call,
-        scales.rows, scales.cols, s.n);
-  check(qzeros.rows == s.groups && qzeros.cols == s.n / 8,
-        "{}: qzeros has shape [{}, {}]; with {} groups of scales and n = {} it must be [{}, {}]", call, qzeros.rows,
-        qzeros.cols, s.groups, s.n, s.groups, s.n / 8);
-  check(group_size >= -1 && group_size <= kLargest,
-        "{}: group_size = {}; it must be -1 (one group), 0 (derive) or a positive multiple of 8", call, group_size);
-  s.group_size = group_size == -1 ? s.k : group_size == 0 ? (s.k + s.groups - 1) / s.groups : group_size;
-  if (g_idx && g_idx->rows * g_idx->cols > 0) {
-    GroupIndex index = read_g_idx(reader, *g_idx, s, to.plain_g_idx);
-    s.g_idx = std::move(index.rows);
-    s.act_order = !s.g_idx.empty();
-    if (!index.note.empty()) to.notes.push_back(std::move(index.note));
+  const std::int64_t given = part.group_size;
+  check(given >= -1 && given <= kLargest,
+        "{}: group_size = {}; it must be -1 (one group), 0 (derive) or a positive multiple of 8", call, given);
+  if (given <= 0) part.group_size = given == -1 ? part.k : (part.k + part.groups - 1) / part.groups;
+  if (part.g_idx && part.g_idx->rows * part.g_idx->cols > 0) {
+    GroupIndex index = read_g_idx(reader, *part.g_idx, part, part.plain_g_idx);
+    part.group_of_row = std::move(index.rows);
+    if (!index.note.empty()) notes.push_back(std::move(index.note));
   }
-  if (!s.act_order) {
-    check(group_size != -1 || s.groups == 1, "{}: group_size = -1 means one group, but scales has {} rows", call,
-          s.groups);
-    check(s.group_size % 8 == 0,
-          "{}: group size {} (k = {}, {} groups) is no multiple of 8; pass group_size if the last group is shorter",
-          call, s.group_size, s.k, s.groups);
-    check((s.k + s.group_size - 1) / s.group_size == s.groups,
-          "{}: k = {} rows in groups of {} make {} groups, but scales has {} rows", call, s.k, s.group_size,
-          (s.k + s.group_size - 1) / s.group_size, s.groups);
-  }
-  // Scales and zeros of a matrix without act-order may stay on the device that they are packed on.
-  to.small_on_device = !s.act_order && scales.dtype == DType::kF16 && reader.stays(scales) && reader.stays(qzeros);
-  if (to.small_on_device)
-    s.device_scales = static_cast<const std::uint16_t*>(scales.data),
-    s.device_qzeros = static_cast<const std::uint32_t*>(qzeros.data);
-  else
-    convert_scales(reader, to, scales);
-  if (bias && bias->rows * bias->cols > 0) {
-    reader.check_view(*bias, "bias", {DType::kF16, DType::kBF16, DType::kF32});
-    check(bias->rows * bias->cols == s.n && (bias->rows == 1 || bias->cols == 1),
-          "{}: bias has shape [{}, {}]; it must have n = {} elements", call, bias->rows, bias->cols, s.n);
-    s.bias = reader.floats(*bias);
-    s.has_bias = true;
+  if (!part.group_of_row.empty()) return;
+  check(given != -1 || part.groups == 1, "{}: group_size = -1 means one group, but scales has {} rows", call,
+        part.groups);
+  check(part.group_size % 8 == 0,
+        "{}: group size {} (k = {}, {} groups) is no multiple of 8; pass group_size if the last group is shorter", call,
+        part.group_size, part.k, part.groups);
+  const std::int64_t groups = (part.k + part.group_size - 1) / part.group_size;
+  check(groups == part.groups, "{}: k = {} rows in groups of {} make {} groups, but scales has {} rows", call, part.k,
+        part.group_size, groups, part.groups);
+}
+
+/// k and n of the whole matrix; what the slice takes of the columns that are there.
+void set_columns(const TensorReader& reader, Part& part, const Slice& slice, bool awq) {
+  const bool cut = part.cut.n > 0;
+  part.k = cut ? part.cut.k : part.qweight.rows * (awq ? 1 : 8);
+  part.n = cut ? part.cut.n : part.qweight.cols * (awq ? 8 : 1);
+  part.columns = {{0, part.n, 0}};
+  if (slice.along == Slice::Along::kColumns) part.columns = extents_of(reader.call(), slice, part.n, "n");
+  std::int64_t next = 0;
+  for (Extent& e : part.columns) {
+    if (!cut) continue;
+    e.first = next;
+    next += e.count;
   }
 }
 
-/// Each stored zero, a byte each, unpacked per nibble (a word-wise +0x11111111 would carry).
-std::vector<std::uint8_t> unpack_zeros(const Reader& reader, const TensorView& qzeros, bool awq) {
-  const auto raw = reader.bytes(qzeros);
-  std::vector<std::uint8_t> zeros;
-  zeros.reserve(raw.size() * 2);
-  for (std::size_t w = 0; w < raw.size() / 4; ++w) {
-    std::uint32_t word;
-    std::memcpy(&word, raw.data() + 4 * w, 4);
-    for (int c = 0; c < 8; ++c) zeros.push_back(word >> (4 * (awq ? (c & 1) * 4 + c / 2 : c)) & 15u);
+/// Shapes, types and groups of one matrix, after set_columns().
+void check_part(const TensorReader& reader, Part& part, std::vector<std::string>& notes) {
+  const char* call = reader.call();
+  check(part.k >= 8 && part.n >= 8, "{}: W is {} x {} (k x n); both must be at least 8", call, part.k, part.n);
+  check(part.k % 8 == 0 && part.k <= kLargest,
+        "{}: k = {} must be a multiple of 8 of at most {}: pad W and x with zero rows", call, part.k, kLargest);
+  check(part.n % 8 == 0 && part.n <= kLargest,
+        "{}: n = {} must be a multiple of 8 of at most {}: pad W with zero columns", call, part.n, kLargest);
+  part.groups = part.scales.rows;
+  std::int64_t n = part.n;
+  if (part.cut.n > 0) n = part.columns.back().first + part.columns.back().count;
+  check(part.groups >= 1 && part.scales.cols == n, "{}: scales has shape [{}, {}]; it must be [groups, n = {}]", call,
+        part.scales.rows, part.scales.cols, n);
+  check(part.qzeros.rows == part.groups && part.qzeros.cols == n / 8,
+        "{}: qzeros has shape [{}, {}]; with {} groups of scales and n = {} it must be [{}, {}]", call,
+        part.qzeros.rows, part.qzeros.cols, part.groups, n, part.groups, n / 8);
+  check_groups(reader, part, notes);
+  if (part.bias && part.bias->rows * part.bias->cols > 0) {
+    reader.check_view(*part.bias, "bias", {DType::kF16, DType::kBF16, DType::kF32});
+    check(part.bias->rows * part.bias->cols == part.n && (part.bias->rows == 1 || part.bias->cols == 1),
+          "{}: bias has shape [{}, {}]; it must have n = {} elements", call, part.bias->rows, part.bias->cols, part.n);
+  } else {
+    part.bias.reset();
   }
-  return zeros;
+  check(part.zeros <= ZeroFormat::kV2, "{}: zeros = {} is no value of ZeroFormat", call, static_cast<int>(part.zeros));
+  if (part.zeros == ZeroFormat::kAuto) {  // the whole matrix decides, so that all slices agree
+    part.detected = every_zero_is_8(reader.on_host(part.qzeros), part.groups, part.qzeros.cols);
+    part.zeros = part.detected ? ZeroFormat::kV2 : ZeroFormat::kV1;
+  }
+}
+
+/// That `part` can stand beside `first`.
+void check_beside(const TensorReader& reader, const Part& part, const Part& first) {
+  const char* call = reader.call();
+  check(part.k == first.k, "{}: k = {}, that of the first is {}: matrices of one input are joined", call, part.k,
+        first.k);
+  if (part.groups != first.groups ||
+      (part.group_of_row.empty() && first.group_of_row.empty() && part.group_size != first.group_size)) {
+    fail(ErrorCode::kUnsupported, "{}: {} groups of {} rows, the first has {} of {}: load them as separate matrices",
+         call, part.groups, part.group_size, first.groups, first.group_size);
+  }
+  if (part.group_of_row == first.group_of_row) return;
+  const auto act_order = [](const Part& p) { return p.group_of_row.empty() ? "no act-order" : "act-order"; };
+  if (part.group_of_row.empty() || first.group_of_row.empty()) {
+    fail(ErrorCode::kUnsupported, "{}: it has {}, the first has {}: load them as separate matrices", call,
+         act_order(part), act_order(first));
+  }
+  const auto [a, b] = std::mismatch(part.group_of_row.begin(), part.group_of_row.end(), first.group_of_row.begin());
+  fail(ErrorCode::kUnsupported,
+       "{}: its g_idx differs from the first's (row {}: group {}, there {}), and one order of x serves a matrix: load "
+       "them as separate matrices",
+       call, a - part.group_of_row.begin(), *a, *b);
+}
+
+/// Group size, groups and row order of the result.
+void set_rows(MatrixSource& s, const RowSlice& rows) {
+  s.k = rows.k, s.group_size = rows.group_size;
+  s.groups = static_cast<std::int64_t>(rows.source_group.size());
+  s.g_idx = rows.g_idx;
+  s.act_order = !s.g_idx.empty();
+  s.order = arrange(s, s.g_idx);
+}
+
+/// A float for each column; 0 where a matrix has no bias.
+void put_bias(MatrixSource& s, const std::vector<Part>& parts, const std::vector<TensorReader>& readers,
+              const Slice& slice) {
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const Part& part = parts[i];
+    std::vector<float> bias(static_cast<std::size_t>(part.n));
+    if (part.bias) bias = readers[i].floats(*part.bias);
+    std::vector<Extent> columns = {{0, part.n, 0}};  // of the whole: a bias is never cut
+    if (slice.along == Slice::Along::kColumns) columns = extents_of(readers[i].call(), slice, part.n, "n");
+    for (const Extent& e : columns) {
+      s.bias.insert(s.bias.end(), bias.begin() + e.first, bias.begin() + e.first + e.count);
+      s.bias.resize(s.bias.size() + static_cast<std::size_t>(e.padding));
+    }
+  }
+}
+
+CheckedSource join(const std::shared_ptr<DeviceBackend>& device, std::vector<Part>& parts, bool awq, const Slice& slice, const char* call) {
+  check(!parts.empty(), "{}: no tensors are given: pass those of one matrix or more", call);
+  CheckedSource to;
+  MatrixSource& s = to.source;
+  s.awq = awq;
+  std::vector<TensorReader> readers;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const TensorReader& reader = readers.emplace_back(
+        parts.size() == 1 ? call : fmt::format("{}: matrix {} of {}", call, i + 1, parts.size()), device);
+    Part& part = parts[i];
+    reader.check_view(part.qweight, "qweight", {DType::kI32});
+    reader.check_view(part.qzeros, "qzeros", {DType::kI32});
+    reader.check_view(part.scales, "scales", {DType::kF16, DType::kBF16, DType::kF32});
+    set_columns(reader, part, slice, awq);
+    check_part(reader, part, to.notes);
+    if (i > 0) check_beside(reader, part, parts[0]);
+  }
+  const Part& first = parts[0];
+  const bool by_rows = slice.along == Slice::Along::kRows;
+  check(parts.size() == 1 || slice.parts.empty(), "{}: slice.parts is set, and {} matrices are given: either", call,
+        parts.size());
+  const Extent row_extent = by_rows ? extents_of(call, slice, first.k, "k")[0] : Extent{0, first.k, 0};
+  const RowSlice rows = slice_rows(row_extent, first.k, first.group_size, first.groups, first.group_of_row, !awq);
+
+  CodesJoin codes(rows, awq);
+  for (std::size_t i = 0; i < parts.size(); ++i)
+    for (const Extent& columns : parts[i].columns)
+      codes.add(readers[i], parts[i].qweight, columns, parts[i].cut.n > 0 ? 0 : rows.first);
+  s.n = codes.n();
+  check(s.n <= kLargest, "{}: the matrices have {} columns together; at most {} are one matrix", call, s.n, kLargest);
+  codes.place(to);
+  set_rows(s, rows);
+
+  const bool whole = parts.size() == 1 && slice.along == Slice::Along::kWhole;
+  const auto stays = [&](const TensorView& view) {
+    return TensorReader::on_device(view) && TensorReader::contiguous(view);
+  };
+  to.small_on_device =
+      whole && !s.act_order && first.scales.dtype == DType::kF16 && stays(first.scales) && stays(first.qzeros);
+  if (to.small_on_device) {
+    s.device_scales = static_cast<const std::uint16_t*>(first.scales.data);
+    s.device_qzeros = static_cast<const std::uint32_t*>(first.qzeros.data);
+  } else {
+    s.scales.resize(static_cast<std::size_t>(s.groups * s.n));
+    s.zeros.resize(s.scales.size());
+  }
+  std::int64_t column = 0;
+  const bool bias_here = !by_rows || slice.rank == 0;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const Part& part = parts[i];
+    s.has_bias |= bias_here && part.bias.has_value();
+    to.zeros_detected |= part.detected;
+    std::optional<std::string> note;
+    if (!to.small_on_device) {
+      put_zeros(s, readers[i].on_host(part.qzeros), rows, part.columns, column, part.zeros);
+      note = put_scales(s, readers[i], part.scales, rows, part.columns, column);
+    }
+    if (note) to.notes.push_back(std::move(*note));
+    for (const Extent& columns : part.columns) column += columns.count + columns.padding;
+  }
+  if (s.has_bias) put_bias(s, parts, readers, slice);
+  if (whole) to.plain_g_idx = std::move(parts[0].plain_g_idx);
+  const bool same_zeros = std::ranges::all_of(parts, [&](const Part& p) { return p.zeros == first.zeros; });
+  to.zeros = same_zeros ? first.zeros : ZeroFormat::kV2;
+  s.zero_add = to.zeros == ZeroFormat::kV1 ? 1 : 0;
+  return to;
 }
 
 }  // namespace
 
-CheckedSource check_gptq(const std::shared_ptr<DeviceBackend>& device, const GptqTensors& t, const char* call) {
-  const Reader reader(call, device);
-  CheckedSource to;
-  auto& s = to.source;
-  reader.check_view(t.qweight, "qweight", {DType::kI32});
-  reader.check_view(t.qzeros, "qzeros", {DType::kI32});
-  reader.check_view(t.scales, "scales", {DType::kF16, DType::kBF16, DType::kF32});
-  s.k = t.qweight.rows * 8, s.n = t.qweight.cols;
-  check_common(reader, to, t.qzeros, t.scales, t.bias, t.group_size, t.g_idx);
-  const bool read = !to.small_on_device || t.zeros == ZeroFormat::kAuto;
-  if (read) s.zeros = unpack_zeros(reader, t.qzeros, false);
-  check(t.zeros <= ZeroFormat::kV2, "{}: zeros = {} is no value of ZeroFormat", reader.call(),
-        static_cast<int>(t.zeros));
-  to.zeros = t.zeros;
-  if (t.zeros == ZeroFormat::kAuto) {
-    to.zeros_detected = std::all_of(s.zeros.begin(), s.zeros.end(), [](auto z) { return z == 8; });
-    to.zeros = to.zeros_detected ? ZeroFormat::kV2 : ZeroFormat::kV1;
+CheckedSource check_gptq(const std::shared_ptr<DeviceBackend>& device, std::span<const GptqTensors> tensors, const Slice& slice,
+                         const char* call, std::span<const CutFrom> cuts) {
+  std::vector<Part> parts;
+  for (const GptqTensors& t : tensors) {
+    const CutFrom cut = cuts.empty() ? CutFrom() : cuts[parts.size()];
+    parts.push_back({t.qweight, t.qzeros, t.scales, t.g_idx, t.bias, t.group_size, t.zeros, cut});
   }
-  s.zero_add = to.zeros == ZeroFormat::kV1 ? 1 : 0;
-  if (to.zeros == ZeroFormat::kV1)
-    for (auto& zero : s.zeros) zero = (zero + 1) & 15;
-  reader.place_codes(to, t.qweight);
-  s.order = arrange(s, s.g_idx);
-  return to;
+  return join(device, parts, false, slice, call);
 }
 
-CheckedSource check_awq(const std::shared_ptr<DeviceBackend>& device, const AwqTensors& t, const char* call) {
-  const Reader reader(call, device);
-  CheckedSource to;
-  auto& s = to.source;
-  reader.check_view(t.qweight, "qweight", {DType::kI32});
-  reader.check_view(t.qzeros, "qzeros", {DType::kI32});
-  reader.check_view(t.scales, "scales", {DType::kF16, DType::kBF16, DType::kF32});
-  s.awq = true;
-  s.k = t.qweight.rows, s.n = t.qweight.cols * 8;
-  check_common(reader, to, t.qzeros, t.scales, t.bias, t.group_size, std::nullopt);
-  if (!to.small_on_device) s.zeros = unpack_zeros(reader, t.qzeros, true);
-  to.zeros = ZeroFormat::kV2;
-  reader.place_codes(to, t.qweight);
-  s.order = arrange(s, {});
-  return to;
+CheckedSource check_awq(const std::shared_ptr<DeviceBackend>& device, std::span<const AwqTensors> tensors, const Slice& slice,
+                        const char* call) {
+  std::vector<Part> parts;
+  for (const AwqTensors& t : tensors)
+    parts.push_back({t.qweight, t.qzeros, t.scales, std::nullopt, t.bias, t.group_size, ZeroFormat::kV2});
+  return join(device, parts, true, slice, call);
 }
 
 }  // namespace q4

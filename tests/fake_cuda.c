@@ -56,6 +56,15 @@ EXPORT int cuMemAlloc_v2(unsigned long long* memory, size_t bytes) {
   return *memory = (unsigned long long)(uintptr_t)block, usable();
 }
 EXPORT int cuMemFree_v2(unsigned long long memory) { return free((void*)(uintptr_t)memory), usable(); }
+EXPORT int cuMemHostAlloc(void** memory, size_t bytes, unsigned flags) {
+  (void)flags;
+  return *memory = malloc(bytes), usable();
+}
+EXPORT int cuMemFreeHost(void* memory) { return free(memory), usable(); }
+EXPORT int cuMemcpyHtoDAsync_v2(unsigned long long to, const void* from, size_t bytes, void* stream) {
+  (void)stream;
+  return memcpy((void*)(uintptr_t)to, from, bytes), usable();
+}
 EXPORT int cuMemcpyHtoD_v2(unsigned long long to, const void* from, size_t bytes) {
   return memcpy((void*)(uintptr_t)to, from, bytes), usable();
 }

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <q4/matrix.hpp>
@@ -38,6 +40,17 @@ struct MatrixEntry {
   std::int64_t group_size = 0;  ///< rows of a group, from the number of groups; k for one group
   bool has_g_idx = false;       ///< there is one, trivial or not
   bool has_bias = false;
+  std::uint64_t bytes = 0;  ///< of its tensors in the files
+};
+
+struct LoadOptions {
+  /// Overrides the checkpoint's claim (v1 on AWQ: kInvalidArgument; of no effect where no zeros are stored).
+  std::optional<ZeroFormat> zeros = {};
+  /// What of each matrix is loaded. Only the bytes of the slice are read from the files, and of the stored zeros, where
+  /// the checkpoint leaves their format open, as many as decide it.
+  Slice slice = {};
+  /// Called before the first matrix and after each one, on the calling thread: bytes of tensors done, and of the call.
+  std::function<void(std::uint64_t done, std::uint64_t total)> progress = {};
 };
 
 /// A safetensors file, or a folder with one or with shards and an index, memory-mapped read-only (read into memory
@@ -77,6 +90,22 @@ class Q4_API Checkpoint {
   /// kInvalidArgument; of no effect where no zeros are stored).
   QuantizedMatrix load(const Runtime& runtime, Device device, const std::string& name,
                        std::optional<ZeroFormat> zeros = std::nullopt) const;
+  QuantizedMatrix load(const Runtime& runtime, Device device, const std::string& name,
+                       const LoadOptions& options) const;
+  /// Several matrices of one input as one, their columns side by side (q, k, v; gate, up). Throws kUnsupported where
+  /// their groups, g_idx or packings (AWQ gemm, others) differ, kInvalidArgument where k does; the text says which.
+  QuantizedMatrix load(const Runtime& runtime, Device device, std::initializer_list<std::string> names,
+                       const LoadOptions& options = {}) const;
+  QuantizedMatrix load(const Runtime& runtime, Device device, const std::vector<std::string>& names,
+                       const LoadOptions& options = {}) const;
+  /// The same where they can be one matrix; else as many as there are names.
+  std::vector<QuantizedMatrix> load_together(const Runtime& runtime, Device device,
+                                             const std::vector<std::string>& names,
+                                             const LoadOptions& options = {}) const;
+  /// One matrix for each name; no names: for each of matrices() that can be loaded.
+  std::vector<QuantizedMatrix> load_all(const Runtime& runtime, Device device,
+                                        const std::vector<std::string>& names = {},
+                                        const LoadOptions& options = {}) const;
   /// Any tensor by its full name, quantized or not; rank above 2 is folded into rows, a scalar is [1, 1]. Throws
   /// kNotFound with the nearest names, kUnsupported for a type that DType has not.
   TensorView tensor(const std::string& name) const;

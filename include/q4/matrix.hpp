@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <q4/runtime.hpp>
+#include <q4/slice.hpp>
 #include <span>
 #include <string>
 #include <vector>
@@ -67,6 +68,8 @@ struct MatrixOptions {
   /// Device memory that packing in place may take for a time, or what a strip of 64 columns and 1/32 of the codes need.
   /// It is kept for the next load: Runtime::trim() frees it.
   std::size_t scratch_bytes = std::size_t{64} << 20;
+  /// What of the matrix is loaded. A slice goes to own memory.
+  Slice slice = {};
 };
 
 /// What a matrix was made of, bit for bit, in host memory of its own. The views of gptq() and awq() refer to it.
@@ -93,7 +96,15 @@ class Q4_API QuantizedMatrix {
   QuantizedMatrix() = default;  ///< empty; using it is an error
   static QuantizedMatrix from_gptq(const Runtime& runtime, Device device, const GptqTensors& tensors,
                                    const MatrixOptions& options = {});
-  static QuantizedMatrix from_awq(const Runtime& runtime, Device device, const AwqTensors& tensors);
+  static QuantizedMatrix from_awq(const Runtime& runtime, Device device, const AwqTensors& tensors,
+                                  const MatrixOptions& options = {});
+  /// Several matrices of one input (q, k, v; gate, up) as one, their columns side by side: one product reads x once.
+  /// They must agree in k, and in group size and g_idx (kUnsupported); stored zeros, types of scales and having a bias
+  /// may differ. With a slice of columns each is sliced by itself. The codes go to own memory.
+  static QuantizedMatrix fuse_gptq(const Runtime& runtime, Device device, std::span<const GptqTensors> tensors,
+                                   const MatrixOptions& options = {});
+  static QuantizedMatrix fuse_awq(const Runtime& runtime, Device device, std::span<const AwqTensors> tensors,
+                                  const MatrixOptions& options = {});
 
   explicit operator bool() const noexcept { return impl_ != nullptr; }
   std::int64_t k() const;           ///< in_features
@@ -125,6 +136,7 @@ class Q4_API QuantizedMatrix {
 
   class Impl;
   std::shared_ptr<const Impl> impl() const { return impl_; }  ///< internal
+  static QuantizedMatrix of(std::shared_ptr<Impl> impl);      ///< internal
 
  private:
   std::shared_ptr<Impl> impl_;

@@ -205,6 +205,27 @@ Q4_API q4_status q4_matrix_from_gptq(q4_runtime* runtime, q4_device device, cons
 Q4_API q4_status q4_matrix_from_awq(q4_runtime* runtime, q4_device device, const q4_tensors* tensors,
                                     q4_matrix* matrix);
 
+typedef int32_t q4_along; /* what a slice divides */
+enum { Q4_WHOLE = 0, Q4_COLUMNS = 1, Q4_ROWS = 2 };
+
+/* What rank `rank` of `world` holds of a matrix; see q4::Slice. */
+typedef struct q4_slice {
+  size_t size; /* sizeof(q4_slice) */
+  q4_along along;
+  int32_t rank, world; /* world 0: 1 */
+  int32_t share, pad;  /* not 0: columns are shared by ranks where there are too few; zeros where units do not divide */
+  int32_t reserved;    /* 0 */
+  int64_t unit;        /* columns or rows that stay together; 0: 8 */
+  const int64_t* parts; /* columns of each matrix that was fused into this one; null: one */
+  size_t part_count;
+} q4_slice;
+
+/* The same in slices, and `count` matrices of one input (q, k, v) side by side as one; `slice` may be null. All are of
+ * one format: GPTQ or, with `awq` not 0, AWQ. Q4_UNSUPPORTED where their groups or g_idx differ. The codes go to own
+ * memory. */
+Q4_API q4_status q4_matrix_fuse(q4_runtime* runtime, q4_device device, const q4_tensors* const* tensors, size_t count,
+                                int32_t awq, const q4_slice* slice, q4_matrix* matrix);
+
 /* A .safetensors file or a folder with a checkpoint. Matrices are listed by name, layers in numeric order. */
 Q4_API q4_status q4_checkpoint_open(q4_runtime* runtime, const char* path, q4_checkpoint* checkpoint);
 Q4_API q4_status q4_checkpoint_count(q4_runtime* runtime, q4_checkpoint checkpoint, size_t* count);
@@ -242,6 +263,12 @@ Q4_API q4_status q4_checkpoint_destroy(q4_runtime* runtime, q4_checkpoint checkp
 /* Q4_ZEROS_AUTO: what the checkpoint says, checked against its content. */
 Q4_API q4_status q4_matrix_from_checkpoint(q4_runtime* runtime, q4_device device, q4_checkpoint checkpoint,
                                            const char* name, q4_zeros zeros, q4_matrix* matrix);
+
+/* A slice of `count` matrices of one input as one matrix, reading its bytes only; `slice` may be null. Q4_UNSUPPORTED
+ * where their groups, g_idx or packings differ. See q4::Checkpoint::load. */
+Q4_API q4_status q4_matrix_from_checkpoint_slice(q4_runtime* runtime, q4_device device, q4_checkpoint checkpoint,
+                                                 const char* const* names, size_t count, q4_zeros zeros,
+                                                 const q4_slice* slice, q4_matrix* matrix);
 
 typedef struct q4_matrix_info {
   size_t size; /* sizeof(q4_matrix_info), set by the caller */

@@ -23,6 +23,12 @@ struct MatrixSource : MatrixShape {
   /// GPTQ's [k/8, n], or AWQ's [k, n/8] in its nibble order. Contiguous; in host memory, or on the target device if
   /// qweight_on_device.
   const std::uint32_t* qweight = nullptr;
+  /// Instead of qweight, in host memory: columns side by side, `width` words of each row.
+  struct Piece {
+    const std::uint32_t* words = nullptr;
+    std::int64_t width = 0, row_stride = 0;  ///< in words
+  };
+  std::vector<Piece> pieces;
   bool qweight_on_device = false;
   std::vector<std::uint8_t> zeros;    ///< [groups, n], 0..15, as they enter (q - zero)
   std::vector<std::uint16_t> scales;  ///< [groups, n] fp16 bits

@@ -9,6 +9,8 @@
 #include "runtime/checkpoint/matrices.hpp"
 #include "runtime/checkpoint/names.hpp"
 #include "runtime/group_index.hpp"
+#include "runtime/matrix.hpp"
+#include "runtime/slice.hpp"
 
 namespace q4 {
 
@@ -23,6 +25,8 @@ class Checkpoint::Impl {
       const MatrixEntry& entry = matrix.entry;
       index_.emplace(entry.name, entries_.size());
       entries_.push_back(entry);
+      for (const checkpoint::Located* at : {&matrix.codes, &matrix.zeros, &matrix.scales, &matrix.g_idx, &matrix.bias})
+        if (at->tensor != nullptr) entries_.back().bytes += at->tensor->bytes;
       if (entry.unsupported.empty() && matrix.zeros.tensor == nullptr)
         zero_words = std::max(zero_words, static_cast<std::size_t>(entry.groups * (entry.n / 8)));
     }
@@ -97,15 +101,16 @@ class Checkpoint::Impl {
   }
 
   /// One that was converted; refers to `repacked`.
-  GptqTensors repacked_tensors(const checkpoint::Matrix& matrix, const checkpoint::Repacked& repacked) const {
+  GptqTensors repacked_tensors(const checkpoint::Matrix& matrix, const checkpoint::Cut& cut,
+                               const checkpoint::Repacked& repacked) const {
     const MatrixEntry& entry = matrix.entry;
+    const bool stored = matrix.zeros.tensor != nullptr;
     GptqTensors tensors;
-    tensors.qweight = {repacked.qweight.data(), DType::kI32, entry.k / 8, entry.n};
-    tensors.qzeros = {repacked.qzeros.data(), DType::kI32, entry.groups, entry.n / 8};
-    if (repacked.qzeros.empty()) tensors.qzeros = zeros(matrix);
+    tensors.qweight = {repacked.qweight.data(), DType::kI32, cut.rows / 8, cut.n()};
+    tensors.qzeros = {stored ? repacked.qzeros.data() : eights_.data(), DType::kI32, entry.groups, cut.n() / 8};
     tensors.scales = {repacked.scales.data(), *checkpoint::public_type(matrix.scales.tensor->dtype), entry.groups,
-                      entry.n};
-    tensors.zeros = repacked.qzeros.empty() ? ZeroFormat::kV2 : matrix.zero_format;
+                      cut.n()};
+    tensors.zeros = stored ? matrix.zero_format : ZeroFormat::kV2;
     add_optional(matrix, tensors);
     return tensors;
   }
@@ -115,7 +120,9 @@ class Checkpoint::Impl {
     check_unchanged(matrix);
     const std::lock_guard lock(mutex_);
     auto& kept = repacked_[&matrix];
-    if (!kept) kept = std::make_unique<checkpoint::Repacked>(matrix.reader->repack(matrix));
+    if (!kept)
+      kept =
+          std::make_unique<checkpoint::Repacked>(matrix.reader->repack(matrix, checkpoint::Cut::whole(matrix.entry)));
     return *kept;
   }
 
@@ -184,7 +191,8 @@ const MatrixEntry& Checkpoint::find(const std::string& name) const {
 GptqTensors Checkpoint::gptq(const std::string& name) const {
   const checkpoint::Matrix& matrix = impl().matrix("gptq", name);
   need_format(matrix.entry, QuantFormat::kGptq, "gptq", "awq");
-  return matrix.reader->repacks() ? impl().repacked_tensors(matrix, impl().repacked(matrix)) : impl().tensors(matrix);
+  if (!matrix.reader->repacks()) return impl().tensors(matrix);
+  return impl().repacked_tensors(matrix, checkpoint::Cut::whole(matrix.entry), impl().repacked(matrix));
 }
 
 AwqTensors Checkpoint::awq(const std::string& name) const {
@@ -208,28 +216,135 @@ bool Checkpoint::act_order(const std::string& name) const {
               .rows.empty();
 }
 
+namespace {
+
+/// What the slice takes of a matrix that is converted.
+checkpoint::Cut cut_of(const char* call, const MatrixEntry& entry, const Slice& slice) {
+  checkpoint::Cut cut = checkpoint::Cut::whole(entry);
+  if (slice.along == Slice::Along::kRows) {
+    const Extent rows = extents_of(call, slice, entry.k, "k")[0];
+    cut.row = rows.first, cut.rows = rows.count;
+  } else if (slice.along != Slice::Along::kWhole) {
+    cut.columns.clear();
+    for (const Extent& e : extents_of(call, slice, entry.n, "n"))
+      for (std::int64_t c = e.first; c < e.first + e.count; ++c) cut.columns.push_back(static_cast<std::int32_t>(c));
+  }
+  return cut;
+}
+
+/// kAuto decided on the whole matrix, not on a cut of it.
+ZeroFormat detected(const checkpoint::Matrix& matrix) {
+  checkpoint::Cut none = checkpoint::Cut::whole(matrix.entry);
+  none.rows = 0;
+  const auto zeros = matrix.reader->repack(matrix, none).qzeros;
+  const bool all = std::all_of(zeros.begin(), zeros.end(), [](std::uint32_t word) { return word == 0x88888888u; });
+  return all ? ZeroFormat::kV2 : ZeroFormat::kV1;
+}
+
+}  // namespace
+
+QuantizedMatrix Checkpoint::load(const Runtime& runtime, Device device, const std::vector<std::string>& names,
+                                 const LoadOptions& options) const {
+  constexpr const char* kCall = "Checkpoint::load";
+  check(!names.empty(), "{}: names is empty: name one matrix or more", kCall);
+  std::vector<AwqTensors> awq_tensors;
+  std::vector<GptqTensors> gptq_tensors;
+  std::vector<CutFrom> cuts;
+  std::vector<std::unique_ptr<const checkpoint::Repacked>> converted;  // what gptq_tensors refer to
+  const checkpoint::Matrix& first = impl().matrix("load", names[0]);
+  std::uint64_t bytes = 0;
+  for (const std::string& name : names) bytes += find(name).bytes;
+  if (options.progress) options.progress(0, bytes);
+  for (const std::string& name : names) {
+    const checkpoint::Matrix& matrix = impl().matrix("load", name);
+    const bool is_awq = matrix.entry.format == QuantFormat::kAwq, stored = matrix.zeros.tensor != nullptr;
+    if (matrix.entry.format != first.entry.format) {
+      fail(ErrorCode::kUnsupported, "{}: {} is packed as {}, {} as {}: load them as separate matrices", kCall,
+           checkpoint::quote(name), matrix.entry.packing, checkpoint::quote(names[0]), first.entry.packing);
+    }
+    const bool plus_one_fits = !is_awq && (!matrix.reader->repacks() || matrix.zero_format == ZeroFormat::kAuto);
+    check(options.zeros != ZeroFormat::kV1 || plus_one_fits || (!stored && !is_awq),
+          "{}: zeros is v1, but {} stores zeros as they are; leave it out", kCall,
+          is_awq ? "AWQ" : matrix.entry.packing);
+    if (is_awq) {
+      awq_tensors.push_back(awq(name));
+      continue;
+    }
+    CutFrom cut_from;
+    if (matrix.reader->repacks()) {
+      impl().check_unchanged(matrix);
+      const checkpoint::Cut cut = cut_of(kCall, matrix.entry, options.slice);
+      converted.push_back(std::make_unique<checkpoint::Repacked>(matrix.reader->repack(matrix, cut)));
+      gptq_tensors.push_back(impl().repacked_tensors(matrix, cut, *converted.back()));
+      cut_from = {matrix.entry.k, matrix.entry.n};
+      if (gptq_tensors.back().zeros == ZeroFormat::kAuto) {
+        if (options.slice.along == Slice::Along::kColumns) gptq_tensors.back().zeros = detected(matrix);
+      }
+    } else {
+      gptq_tensors.push_back(impl().tensors(matrix));
+    }
+    cuts.push_back(cut_from);
+    if (options.zeros && stored) gptq_tensors.back().zeros = *options.zeros;
+  }
+  try {
+    QuantizedMatrix matrix = awq_tensors.empty()
+                                 ? make_matrix(runtime, device, gptq_tensors, cuts, options.slice, kCall)
+                                 : make_matrix(runtime, device, awq_tensors, options.slice, kCall);
+    if (options.progress) options.progress(bytes, bytes);
+    return matrix;
+  } catch (const Error& error) {
+    if (names.size() == 1) throw;
+    fail(error.code(), "{} ({})", error.what(), fmt::join(names, ", "));
+  }
+}
+
 QuantizedMatrix Checkpoint::load(const Runtime& runtime, Device device, const std::string& name,
                                  std::optional<ZeroFormat> zeros) const {
-  const checkpoint::Matrix& matrix = impl().matrix("load", name);
-  if (matrix.entry.format == QuantFormat::kAwq) {
-    check(zeros.value_or(ZeroFormat::kV2) != ZeroFormat::kV1,
-          "Checkpoint::load: zeros is v1, but AWQ stores zeros as they are; leave it out");
-    return QuantizedMatrix::from_awq(runtime, device, awq(name));
+  return load(runtime, device, std::vector<std::string>{name}, {.zeros = zeros});
+}
+
+QuantizedMatrix Checkpoint::load(const Runtime& runtime, Device device, const std::string& name,
+                                 const LoadOptions& options) const {
+  return load(runtime, device, std::vector<std::string>{name}, options);
+}
+
+QuantizedMatrix Checkpoint::load(const Runtime& runtime, Device device, std::initializer_list<std::string> names,
+                                 const LoadOptions& options) const {
+  return load(runtime, device, std::vector<std::string>(names), options);
+}
+
+std::vector<QuantizedMatrix> Checkpoint::load_together(const Runtime& runtime, Device device,
+                                                       const std::vector<std::string>& names,
+                                                       const LoadOptions& options) const {
+  std::vector<QuantizedMatrix> matrices;
+  try {
+    matrices.push_back(load(runtime, device, names, options));
+    return matrices;
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kUnsupported || names.size() == 1) throw;
   }
-  if (matrix.reader->repacks()) {
-    impl().check_unchanged(matrix);
-    const checkpoint::Repacked repacked = matrix.reader->repack(matrix);
-    GptqTensors tensors = impl().repacked_tensors(matrix, repacked);
-    if (zeros && matrix.zeros.tensor != nullptr) {
-      check(*zeros != ZeroFormat::kV1 || tensors.zeros == ZeroFormat::kAuto,
-            "Checkpoint::load: zeros is v1, but {} stores zeros as they are; leave it out", matrix.entry.packing);
-      tensors.zeros = *zeros;
-    }
-    return QuantizedMatrix::from_gptq(runtime, device, tensors);
+  return load_all(runtime, device, names, options);  // what else is not supported, it throws again
+}
+
+std::vector<QuantizedMatrix> Checkpoint::load_all(const Runtime& runtime, Device device,
+                                                  const std::vector<std::string>& names,
+                                                  const LoadOptions& options) const {
+  std::vector<std::string> wanted = names;
+  if (names.empty())
+    for (const MatrixEntry& entry : matrices())
+      if (entry.unsupported.empty()) wanted.push_back(entry.name);
+  std::uint64_t done = 0, total = 0;
+  for (const std::string& name : wanted) total += find(name).bytes;
+  LoadOptions each = options;
+  each.progress = {};
+  std::vector<QuantizedMatrix> loaded;
+  if (options.progress) options.progress(0, total);
+  for (const std::string& name : wanted) {
+    loaded.push_back(load(runtime, device, name, each));
+    done += find(name).bytes;
+    if (options.progress) options.progress(done, total);
   }
-  GptqTensors tensors = impl().tensors(matrix);
-  if (zeros && matrix.zeros.tensor != nullptr) tensors.zeros = *zeros;
-  return QuantizedMatrix::from_gptq(runtime, device, tensors);
+  return loaded;
 }
 
 TensorView Checkpoint::tensor(const std::string& name) const {

@@ -10,8 +10,6 @@ constexpr std::int64_t kSlab = 128;  // kSlabRows of kernels/layout.h
 
 std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
 
-bool is_unit(std::int64_t rows) { return rows == 16 || rows == 32 || rows == 64 || rows % kSlab == 0; }
-
 /// 4-bit codes and 20 bits a column for each unit: what `unit` makes the packed weights weigh, in bits a column.
 std::int64_t weight(const std::vector<std::int64_t>& counts, std::int64_t unit) {
   std::int64_t units = 0;
@@ -20,6 +18,8 @@ std::int64_t weight(const std::vector<std::int64_t>& counts, std::int64_t unit) 
 }
 
 }  // namespace
+
+bool is_unit(std::int64_t rows) { return rows == 16 || rows == 32 || rows == 64 || rows % kSlab == 0; }
 
 RowOrder make_row_order(std::int64_t k, std::int64_t group_size, std::int64_t groups,
                         std::span<const std::int32_t> g_idx) {

@@ -15,6 +15,9 @@ struct RowOrder {
   std::vector<std::int32_t> group;   ///< [k / unit rounded up] group of each unit
 };
 
+/// Whether so many packed rows can share a set of scales: groups of other sizes are padded.
+bool is_unit(std::int64_t rows);
+
 /// `g_idx` empty: row r belongs to group r / group_size. Otherwise it has one group a row, in [0, groups), already
 /// checked; rows of one group keep their order (stable). Groups that are no whole unit are padded; the unit is the one
 /// that makes the packed weights smallest.

@@ -18,6 +18,7 @@ std::unique_ptr<PackedMatrix> GpuDevice::pack(const MatrixSource& source) {
 void GpuDevice::trim() {
   const std::lock_guard lock(scratch_.mutex);
   scratch_.buffer = Buffer();
+  scratch_.staging.trim();
 }
 
 std::unique_ptr<PlanBackend> GpuDevice::plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,

@@ -65,6 +65,13 @@ class Driver {
   virtual void give(void* memory) noexcept = 0;
   virtual void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) = 0;
   virtual void fill(void* memory, int byte, std::size_t bytes) = 0;
+  /// Host memory that copies to the device read by themselves; null: this driver gives none.
+  virtual void* take_pinned(std::size_t /*bytes*/) { return nullptr; }
+  virtual void give_pinned(void* /*memory*/) noexcept {}
+  /// Begins a copy of pinned memory to the device in a lane, a small number from 0; the lane is free again when
+  /// finish_copy() returns.
+  virtual void begin_copy(void* /*to*/, const void* /*pinned*/, std::size_t /*bytes*/, int /*lane*/) {}
+  virtual void finish_copy(int /*lane*/) {}
   virtual void synchronize() = 0;
   virtual std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& work) = 0;
   /// Whether `memory` can be used by kernels on this device: a pointer of this device, managed or registered memory.

@@ -46,7 +46,10 @@ Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSou
 void Matrix::update(const MatrixSource& s, void* stream) {
   // What the host has to bring: all of it is there before the first write.
   Buffer qweight, zeros, scales;
-  if (!s.qweight_on_device) qweight = upload(driver_, s.qweight, codes_shape().words_bytes());
+  if (!s.qweight_on_device) {
+    qweight = Buffer(driver_, codes_shape().words_bytes());
+    scratch_->staging.upload(driver_, s, qweight.get());
+  }
   if (!s.device_scales) {
     zeros = upload(driver_, s.zeros.data(), s.zeros.size());
     scales = upload(driver_, s.scales.data(), s.scales.size() * 2);

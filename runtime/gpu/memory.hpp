@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "runtime/gpu/driver.hpp"
+#include "runtime/gpu/staging.hpp"
 
 namespace q4::gpu {
 
@@ -19,6 +20,7 @@ inline Buffer upload(const std::shared_ptr<Driver>& driver, const void* host, st
 struct Scratch {
   std::mutex mutex;  ///< held from reserve() until the device has finished with it
   Buffer buffer;
+  Staging staging;
   void* reserve(const std::shared_ptr<Driver>& driver, std::size_t bytes) {
     if (buffer.bytes() < bytes) buffer = Buffer(), buffer = Buffer(driver, bytes);
     return buffer.get();

@@ -1,5 +1,8 @@
 // Repacks GPTQ and AWQ codes into tiles.
 #include <sys/mman.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstring>
@@ -28,15 +31,41 @@ std::int64_t octet_row(const MatrixSource& source, std::int64_t packed) {
 /// Nibble of a column in AWQ's order 0, 2, 4, 6, 1, 3, 5, 7.
 int awq_nibble(std::int64_t column) { return int(column % 2 * 4 + column % 8 / 2); }
 
+/// The piece that holds so many words of a row from `word` on, and `word` in it; null where two pieces share them.
+const MatrixSource::Piece* piece_of(const MatrixSource& source, std::int64_t& word, std::int64_t count) {
+  for (const auto& piece : source.pieces) {
+    if (word < piece.width) return word + count <= piece.width ? &piece : nullptr;
+    word -= piece.width;
+  }
+  return nullptr;
+}
+
+/// `count` words of a row of qweight from `word` on, in `space` where they are not side by side. `count` <= kTile.
+const std::uint32_t* words_of(const MatrixSource& source, std::int64_t row, std::int64_t word, std::int64_t count,
+                              std::uint32_t* space) {
+  if (source.pieces.empty()) return source.qweight + row * (source.awq ? source.n / 8 : source.n) + word;
+  std::int64_t in_piece = word;
+  if (const auto* piece = piece_of(source, in_piece, count)) return piece->words + row * piece->row_stride + in_piece;
+  std::uint32_t* to = space;
+  for (const auto& piece : source.pieces) {
+    const std::int64_t here = std::clamp<std::int64_t>(piece.width - word, 0, count);
+    to = std::copy_n(piece.words + row * piece.row_stride + word, here, to);
+    count -= here;
+    word = here > 0 ? 0 : word - piece.width;
+  }
+  return space;
+}
+
 /// Adds the codes of row `row` for `columns` columns from `column` on, at `shift` of each lane.
 void add_row(const MatrixSource& source, std::int64_t row, std::int64_t column, int columns, int shift,
              std::uint32_t* lanes) {
+  std::uint32_t space[kTile];
   if (source.awq) {
-    const std::uint32_t* words = source.qweight + row * (source.n / 8) + column / 8;
+    const std::uint32_t* words = words_of(source, row, column / 8, columns / 8, space);
     for (int c = 0; c < columns; ++c) lanes[c] |= (words[c / 8] >> (4 * awq_nibble(c)) & 15u) << shift;
     return;
   }
-  const std::uint32_t* words = source.qweight + row / 8 * source.n + column;
+  const std::uint32_t* words = words_of(source, row / 8, column, columns, space);
   const int from = int(row % 8) * 4;
   for (int c = 0; c < columns; ++c) lanes[c] |= (words[c] >> from & 15u) << shift;
 }
@@ -45,7 +74,8 @@ void pack_octet(const MatrixSource& source, std::int64_t packed, std::int64_t co
                 std::uint32_t* lanes) {
   const std::int64_t first = octet_row(source, packed);
   if (first >= 0 && !source.awq) {
-    const std::uint32_t* words = source.qweight + first / 8 * source.n + column;
+    std::uint32_t space[kTile];
+    const std::uint32_t* words = words_of(source, first / 8, column, columns, space);
     for (int c = 0; c < columns; ++c) lanes[c] = even_odd(words[c]);
     std::fill(lanes + columns, lanes + kTile, 0u);
     return;
@@ -74,8 +104,29 @@ void pack_header(const MatrixSource& source, std::int64_t group, std::int64_t co
 /// prefetcher follows steps of many pages.
 void prefetch_octet(const MatrixSource& source, std::int64_t packed, std::int64_t column, int columns) {
   if (source.awq || !source.order.identity || packed >= source.k) return;
-  const std::uint32_t* words = source.qweight + packed / 8 * source.n + column;
+  std::int64_t word = column;
+  const auto* piece = source.pieces.empty() ? nullptr : piece_of(source, word, columns);
+  if (piece == nullptr && !source.pieces.empty()) return;
+  const std::uint32_t* words =
+      piece ? piece->words + packed / 8 * piece->row_stride + word : source.qweight + packed / 8 * source.n + column;
   for (int c = 0; c < columns; c += 16) __builtin_prefetch(words + c);
+}
+
+/// Whole lines past the caches: nothing reads them soon, and memory need not give them first. They are there for other
+/// threads after finish_octets().
+void put_octet(const std::uint32_t* lanes, std::byte* to) {
+#if defined(__SSE2__)
+  for (int c = 0; c < kTile; c += 4)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to) + c / 4,
+                     _mm_load_si128(reinterpret_cast<const __m128i*>(lanes + c)));
+#else
+  std::memcpy(to, lanes, kOctet);
+#endif
+}
+void finish_octets() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 /// `tiles` neighbours at once, so that each source row is read in long pieces.
@@ -94,7 +145,9 @@ void pack_tiles(const MatrixSource& source, const CpuMatrix& matrix, std::int64_
           pack_header(source, group, column, columns, segment);
         } else {
           prefetch_octet(source, row + kAhead, column, columns);
-          pack_octet(source, row, column, columns, reinterpret_cast<std::uint32_t*>(segment + kHeader) + octet * kTile);
+          alignas(64) std::uint32_t lanes[kTile];
+          pack_octet(source, row, column, columns, lanes);
+          put_octet(lanes, segment + kHeader + octet * kOctet);
         }
       }
     }
@@ -137,10 +190,11 @@ void CpuMatrix::update(const MatrixSource& from, void*) {
   groups = PackedGroups(from);
   std::copy(from.order.source.begin(), from.order.source.end(), source.begin());
   std::copy(from.bias.begin(), from.bias.end(), bias.begin());
-  constexpr std::int64_t kTogether = 4;
-  pool->run((tiles + kTogether - 1) / kTogether, [&](std::int64_t task, int) {
-    const std::int64_t first = task * kTogether;
-    pack_tiles(from, *this, first, std::min(kTogether, tiles - first));
+  const std::int64_t together = std::clamp<std::int64_t>(tiles / (2 * pool->threads()), 1, 8);
+  pool->run((tiles + together - 1) / together, [&](std::int64_t task, int) {
+    const std::int64_t first = task * together;
+    pack_tiles(from, *this, first, std::min(together, tiles - first));
+    finish_octets();
   });
 }
 

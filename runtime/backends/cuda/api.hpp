@@ -44,47 +44,50 @@ struct LaunchConfig {
 static_assert(sizeof(LaunchAttribute) == 72 && sizeof(LaunchConfig) == 56);
 
 // X(member, symbol, parameters)
-#define Q4_CUDA_FUNCTIONS(X)                                                                   \
-  X(init, "cuInit", (unsigned))                                                                \
-  X(driver_version, "cuDriverGetVersion", (int*))                                              \
-  X(error_name, "cuGetErrorName", (Result, const char**))                                      \
-  X(error_text, "cuGetErrorString", (Result, const char**))                                    \
-  X(device_count, "cuDeviceGetCount", (int*))                                                  \
-  X(device_get, "cuDeviceGet", (DeviceHandle*, int))                                           \
-  X(device_name, "cuDeviceGetName", (char*, int, DeviceHandle))                                \
-  X(device_memory, "cuDeviceTotalMem_v2", (std::size_t*, DeviceHandle))                        \
-  X(device_attribute, "cuDeviceGetAttribute", (int*, int, DeviceHandle))                       \
-  X(context_retain, "cuDevicePrimaryCtxRetain", (Context*, DeviceHandle))                      \
-  X(context_release, "cuDevicePrimaryCtxRelease_v2", (DeviceHandle))                           \
-  X(context_current, "cuCtxGetCurrent", (Context*))                                            \
-  X(context_push, "cuCtxPushCurrent_v2", (Context))                                            \
-  X(context_pop, "cuCtxPopCurrent_v2", (Context*))                                             \
-  X(context_synchronize, "cuCtxSynchronize", ())                                               \
-  X(allocate, "cuMemAlloc_v2", (DevicePointer*, std::size_t))                                  \
-  X(release, "cuMemFree_v2", (DevicePointer))                                                  \
-  X(copy_to_device, "cuMemcpyHtoD_v2", (DevicePointer, const void*, std::size_t))              \
-  X(copy_to_host, "cuMemcpyDtoH_v2", (void*, DevicePointer, std::size_t))                      \
-  X(copy_on_device, "cuMemcpyDtoD_v2", (DevicePointer, DevicePointer, std::size_t))            \
-  X(fill, "cuMemsetD8_v2", (DevicePointer, unsigned char, std::size_t))                        \
-  X(pointer_attribute, "cuPointerGetAttribute", (void*, int, DevicePointer))                   \
-  X(module_load, "cuModuleLoadData", (Module*, const void*))                                   \
-  X(module_unload, "cuModuleUnload", (Module))                                                 \
-  X(module_function, "cuModuleGetFunction", (FunctionHandle*, Module, const char*))            \
-  X(function_set, "cuFuncSetAttribute", (FunctionHandle, int, int))                            \
-  X(launch, "cuLaunchKernelEx", (const LaunchConfig*, FunctionHandle, void**, void**))         \
-  X(stream_create, "cuStreamCreate", (StreamHandle*, unsigned))                                \
-  X(stream_destroy, "cuStreamDestroy_v2", (StreamHandle))                                      \
-  X(stream_synchronize, "cuStreamSynchronize", (StreamHandle))                                 \
-  X(capture_begin, "cuStreamBeginCapture_v2", (StreamHandle, int))                             \
-  X(capture_end, "cuStreamEndCapture", (StreamHandle, Graph*))                                 \
-  X(graph_instantiate, "cuGraphInstantiateWithFlags", (GraphExec*, Graph, unsigned long long)) \
-  X(graph_launch, "cuGraphLaunch", (GraphExec, StreamHandle))                                  \
-  X(graph_exec_destroy, "cuGraphExecDestroy", (GraphExec))                                     \
-  X(graph_destroy, "cuGraphDestroy", (Graph))                                                  \
-  X(event_create, "cuEventCreate", (EventHandle*, unsigned))                                   \
-  X(event_destroy, "cuEventDestroy_v2", (EventHandle))                                         \
-  X(event_record, "cuEventRecord", (EventHandle, StreamHandle))                                \
-  X(event_synchronize, "cuEventSynchronize", (EventHandle))                                    \
+#define Q4_CUDA_FUNCTIONS(X)                                                                     \
+  X(init, "cuInit", (unsigned))                                                                  \
+  X(driver_version, "cuDriverGetVersion", (int*))                                                \
+  X(error_name, "cuGetErrorName", (Result, const char**))                                        \
+  X(error_text, "cuGetErrorString", (Result, const char**))                                      \
+  X(device_count, "cuDeviceGetCount", (int*))                                                    \
+  X(device_get, "cuDeviceGet", (DeviceHandle*, int))                                             \
+  X(device_name, "cuDeviceGetName", (char*, int, DeviceHandle))                                  \
+  X(device_memory, "cuDeviceTotalMem_v2", (std::size_t*, DeviceHandle))                          \
+  X(device_attribute, "cuDeviceGetAttribute", (int*, int, DeviceHandle))                         \
+  X(context_retain, "cuDevicePrimaryCtxRetain", (Context*, DeviceHandle))                        \
+  X(context_release, "cuDevicePrimaryCtxRelease_v2", (DeviceHandle))                             \
+  X(context_current, "cuCtxGetCurrent", (Context*))                                              \
+  X(context_push, "cuCtxPushCurrent_v2", (Context))                                              \
+  X(context_pop, "cuCtxPopCurrent_v2", (Context*))                                               \
+  X(context_synchronize, "cuCtxSynchronize", ())                                                 \
+  X(allocate, "cuMemAlloc_v2", (DevicePointer*, std::size_t))                                    \
+  X(release, "cuMemFree_v2", (DevicePointer))                                                    \
+  X(allocate_pinned, "cuMemHostAlloc", (void**, std::size_t, unsigned))                          \
+  X(release_pinned, "cuMemFreeHost", (void*))                                                    \
+  X(copy_begin, "cuMemcpyHtoDAsync_v2", (DevicePointer, const void*, std::size_t, StreamHandle)) \
+  X(copy_to_device, "cuMemcpyHtoD_v2", (DevicePointer, const void*, std::size_t))                \
+  X(copy_to_host, "cuMemcpyDtoH_v2", (void*, DevicePointer, std::size_t))                        \
+  X(copy_on_device, "cuMemcpyDtoD_v2", (DevicePointer, DevicePointer, std::size_t))              \
+  X(fill, "cuMemsetD8_v2", (DevicePointer, unsigned char, std::size_t))                          \
+  X(pointer_attribute, "cuPointerGetAttribute", (void*, int, DevicePointer))                     \
+  X(module_load, "cuModuleLoadData", (Module*, const void*))                                     \
+  X(module_unload, "cuModuleUnload", (Module))                                                   \
+  X(module_function, "cuModuleGetFunction", (FunctionHandle*, Module, const char*))              \
+  X(function_set, "cuFuncSetAttribute", (FunctionHandle, int, int))                              \
+  X(launch, "cuLaunchKernelEx", (const LaunchConfig*, FunctionHandle, void**, void**))           \
+  X(stream_create, "cuStreamCreate", (StreamHandle*, unsigned))                                  \
+  X(stream_destroy, "cuStreamDestroy_v2", (StreamHandle))                                        \
+  X(stream_synchronize, "cuStreamSynchronize", (StreamHandle))                                   \
+  X(capture_begin, "cuStreamBeginCapture_v2", (StreamHandle, int))                               \
+  X(capture_end, "cuStreamEndCapture", (StreamHandle, Graph*))                                   \
+  X(graph_instantiate, "cuGraphInstantiateWithFlags", (GraphExec*, Graph, unsigned long long))   \
+  X(graph_launch, "cuGraphLaunch", (GraphExec, StreamHandle))                                    \
+  X(graph_exec_destroy, "cuGraphExecDestroy", (GraphExec))                                       \
+  X(graph_destroy, "cuGraphDestroy", (Graph))                                                    \
+  X(event_create, "cuEventCreate", (EventHandle*, unsigned))                                     \
+  X(event_destroy, "cuEventDestroy_v2", (EventHandle))                                           \
+  X(event_record, "cuEventRecord", (EventHandle, StreamHandle))                                  \
+  X(event_synchronize, "cuEventSynchronize", (EventHandle))                                      \
   X(event_elapsed, "cuEventElapsedTime", (float*, EventHandle, EventHandle))
 
 /// The driver's functions. One a process is enough, but nothing is global: a Runtime owns its own.

@@ -73,8 +73,9 @@ CudaDriver::~CudaDriver() {
     if (blas_) new std::shared_ptr<const CublasLt>(std::move(blas_));
     return;
   }
-  if (blas_ && api_->context_push(context_) == 0) {
+  if ((blas_ || !lanes_.empty()) && api_->context_push(context_) == 0) {
     blas_.reset();
+    for (const StreamHandle stream : lanes_) api_->stream_destroy(stream);
     Context ignored;
     api_->context_pop(&ignored);
   }
@@ -128,6 +129,41 @@ void CudaDriver::fill(void* memory, int byte, std::size_t bytes) {
   const Current current(*api_, context_);
   api_->check(api_->fill(address(memory), static_cast<unsigned char>(byte), bytes), "cuMemsetD8");
   api_->check(api_->stream_synchronize(nullptr), "cuStreamSynchronize");
+}
+
+void* CudaDriver::take_pinned(std::size_t bytes) {
+  constexpr unsigned kPortable = 1;
+  const Current current(*api_, context_);
+  void* memory = nullptr;
+  return api_->allocate_pinned(&memory, bytes, kPortable) == 0 ? memory : nullptr;
+}
+
+void CudaDriver::give_pinned(void* memory) noexcept {
+  if (api_->process.left() || api_->context_push(context_) != 0) return;
+  api_->release_pinned(memory);
+  Context ignored;
+  api_->context_pop(&ignored);
+}
+
+StreamHandle CudaDriver::lane(int number) {
+  const std::lock_guard lock(lanes_mutex_);
+  constexpr unsigned kNonBlocking = 1;
+  while (lanes_.size() <= static_cast<std::size_t>(number)) {
+    StreamHandle stream = nullptr;
+    api_->check(api_->stream_create(&stream, kNonBlocking), "cuStreamCreate");
+    lanes_.push_back(stream);
+  }
+  return lanes_[static_cast<std::size_t>(number)];
+}
+
+void CudaDriver::begin_copy(void* to, const void* pinned, std::size_t bytes, int lane) {
+  const Current current(*api_, context_);
+  api_->check(api_->copy_begin(address(to), pinned, bytes, this->lane(lane)), "cuMemcpyHtoDAsync");
+}
+
+void CudaDriver::finish_copy(int lane) {
+  const Current current(*api_, context_);
+  api_->check(api_->stream_synchronize(this->lane(lane)), "cuStreamSynchronize");
 }
 
 void CudaDriver::synchronize() {

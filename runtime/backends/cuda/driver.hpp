@@ -40,6 +40,10 @@ class CudaDriver : public gpu::Driver {
   void give(void* memory) noexcept override;
   void copy(void* to, const void* from, std::size_t bytes, CopyKind kind) override;
   void fill(void* memory, int byte, std::size_t bytes) override;
+  void* take_pinned(std::size_t bytes) override;
+  void give_pinned(void* memory) noexcept override;
+  void begin_copy(void* to, const void* pinned, std::size_t bytes, int lane) override;
+  void finish_copy(int lane) override;
   void synchronize() override;
   std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& work) override;
   q4::Result<void> reachable(const void* memory) const override;
@@ -55,6 +59,7 @@ class CudaDriver : public gpu::Driver {
 
  private:
   int attribute(int id) const;
+  StreamHandle lane(int number);
 
   std::shared_ptr<const Api> api_;
   std::shared_ptr<SharedNvrtc> nvrtc_;
@@ -62,6 +67,8 @@ class CudaDriver : public gpu::Driver {
   int compute_capability_;  ///< 90 for 9.0
   DeviceHandle device_ = 0;
   Context context_ = nullptr;
+  std::mutex lanes_mutex_;
+  std::vector<StreamHandle> lanes_;  ///< of begin_copy()
   std::mutex blas_mutex_;
   std::shared_ptr<const CublasLt> blas_;
 };

@@ -59,19 +59,19 @@ class Gemv : public Reader {
     finish(matrix, claimed);
   }
 
-  Repacked repack(const Matrix& matrix) const override {
+  Repacked repack(const Matrix& matrix, const Cut& cut) const override {
     const MatrixEntry& entry = matrix.entry;
     Repacked out;
-    out.qweight = transposed(elements<std::uint32_t>(*matrix.codes.tensor), entry.n, entry.k / 8);
-    out.scales = transposed_scales(*matrix.scales.tensor, entry.n, matrix.scales.tensor->shape[1], entry.groups);
+    out.qweight = transposed(*matrix.codes.tensor, entry.k / 8, cut.columns, cut.row / 8, cut.rows / 8);
+    out.scales = transposed_scales(*matrix.scales.tensor, cut, matrix.scales.tensor->shape[1], entry.groups);
     if (matrix.zeros.tensor == nullptr) return out;
-    const auto zeros = elements<std::uint32_t>(*matrix.zeros.tensor);
-    const std::int64_t width = matrix.zeros.tensor->shape[1], words = entry.n / 8;
+    const Stored<std::uint32_t> zeros(*matrix.zeros.tensor);
+    const std::int64_t width = matrix.zeros.tensor->shape[1], words = cut.n() / 8;
     out.qzeros.resize(static_cast<std::size_t>(entry.groups * words));
     for (std::int64_t g = 0; g < entry.groups; ++g)
-      for (std::int64_t c = 0; c < entry.n; ++c)
+      for (std::int64_t c = 0; c < cut.n(); ++c)
         put_nibble(out.qzeros[static_cast<std::size_t>(g * words + c / 8)], c % 8,
-                   zeros[static_cast<std::size_t>(c * width + g / 8)] >> (4 * (g % 8)) & 15u);
+                   zeros[cut.column(c) * width + g / 8] >> (4 * (g % 8)) & 15u);
     return out;
   }
 };
@@ -108,47 +108,43 @@ class GemvFast : public Reader {
     finish(matrix, claimed);
   }
 
-  Repacked repack(const Matrix& matrix) const override {
+  Repacked repack(const Matrix& matrix, const Cut& cut) const override {
     const MatrixEntry& entry = matrix.entry;
-    const std::int64_t n = entry.n, k = entry.k;
+    const std::int64_t n = cut.n(), k = entry.k;
     Repacked out;
-    out.qweight.resize(static_cast<std::size_t>(k / 8 * n));
-    const auto codes = elements<std::uint16_t>(*matrix.codes.tensor);
-    for (std::int64_t c = 0; c < n; ++c) {
-      for (std::int64_t r = 0; r < k; ++r) {
-        const std::int64_t a = r % 32 / 8, b = r % 8 / 2;
+    out.qweight.resize(static_cast<std::size_t>(cut.rows / 8 * n));
+    const Stored<std::uint16_t> codes(*matrix.codes.tensor);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t c = cut.column(i);
+      for (std::int64_t row = 0; row < cut.rows; ++row) {
+        const std::int64_t r = cut.row + row, a = r % 32 / 8, b = r % 8 / 2;
         const std::int64_t place = c % 4 * 64 + r % 64 / 32 * 32 + b * 8 + r % 2 * 4 + a;
-        const std::uint32_t word = codes[static_cast<std::size_t>(c / 4 * k + r / 64 * 64 + place / 4)];
-        put_nibble(out.qweight[static_cast<std::size_t>(r / 8 * n + c)], r % 8, word >> (4 * (place % 4)) & 15u);
+        const std::uint32_t word = codes[c / 4 * k + r / 64 * 64 + place / 4];
+        put_nibble(out.qweight[static_cast<std::size_t>(row / 8 * n + i)], r % 8, word >> (4 * (place % 4)) & 15u);
       }
     }
-    const std::size_t used = static_cast<std::size_t>(entry.groups * n);
-    auto scales = elements<std::uint16_t>(*matrix.scales.tensor);
-    scales.resize(used);
-    out.qzeros = whole_zeros(matrix, scales);
-    out.scales.resize(used * 2);
-    std::copy_n(reinterpret_cast<const std::uint8_t*>(scales.data()), out.scales.size(), out.scales.data());
+    out.qzeros.resize(static_cast<std::size_t>(entry.groups * (n / 8)));
+    for (std::int64_t g = 0; g < entry.groups; ++g)
+      for (std::int64_t i = 0; i < n; ++i)
+        put_nibble(out.qzeros[static_cast<std::size_t>(g * (n / 8) + i / 8)], i % 8,
+                   whole_zero(matrix, g, cut.column(i)));
+    out.scales = cut_scales(*matrix.scales.tensor, cut, entry.n, entry.groups);
     return out;
   }
 
  private:
-  static std::vector<std::uint32_t> whole_zeros(const Matrix& matrix, const std::vector<std::uint16_t>& scales) {
-    const auto scaled = elements<std::uint16_t>(*matrix.zeros.tensor);
-    std::vector<std::uint32_t> zeros(scales.size() / 8);
-    for (std::size_t i = 0; i < scales.size(); ++i) {
-      const float scale = float_from_half(scales[i]), product = -float_from_half(scaled[i]);
-      const float zero = scale == 0 && product == 0 ? 0 : product / scale, whole = std::nearbyint(zero);
-      // The product was rounded to fp16: by at most 2^-11 of it, or half a step of the subnormals.
-      const float slack = 0x1p-10f * std::fabs(zero) + 0x1p-25f / std::max(std::fabs(scale), 0x1p-24f);
-      if (!(whole >= 0 && whole <= 15 && std::fabs(zero - whole) <= std::min(slack, 0.45f))) {
-        fail(ErrorCode::kUnsupported,
-             "{}: matrix {}: zero {} of group {}, column {} is not a whole number from 0 to 15",
-             matrix.zeros.file->path(), quote(matrix.entry.name), zero, i / static_cast<std::size_t>(matrix.entry.n),
-             i % static_cast<std::size_t>(matrix.entry.n));
-      }
-      put_nibble(zeros[i / 8], static_cast<std::int64_t>(i % 8), static_cast<std::uint32_t>(whole));
+  static std::uint32_t whole_zero(const Matrix& matrix, std::int64_t group, std::int64_t column) {
+    const std::int64_t at = group * matrix.entry.n + column;
+    const float scale = float_from_half(Stored<std::uint16_t>(*matrix.scales.tensor)[at]);
+    const float product = -float_from_half(Stored<std::uint16_t>(*matrix.zeros.tensor)[at]);
+    const float zero = scale == 0 && product == 0 ? 0 : product / scale, whole = std::nearbyint(zero);
+    // The product was rounded to fp16: by at most 2^-11 of it, or half a step of the subnormals.
+    const float slack = 0x1p-10f * std::fabs(zero) + 0x1p-25f / std::max(std::fabs(scale), 0x1p-24f);
+    if (!(whole >= 0 && whole <= 15 && std::fabs(zero - whole) <= std::min(slack, 0.45f))) {
+      fail(ErrorCode::kUnsupported, "{}: matrix {}: zero {} of group {}, column {} is not a whole number from 0 to 15",
+           matrix.zeros.file->path(), quote(matrix.entry.name), zero, group, column);
     }
-    return zeros;
+    return static_cast<std::uint32_t>(whole);
   }
 };
 

@@ -47,13 +47,16 @@ class CompressedTensors : public Reader {
     finish(matrix, claimed);
   }
 
-  Repacked repack(const Matrix& matrix) const override {
+  Repacked repack(const Matrix& matrix, const Cut& cut) const override {
     const MatrixEntry& entry = matrix.entry;
     Repacked out;
-    out.qweight = transposed(elements<std::uint32_t>(*matrix.codes.tensor), entry.n, entry.k / 8);
-    if (matrix.zeros.tensor != nullptr)
-      out.qzeros = transposed(elements<std::uint32_t>(*matrix.zeros.tensor), entry.n / 8, entry.groups);
-    out.scales = transposed_scales(*matrix.scales.tensor, entry.n, entry.groups, entry.groups);
+    out.qweight = transposed(*matrix.codes.tensor, entry.k / 8, cut.columns, cut.row / 8, cut.rows / 8);
+    if (matrix.zeros.tensor != nullptr) {
+      std::vector<std::int32_t> rows;  // of eight columns each
+      for (std::int64_t i = 0; i < cut.n(); i += 8) rows.push_back(static_cast<std::int32_t>(cut.column(i) / 8));
+      out.qzeros = transposed(*matrix.zeros.tensor, entry.groups, rows, 0, entry.groups);
+    }
+    out.scales = transposed_scales(*matrix.scales.tensor, cut, entry.groups, entry.groups);
     return out;
   }
 

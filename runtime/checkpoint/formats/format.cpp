@@ -2,6 +2,7 @@
 #include "runtime/checkpoint/formats/format.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 namespace q4::checkpoint {
 
@@ -133,27 +134,49 @@ void finish(Matrix& matrix, const ClaimedConfig& claimed) {
   entry.group_size = group_size(matrix, claimed);
 }
 
-std::vector<std::uint32_t> transposed(const std::vector<std::uint32_t>& from, std::int64_t rows, std::int64_t cols) {
+Cut Cut::whole(const MatrixEntry& entry) {
+  Cut cut{0, entry.k, std::vector<std::int32_t>(static_cast<std::size_t>(entry.n))};
+  std::iota(cut.columns.begin(), cut.columns.end(), 0);
+  return cut;
+}
+
+std::vector<std::uint32_t> transposed(const StoredTensor& from, std::int64_t stride,
+                                      const std::vector<std::int32_t>& rows, std::int64_t first, std::int64_t count) {
   constexpr std::int64_t kBlock = 16;  // words of a cache line
-  std::vector<std::uint32_t> to(from.size());
-  for (std::int64_t row = 0; row < rows; row += kBlock)
-    for (std::int64_t col = 0; col < cols; col += kBlock)
-      for (std::int64_t c = col; c < std::min(col + kBlock, cols); ++c)
-        for (std::int64_t r = row; r < std::min(row + kBlock, rows); ++r)
-          to[static_cast<std::size_t>(c * rows + r)] = from[static_cast<std::size_t>(r * cols + c)];
+  const Stored<std::uint32_t> words(from);
+  const auto n = static_cast<std::int64_t>(rows.size());
+  std::vector<std::uint32_t> to(static_cast<std::size_t>(count * n));
+  for (std::int64_t row = 0; row < n; row += kBlock)
+    for (std::int64_t col = 0; col < count; col += kBlock)
+      for (std::int64_t c = col; c < std::min(col + kBlock, count); ++c)
+        for (std::int64_t r = row; r < std::min(row + kBlock, n); ++r)
+          to[static_cast<std::size_t>(c * n + r)] = words[rows[static_cast<std::size_t>(r)] * stride + first + c];
   return to;
 }
 
-std::vector<std::uint8_t> transposed_scales(const StoredTensor& scales, std::int64_t n, std::int64_t stride,
-                                            std::int64_t groups) {
-  const std::size_t size = scales.dtype == "F32" ? 4 : 2;
-  std::vector<std::uint8_t> to(static_cast<std::size_t>(groups * n) * size);
+namespace {
+
+/// [groups, n] of elements of scales' type, each from element at(group, column of the cut).
+template <class At>
+std::vector<std::uint8_t> gathered(const StoredTensor& scales, const Cut& cut, std::int64_t groups, const At& at) {
+  const std::int64_t size = scales.dtype == "F32" ? 4 : 2;
+  std::vector<std::uint8_t> to(static_cast<std::size_t>(groups * cut.n() * size));
   const auto* from = reinterpret_cast<const std::uint8_t*>(scales.data);
+  auto* next = to.data();
   for (std::int64_t g = 0; g < groups; ++g)
-    for (std::int64_t c = 0; c < n; ++c)
-      std::copy_n(from + static_cast<std::size_t>(c * stride + g) * size, size,
-                  to.data() + static_cast<std::size_t>(g * n + c) * size);
+    for (const std::int32_t column : cut.columns) next = std::copy_n(from + at(g, column) * size, size, next);
   return to;
+}
+
+}  // namespace
+
+std::vector<std::uint8_t> transposed_scales(const StoredTensor& scales, const Cut& cut, std::int64_t stride,
+                                            std::int64_t groups) {
+  return gathered(scales, cut, groups, [&](std::int64_t group, std::int64_t c) { return c * stride + group; });
+}
+
+std::vector<std::uint8_t> cut_scales(const StoredTensor& scales, const Cut& cut, std::int64_t n, std::int64_t groups) {
+  return gathered(scales, cut, groups, [&](std::int64_t group, std::int64_t c) { return group * n + c; });
 }
 
 }  // namespace q4::checkpoint

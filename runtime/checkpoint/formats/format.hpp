@@ -31,10 +31,19 @@ struct Matrix {
   std::string name(std::string_view part) const { return entry.name + "." + std::string(part); }
 };
 
-/// A matrix as GPTQ tensors; qzeros is empty where none are stored.
+/// The rows and columns of a matrix that are wanted; both in eights that begin at a multiple of 8.
+struct Cut {
+  std::int64_t row = 0, rows = 0;
+  std::vector<std::int32_t> columns;  ///< of the whole, in order
+  std::int64_t n() const { return static_cast<std::int64_t>(columns.size()); }
+  std::int64_t column(std::int64_t i) const { return columns[static_cast<std::size_t>(i)]; }
+  static Cut whole(const MatrixEntry& entry);
+};
+
+/// A cut of a matrix as GPTQ tensors, with n columns; qzeros is empty where none are stored.
 struct Repacked {
-  std::vector<std::uint32_t> qweight, qzeros;
-  std::vector<std::uint8_t> scales;  ///< [groups, n] of the type that is stored
+  std::vector<std::uint32_t> qweight, qzeros;  ///< [rows / 8, n], [groups, n / 8]: all groups of the matrix
+  std::vector<std::uint8_t> scales;            ///< [groups, n] of the type that is stored
 };
 
 class Reader {
@@ -46,9 +55,10 @@ class Reader {
   virtual bool detects(const Matrix& matrix, const ClaimedConfig& claimed) const = 0;
   /// Finds the other tensors and sets `entry` from the shapes; throws for what contradicts them.
   virtual void describe(const FileSet& files, Matrix& matrix, const ClaimedConfig& claimed) const = 0;
-  /// Whether repack() is needed, and the GPTQ tensors. What the others store is used where it is mapped.
+  /// Whether repack() is needed, and the GPTQ tensors; it reads no more than they are made of. What the others store is
+  /// used where it is mapped.
   virtual bool repacks() const { return true; }
-  virtual Repacked repack(const Matrix&) const { return {}; }
+  virtual Repacked repack(const Matrix&, const Cut&) const { return {}; }
 };
 
 /// Every reader; of several that detect a matrix the first reads it.
@@ -96,11 +106,29 @@ std::vector<Element> elements(const StoredTensor& tensor) {
   std::copy_n(tensor.data, out.size() * sizeof(Element), reinterpret_cast<std::byte*>(out.data()));
   return out;
 }
-/// [rows, cols] -> [cols, rows]
-std::vector<std::uint32_t> transposed(const std::vector<std::uint32_t>& from, std::int64_t rows, std::int64_t cols);
-/// Scales [n, stride] -> [groups, n], the first `groups` of each row, whatever their type.
-std::vector<std::uint8_t> transposed_scales(const StoredTensor& scales, std::int64_t n, std::int64_t stride,
+/// Elements of a tensor where they are, aligned or not.
+template <class Element>
+class Stored {
+ public:
+  explicit Stored(const StoredTensor& tensor) : data_(tensor.data) {}
+  Element operator[](std::int64_t i) const {
+    Element element;
+    std::copy_n(data_ + i * static_cast<std::int64_t>(sizeof element), sizeof element,
+                reinterpret_cast<std::byte*>(&element));
+    return element;
+  }
+
+ private:
+  const std::byte* data_;
+};
+/// Rows `rows` (the columns of a cut) and columns first .. first + count - 1 of words [.., stride] -> [count, rows].
+std::vector<std::uint32_t> transposed(const StoredTensor& from, std::int64_t stride,
+                                      const std::vector<std::int32_t>& rows, std::int64_t first, std::int64_t count);
+/// Scales [.., stride] -> [groups, n]: the first `groups` of the rows that the cut's columns are, whatever their type.
+std::vector<std::uint8_t> transposed_scales(const StoredTensor& scales, const Cut& cut, std::int64_t stride,
                                             std::int64_t groups);
+/// The columns of the cut of scales [groups, n], whatever their type.
+std::vector<std::uint8_t> cut_scales(const StoredTensor& scales, const Cut& cut, std::int64_t n, std::int64_t groups);
 inline void put_nibble(std::uint32_t& word, std::int64_t i, std::uint32_t value) { word |= value << (4 * i); }
 
 }  // namespace q4::checkpoint

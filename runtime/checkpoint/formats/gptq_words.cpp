@@ -57,24 +57,27 @@ class GptqWords : public Reader {
     finish(matrix, claimed);
   }
 
-  Repacked repack(const Matrix& matrix) const override {
+  Repacked repack(const Matrix& matrix, const Cut& cut) const override {
     const MatrixEntry& entry = matrix.entry;
-    const std::int64_t bytes = word_bits(matrix.codes.tensor->dtype) / 8, n = entry.n;
+    const std::int64_t bytes = word_bits(matrix.codes.tensor->dtype) / 8, n = cut.n();
     Repacked out;
-    out.qweight.resize(static_cast<std::size_t>(entry.k / 8 * n));
+    out.qweight.resize(static_cast<std::size_t>(cut.rows / 8 * n));
     const auto* const from = reinterpret_cast<const std::uint8_t*>(matrix.codes.tensor->data);
-    for (std::int64_t row = 0; row < entry.k / 2; ++row)  // of bytes: two rows of W each
+    for (std::int64_t i = 0; i < cut.rows / 2; ++i) {  // bytes: two rows of W each
+      const std::int64_t row = cut.row / 2 + i;
       for (std::int64_t c = 0; c < n; ++c)
-        out.qweight[static_cast<std::size_t>(row / 4 * n + c)] |=
-            std::uint32_t{from[(row / bytes * n + c) * bytes + row % bytes]} << (8 * (row % 4));
+        out.qweight[static_cast<std::size_t>(i / 4 * n + c)] |=
+            std::uint32_t{from[(row / bytes * entry.n + cut.column(c)) * bytes + row % bytes]} << (8 * (i % 4));
+    }
     if (matrix.zeros.tensor != nullptr) {
       const std::int64_t stride = static_cast<std::int64_t>(matrix.zeros.tensor->bytes) / entry.groups;
       const auto* const zeros = reinterpret_cast<const std::uint8_t*>(matrix.zeros.tensor->data);
       out.qzeros.resize(static_cast<std::size_t>(entry.groups * (n / 8)));
+      auto* to = reinterpret_cast<std::uint8_t*>(out.qzeros.data());
       for (std::int64_t g = 0; g < entry.groups; ++g)
-        std::copy_n(zeros + g * stride, n / 2, reinterpret_cast<std::uint8_t*>(out.qzeros.data()) + g * (n / 2));
+        for (std::int64_t c = 0; c < n; c += 8) to = std::copy_n(zeros + g * stride + cut.column(c) / 2, 4, to);
     }
-    out.scales = elements<std::uint8_t>(*matrix.scales.tensor);
+    out.scales = cut_scales(*matrix.scales.tensor, cut, entry.n, entry.groups);
     return out;
   }
 };

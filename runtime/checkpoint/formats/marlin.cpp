@@ -61,35 +61,53 @@ class Marlin : public Reader {
     finish(matrix, claimed);
   }
 
-  Repacked repack(const Matrix& matrix) const override {
+  Repacked repack(const Matrix& matrix, const Cut& cut) const override {
     const MatrixEntry& entry = matrix.entry;
-    const std::int64_t n = entry.n;
-    static const std::array<std::int16_t, 1024> order = tile_order();
+    const std::int64_t n = cut.n();
+    static const std::array<std::int16_t, 1024> order = inverse_order();
     Repacked out;
-    out.qweight.resize(static_cast<std::size_t>(entry.k / 8 * n));
-    const auto codes = elements<std::uint32_t>(*matrix.codes.tensor);
-    for (std::int64_t tile_row = 0; tile_row < entry.k / 16; ++tile_row) {
-      for (std::int64_t i = 0; i < 16 * n; ++i) {
-        const std::int64_t at = order[static_cast<std::size_t>(i % 1024)];
-        const std::int64_t row = tile_row * 16 + at / 16 % 16, col = i / 1024 * 64 + at / 256 * 16 + at % 16;
-        const std::uint32_t word = codes[static_cast<std::size_t>(tile_row * 2 * n + i / 8)];
-        put_nibble(out.qweight[static_cast<std::size_t>(row / 8 * n + col)], row % 8, word >> (4 * (i % 8)) & 15u);
+    out.qweight.resize(static_cast<std::size_t>(cut.rows / 8 * n));
+    const Stored<std::uint32_t> codes(*matrix.codes.tensor);
+    for (std::int64_t row = 0; row < cut.rows; ++row) {
+      const std::int64_t r = cut.row + row;
+      for (std::int64_t i = 0; i < n; ++i) {
+        const std::int64_t c = cut.column(i), tile = 16 * (r % 16) + c % 16 + c % 64 / 16 * 256;
+        const std::int64_t at = c / 64 * 1024 + order[static_cast<std::size_t>(tile)];
+        const std::uint32_t word = codes[r / 16 * 2 * entry.n + at / 8];
+        put_nibble(out.qweight[static_cast<std::size_t>(row / 8 * n + i)], r % 8, word >> (4 * (at % 8)) & 15u);
       }
     }
-    out.scales = plain_scales(matrix);
+    out.scales = plain_scales(matrix, cut);
     return out;
   }
 
  private:
-  static std::vector<std::uint8_t> plain_scales(const Matrix& matrix) {
-    const auto permuted = elements<std::uint16_t>(*matrix.scales.tensor);
-    std::vector<std::uint8_t> scales(permuted.size() * 2);
-    constexpr std::size_t kSingle[8] = {0, 1, 8, 9, 16, 17, 24, 25};
-    for (std::size_t i = 0; i < permuted.size(); ++i) {
-      const std::size_t grouped = i / 64 * 64 + i % 8 * 8 + i % 64 / 8;
-      const std::size_t single = i / 32 * 32 + i % 32 / 8 * 2 + kSingle[i % 8];
-      const std::size_t to = matrix.entry.groups > 1 ? grouped : single;
-      std::copy_n(reinterpret_cast<const std::uint8_t*>(&permuted[i]), 2, scales.data() + 2 * to);
+  static std::array<std::int16_t, 1024> inverse_order() {
+    const auto order = tile_order();
+    std::array<std::int16_t, 1024> inverse{};
+    for (std::size_t i = 0; i < order.size(); ++i)
+      inverse[static_cast<std::size_t>(order[i])] = static_cast<std::int16_t>(i);
+    return inverse;
+  }
+
+  static std::vector<std::uint8_t> plain_scales(const Matrix& matrix, const Cut& cut) {
+    // Where the scale of column i % 64 (one group: i % 32) stands.
+    constexpr std::int64_t kSingle[8] = {0, 1, 8, 9, 16, 17, 24, 25};
+    std::array<std::int64_t, 64> place{};
+    const bool grouped = matrix.entry.groups > 1;
+    for (std::int64_t i = 0; i < (grouped ? 64 : 32); ++i)
+      place[static_cast<std::size_t>(grouped ? i % 8 * 8 + i / 8 : i / 8 * 2 + kSingle[i % 8])] = i;
+    const std::int64_t period = grouped ? 64 : 32;
+    const Stored<std::uint16_t> permuted(*matrix.scales.tensor);
+    std::vector<std::uint8_t> scales;
+    scales.reserve(static_cast<std::size_t>(matrix.entry.groups * cut.n()) * 2);
+    for (std::int64_t g = 0; g < matrix.entry.groups; ++g) {
+      for (const std::int64_t c : cut.columns) {
+        const std::int64_t at = c / period * period + place[static_cast<std::size_t>(c % period)];
+        const std::uint16_t scale = permuted[g * matrix.entry.n + at];
+        scales.push_back(static_cast<std::uint8_t>(scale & 255)),
+            scales.push_back(static_cast<std::uint8_t>(scale >> 8));
+      }
     }
     return scales;
   }

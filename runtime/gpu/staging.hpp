@@ -1,0 +1,34 @@
+// Staging: code words from host memory to the device, through pinned memory, by several threads.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "runtime/gpu/driver.hpp"
+
+namespace q4::gpu {
+
+/// Each thread has two pieces of pinned memory: while one is copied to the device, the other is filled from the tensors,
+/// which are anywhere (a mapped file) and need not be contiguous. Where the driver has no pinned memory, ordinary memory
+/// serves. Loads of one device take turns.
+class Staging {
+ public:
+  Staging() = default;
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+  ~Staging() { trim(); }
+
+  /// qweight or the pieces of `source`, contiguous in device memory of `driver`; returns when they are there.
+  void upload(const std::shared_ptr<Driver>& driver, const MatrixSource& source, void* to);
+  /// Frees the pinned memory, which is kept from one load to the next.
+  void trim();
+
+ private:
+  std::mutex mutex_;
+  std::shared_ptr<Driver> driver_;
+  std::vector<void*> slots_;  // pinned, two a thread
+};
+
+}  // namespace q4::gpu
