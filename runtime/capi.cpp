@@ -318,6 +318,15 @@ q4_status q4_warmup_shapes(q4_runtime* runtime, q4_device device, const q4_warmu
   });
 }
 
+q4_status q4_numerics_id(q4_runtime* runtime, q4_device device, const q4_warmup_shape* shapes, size_t count,
+                         const q4_plan_options* plan, char* text, size_t size, size_t* length) {
+  return guard(__func__, [&] {
+    const auto& owner = required(runtime, "runtime").runtime;
+    const auto options = plan_options(options_of(plan, "plan"));
+    give_text(owner.numerics_id(device_of(device, "device"), shapes_of(shapes, count), options), text, size, length);
+  });
+}
+
 q4_status q4_warmup_checkpoint(q4_runtime* runtime, q4_device device, q4_checkpoint checkpoint,
                                const q4_plan_options* plan, const q4_warmup_options* options,
                                q4_warmup_report* report) {

@@ -1,9 +1,11 @@
-// What MatmulPlan and Runtime::warmup do alike before anything is planned.
+// What MatmulPlan, Runtime::warmup and Runtime::numerics_id do alike before anything is planned.
 #pragma once
 
 #include <cstdint>
 #include <q4/matmul.hpp>
 #include <q4/tuning.hpp>
+#include <q4/warmup.hpp>
+#include <vector>
 
 #include "runtime/backends/backend.hpp"
 
@@ -16,5 +18,8 @@ void check_options(const PlanOptions& options, Device device);
 /// Runtime::Impl::tuned.
 const TuningRecord* find_tuned(const Runtime& runtime, const DeviceBackend& device, std::int64_t k, std::int64_t n,
                                std::int64_t group_size, bool act_order, DType activation);
+
+/// Each shape of the matrices that can be loaded, once.
+std::vector<WarmupShape> warmup_shapes(const Checkpoint& checkpoint);
 
 }  // namespace q4

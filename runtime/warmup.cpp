@@ -161,7 +161,7 @@ WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const Warmu
   return report;
 }
 
-WarmupReport Runtime::warmup(const Checkpoint& checkpoint, const WarmupOptions& options) const {
+std::vector<WarmupShape> warmup_shapes(const Checkpoint& checkpoint) {
   std::vector<WarmupShape> shapes;
   for (const MatrixEntry& entry : checkpoint.matrices()) {
     if (!entry.unsupported.empty()) continue;
@@ -170,7 +170,11 @@ WarmupReport Runtime::warmup(const Checkpoint& checkpoint, const WarmupOptions& 
                             entry.has_bias,   entry.format == QuantFormat::kAwq};
     if (std::find(shapes.begin(), shapes.end(), shape) == shapes.end()) shapes.push_back(shape);
   }
-  return warmup(shapes, options);
+  return shapes;
+}
+
+WarmupReport Runtime::warmup(const Checkpoint& checkpoint, const WarmupOptions& options) const {
+  return warmup(warmup_shapes(checkpoint), options);
 }
 
 }  // namespace q4

@@ -77,5 +77,28 @@ TEST_CASE_FIXTURE(Fixture, "capi: fused matrices and slices of a checkpoint") {
   rejects({"names is null"}, load({nullptr}, nullptr, made));
 }
 
+TEST_CASE_FIXTURE(Fixture, "capi: numerics ids") {
+  const auto id_of = [&](const q4_warmup_shape& shape, std::int64_t max_m) {
+    q4_plan_options options = {};
+    options.size = sizeof options, options.max_m = max_m;
+    char text[32];
+    size_t length = 0;
+    Q4_REQUIRE_OK(q4_numerics_id(runtime, kHere, &shape, 1, &options, text, sizeof text, &length));
+    CHECK(length == 16);
+    return std::string(text);
+  };
+  q4_warmup_shape shape = {};
+  shape.k = 256, shape.n = 64;
+  const std::string id = id_of(shape, 4);
+  CHECK(id == id_of(shape, 4));
+  CHECK(id != id_of(shape, 8));
+  shape.n = 128;
+  CHECK(id != id_of(shape, 4));
+  shape.k = 7;
+  size_t length = 0;
+  rejects({"k = 7"}, q4_numerics_id(runtime, kHere, &shape, 1, nullptr, nullptr, 0, &length));
+  rejects({"shapes is null"}, q4_numerics_id(runtime, kHere, nullptr, 1, nullptr, nullptr, 0, &length));
+}
+
 }  // namespace
 }  // namespace q4::test

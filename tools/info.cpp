@@ -168,10 +168,33 @@ int info(const Tool& tool) {
   return status_of(files);
 }
 
+/// What ranks compare: numerics ids of the model's plans in fp16 for up to kRows rows, by device. A device that cannot be
+/// opened has none.
+constexpr std::int64_t kRows = 64;
+Json numerics_of(const std::string& path) {
+  const Runtime runtime;
+  const Checkpoint checkpoint = Checkpoint::open(path);
+  PlanOptions options;
+  options.max_m = kRows;
+  Json ids = Json::object();
+  for (const DeviceInfo& info : runtime.devices()) {
+    try {
+      ids[info.device.str()] = runtime.numerics_id(info.device, checkpoint, options);
+    } catch (const Error&) {}
+  }
+  return ids;
+}
+
 int print_summary(const Tool& tool, const std::string& checkpoint) {
-  const Json summary = summarize_checkpoint(checkpoint);
-  fmt::print("{}",
-             tool.json ? summary.dump(2, ' ', false, Json::error_handler_t::replace) + "\n" : summary_text(summary));
+  Json summary = summarize_checkpoint(checkpoint);
+  summary["numerics_ids"] = numerics_of(checkpoint);
+  if (tool.json) {
+    fmt::print("{}\n", summary.dump(2, ' ', false, Json::error_handler_t::replace));
+    return 0;
+  }
+  fmt::print("{}", summary_text(summary));
+  for (const auto& [device, id] : summary["numerics_ids"].items())
+    fmt::print("  numerics id on {} (fp16, up to {} rows): {}\n", device, kRows, id.get<std::string>());
   return 0;
 }
 

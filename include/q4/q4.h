@@ -369,6 +369,9 @@ typedef struct q4_warmup_report {
 Q4_API q4_status q4_warmup_shapes(q4_runtime* runtime, q4_device device, const q4_warmup_shape* shapes, size_t count,
                                   const q4_plan_options* plan, const q4_warmup_options* options,
                                   q4_warmup_report* report);
+/* 16 hex digits of what decides the bits of results on a device; ranks compare them. See q4::Runtime::numerics_id. */
+Q4_API q4_status q4_numerics_id(q4_runtime* runtime, q4_device device, const q4_warmup_shape* shapes, size_t count,
+                                const q4_plan_options* plan, char* text, size_t size, size_t* length);
 /* For every quantized matrix of a checkpoint. */
 Q4_API q4_status q4_warmup_checkpoint(q4_runtime* runtime, q4_device device, q4_checkpoint checkpoint,
                                       const q4_plan_options* plan, const q4_warmup_options* options,

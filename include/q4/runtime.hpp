@@ -14,6 +14,7 @@
 namespace q4 {
 
 class Checkpoint;
+struct PlanOptions;
 class TuningDb;
 struct TuningSource;
 struct WarmupOptions;
@@ -120,6 +121,11 @@ class Q4_API Runtime {
   WarmupReport warmup(const std::vector<WarmupShape>& shapes, const WarmupOptions& options) const;
   /// For every quantized matrix of a checkpoint.
   WarmupReport warmup(const Checkpoint& checkpoint, const WarmupOptions& options) const;
+  /// 16 hex digits of everything in q4 that decides the bits of results of plans of these shapes with these options: the
+  /// kind of device, the device code, the tactic of each range of m. Ranks whose ids are equal compute alike; versions of
+  /// a BLAS, where W is reconstructed, and of the run-time compiler are not in it. No shapes: the device and the code.
+  std::string numerics_id(Device device, const std::vector<WarmupShape>& shapes, const PlanOptions& options) const;
+  std::string numerics_id(Device device, const Checkpoint& checkpoint, const PlanOptions& options) const;
 
   class Impl;
   Impl& impl() const { return *impl_; }  ///< internal

@@ -122,6 +122,8 @@ class DeviceBackend {
                                         const TuningRecord* /*tuned*/) {
     return {};
   }
+  /// What decides the bits of such plans' results beside the device's architecture and kernels_digest(), as text.
+  virtual std::string numerics(const MatrixShape& shape, const PlanOptions& options, const TuningRecord* tuned) = 0;
   /// A host x_map is already checked; one in device memory is bounded by the kernel: an entry outside [0, x_cols) gives
   /// 0.
   virtual void column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,

@@ -35,6 +35,13 @@ std::vector<DeviceBackend::WarmupJob> GpuDevice::warmup(const MatrixShape& shape
   return jobs;
 }
 
+std::string GpuDevice::numerics(const MatrixShape& shape, const PlanOptions& options, const TuningRecord* tuned) {
+  std::string text;
+  for (const auto& choice : choose::choose(shape, options, gpu_of(*driver_), tuned))
+    text += fmt::format("m <= {} {}; ", choice.up_to, choice.tactic.str());
+  return text;
+}
+
 void GpuDevice::column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
                              std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,
                              std::int64_t rows) {

@@ -75,6 +75,11 @@ class CpuDevice final : public DeviceBackend {
                                      ledger_, options, tuned);
   }
 
+  std::string numerics(const MatrixShape&, const PlanOptions& options, const TuningRecord* tuned) override {
+    const auto from = options.reconstruct_from != 0 ? options.reconstruct_from : tuned ? tuned->reconstruct_from : 0;
+    return fmt::format("{} {} {}", from, options.batch_invariant, from < 0 ? "" : blas().name);
+  }
+
   void column_remap(void*, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
                     std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,
                     std::int64_t rows) override {
