@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
 #include <q4/q4.hpp>
 
@@ -95,6 +96,7 @@ struct Result {
   ZeroFormat zeros = ZeroFormat::kAuto;
   double error = 0, limit = 0;
   std::int64_t columns = 0;
+  double load_seconds = 0;
   std::vector<std::string> tactics;
   std::string failure;  ///< why there is no error
   bool ok() const { return failure.empty() && error <= limit; }
@@ -110,7 +112,9 @@ Weights weights_of(const Job& job, const std::string& name) {
 void verify_matrix(const Job& job, std::int64_t wanted_columns, Result& result) {
   const std::string& name = result.matrix.name;
   result.limit = autotune::tolerance(job.activation);
+  const auto start = std::chrono::steady_clock::now();
   const QuantizedMatrix matrix = job.checkpoint.load(job.runtime, job.device, name, job.zeros);
+  result.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   result.act_order = matrix.act_order();
   result.zeros = matrix.zeros();
   result.detected = matrix.zeros_detected();
@@ -141,6 +145,18 @@ void verify_matrix(const Job& job, std::int64_t wanted_columns, Result& result) 
   }
 }
 
+/// How fast matrices were loaded. The first one is left out where there are others: it opens the device too.
+struct LoadSpeed {
+  std::size_t matrices = 0;
+  double bytes = 0, seconds = 0;
+  void add(const Result& result) {
+    if (result.load_seconds == 0) return;
+    if (matrices++ == 1) bytes = seconds = 0;
+    bytes += static_cast<double>(result.matrix.bytes), seconds += result.load_seconds;
+  }
+  double mb_per_s() const { return seconds > 0 ? bytes / seconds / 1e6 : 0; }
+};
+
 std::string zeros_text(const Result& result) {
   if (result.zeros == ZeroFormat::kAuto) return "-";
   return std::string(result.zeros == ZeroFormat::kV1 ? "v1" : "v2") + (result.detected ? " (detected)" : "");
@@ -160,6 +176,8 @@ Json to_json(const Job& job, const Result& result) {
                {"error", result.error},  // null: not finite
                {"tolerance", result.limit},
                {"columns", result.columns},
+               {"bytes", matrix.bytes},
+               {"load_ms", result.load_seconds * 1e3},
                {"tactics", tactics},
                {"ok", result.ok()}};
   if (!result.failure.empty()) json["failure"] = result.failure;
@@ -176,6 +194,7 @@ int verify(const Job& job, const Options& options, bool json) {
   }
   Json list = Json::array();
   double worst = 0;
+  LoadSpeed speed;
   bool sampled = false;
   for (const MatrixEntry& matrix : job.matrices) {
     Result result;
@@ -190,6 +209,7 @@ int verify(const Job& job, const Options& options, bool json) {
     const bool ok = result.ok();
     if (!ok) ++failed;
     worst = std::max(worst, result.error);
+    speed.add(result);
     sampled |= result.failure.empty() && result.columns < result.matrix.n;
     if (json) {
       list.push_back(to_json(job, result));
@@ -212,6 +232,7 @@ int verify(const Job& job, const Options& options, bool json) {
                       {"m", job.m},
                       {"tolerance", limit},
                       {"failed", failed},
+                      {"load_mb_per_s", speed.mb_per_s()},
                       {"unsupported", unsupported},
                       {"matrices", list}};
     fmt::print("{}\n", all.dump(2, ' ', false, Json::error_handler_t::replace));
@@ -220,6 +241,9 @@ int verify(const Job& job, const Options& options, bool json) {
                to_string(job.activation), fmt::join(job.m, ", "));
     fmt::print("{}, tolerance {:.0e}, largest error {:.2e}\n",
                failed == 0 ? "all passed" : fmt::format("{} FAILED", failed), limit, worst);
+    if (speed.seconds > 0)
+      fmt::print("loaded {:.1f} MB in {:.3f} s: {:.0f} MB/s{}\n", speed.bytes / 1e6, speed.seconds, speed.mb_per_s(),
+                 speed.matrices > 1 ? ", without the first matrix" : "");
     for (const auto& matrix : job.passed_over)
       fmt::print("not supported, passed over: {}: {}\n", matrix.name, matrix.unsupported);
     if (sampled) fmt::print("The reference computed a sample of the columns; --columns 0 computes all.\n");
