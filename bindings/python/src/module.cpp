@@ -38,9 +38,10 @@ NB_MODULE(_native, m) {
   });
   nb::set_leak_warnings(false);  // the runtime outlives the interpreter on purpose
   bind_matrix(m);
+  bind_slice(m);
   bind_runtime(m);
   bind_memory(m);
-  for (const char* name : {"Matrix", "Plan", "Checkpoint", "MatrixEntry", "DeviceInfo", "BackendStatus"}) {
+  for (const char* name : {"Matrix", "Plan", "Checkpoint", "MatrixEntry", "DeviceInfo", "BackendStatus", "Slice"}) {
     gives_itself<>(m.attr(name), "__copy__");
     if (std::string_view(name) != "Matrix") gives_itself<nb::handle>(m.attr(name), "__deepcopy__");  // q4/_matrix.py
   }

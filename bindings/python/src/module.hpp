@@ -15,6 +15,9 @@ void bind_exllamav2(nb::module_& module);
 void bind_memory(nb::module_& module);
 void bind_matrix(nb::module_& module);
 void bind_runtime(nb::module_& module);
+void bind_slice(nb::module_& module);
+/// Checkpoint.load and what is like it (slice.cpp).
+void bind_loads(nb::class_<Checkpoint>& checkpoint);
 
 /// fp16, bf16 or fp32 by a name ("float16", "fp16"), or as a dtype of NumPy, torch or what is like them.
 DType activation(const char* call, nb::handle dtype);

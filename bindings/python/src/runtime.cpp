@@ -66,6 +66,32 @@ nb::dict describe(const WarmupReport& report) {
   return d;
 }
 
+/// Shapes of a list of (k, n), or the checkpoint that was opened.
+std::optional<Checkpoint> checkpoint_or_shapes(const char* call, nb::handle what, bool act_order, bool bias,
+                                               std::int64_t group_size, std::vector<WarmupShape>& shapes) {
+  if (nb::isinstance<Checkpoint>(what)) return nb::cast<Checkpoint>(what);
+  if (PyUnicode_Check(what.ptr()) || nb::hasattr(what, "__fspath__")) return open_checkpoint(what);
+  std::vector<std::pair<std::int64_t, std::int64_t>> pairs;
+  if (!nb::try_cast(what, pairs))
+    throw nb::type_error(
+        fmt::format("{}: what must be a Checkpoint, a path of one, or a list of shapes (k, n)", call).c_str());
+  for (const auto& [k, n] : pairs) shapes.push_back({k, n, group_size, act_order, bias});
+  return std::nullopt;
+}
+
+std::string numerics_id(nb::object what, int max_m, nb::handle dtype, nb::handle device, bool act_order, bool bias,
+                        std::int64_t group_size) {
+  constexpr const char* kCall = "numerics_id";
+  PlanOptions options;
+  options.max_m = max_m, options.activation = activation(kCall, dtype);
+  std::vector<WarmupShape> shapes;
+  const auto opened = checkpoint_or_shapes(kCall, what, act_order, bias, group_size, shapes);
+  const auto named = read_device(kCall, device);
+  const GilRelease release;
+  const Device on = named ? *named : runtime().best_device();
+  return opened ? runtime().numerics_id(on, *opened, options) : runtime().numerics_id(on, shapes, options);
+}
+
 /// `progress` runs here with the GIL; True from it ends the warm-up, and what it raises is raised when that has ended.
 nb::dict warmup(nb::object what, int max_m, nb::handle dtype, nb::handle device, bool act_order, bool bias,
                 std::int64_t group_size, int threads, double deadline, nb::object progress) {
@@ -85,17 +111,7 @@ nb::dict warmup(nb::object what, int max_m, nb::handle dtype, nb::handle device,
     };
   options.cancel = [&] { return stop; };
   std::vector<WarmupShape> shapes;
-  std::optional<Checkpoint> opened;
-  if (nb::isinstance<Checkpoint>(what)) {
-    opened = nb::cast<Checkpoint>(what);
-  } else if (PyUnicode_Check(what.ptr()) || nb::hasattr(what, "__fspath__")) {
-    opened = open_checkpoint(what);
-  } else {
-    std::vector<std::pair<std::int64_t, std::int64_t>> pairs;
-    if (!nb::try_cast(what, pairs))
-      throw nb::type_error("warmup: what must be a Checkpoint, a path of one, or a list of shapes (k, n)");
-    for (const auto& [k, n] : pairs) shapes.push_back({k, n, group_size, act_order, bias});
-  }
+  const auto opened = checkpoint_or_shapes("warmup", what, act_order, bias, group_size, shapes);
   WarmupReport report;
   {
     const GilRelease release;
@@ -152,19 +168,21 @@ void bind_checkpoint(nb::module_& m) {
       .def_ro("has_g_idx", &MatrixEntry::has_g_idx)
       .def_ro("has_bias", &MatrixEntry::has_bias)
       .def_ro("bits", &MatrixEntry::bits, "Bits of a weight; 4 if it can be loaded.")
+      .def_ro("bytes", &MatrixEntry::bytes, "Of its tensors in the files.")
       .def_ro("unsupported", &MatrixEntry::unsupported, "Why it cannot be loaded; empty if it can.")
       .def("__repr__", [](const MatrixEntry& e) {
         return fmt::format("q4.MatrixEntry('{}', k={}, n={}, group_size={})", e.name, e.k, e.n, e.group_size);
       });
-  nb::class_<Checkpoint>(m, "Checkpoint", "A GPTQ or AWQ checkpoint: a safetensors file or a folder with some.")
+  nb::class_<Checkpoint> checkpoint(m, "Checkpoint",
+                                    "A GPTQ or AWQ checkpoint: a safetensors file or a folder with some.");
+  bind_loads(checkpoint);
+  checkpoint
       .def(
           "__init__", [](Checkpoint* self, nb::handle path) { new (self) Checkpoint(open_checkpoint(path)); }, "path"_a,
           "Opens and maps it; shapes are checked now, contents when a matrix is loaded.")
       .def_prop_ro("matrices", &Checkpoint::matrices,
                    "Every matrix, sorted by name; one with a text in .unsupported cannot be loaded.")
       .def("find", &Checkpoint::find, "name"_a, "The entry of a name; LookupError with the nearest names.")
-      .def("load", &load_matrix, "name"_a, "device"_a = nb::none(), nb::kw_only(), "zeros"_a = nb::none(),
-           "Loads a matrix to a device (None: the best one). zeros: overrides the checkpoint's claim.")
       .def_prop_ro("format",
                    [](const Checkpoint& c) { return c.config().format == QuantFormat::kGptq ? "gptq" : "awq"; })
       .def_prop_ro("group_size", [](const Checkpoint& c) { return c.config().group_size; })
@@ -218,6 +236,11 @@ void bind_runtime(nb::module_& m) {
         "Finds or compiles, and loads, every kernel that plans of a Checkpoint (or the path of one) or of a list of "
         "(k, n) need. "
         "progress(done, total, kernel) may return True to stop. Returns what came of each kernel.");
+  m.def("numerics_id", &numerics_id, "what"_a, "max_m"_a, "dtype"_a.none() = "float16", nb::kw_only(),
+        "device"_a = nb::none(), "act_order"_a = false, "bias"_a = false, "group_size"_a = 128,
+        "16 hex digits of what decides the bits of results for a Checkpoint (or the path of one) or a list of (k, n): "
+        "the "
+        "kind of device, the device code, the tactics. Ranks compare it (q4.torch.check_ranks_agree).");
   m.def("cache_counters", &cache_counters, "Where kernels came from since configure(), and the time it took.");
   m.def("tuning", &tuning, "The tuning records in use, as dicts.");
   m.attr("version") = Q4_VERSION;

@@ -91,6 +91,8 @@ def save_checkpoint(
         if name in bias:
             parts["bias"] = bias[name]
         for part, array in parts.items():
+            if array is None:
+                continue
             array = np.ascontiguousarray(array)
             header[f"{name}.{part}"] = {
                 "dtype": _TYPES[array.dtype.name],

@@ -1,15 +1,20 @@
-"""Runs every Python snippet of docs/python.md, in order, in one namespace; those that need CUDA where it is."""
+"""Runs every Python snippet of docs/python.md and docs/parallel.md, each file's in order and in one namespace; those that
+need CUDA where it is."""
 
 import importlib.util
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from samples import gptq, save_checkpoint
 
-DOCS = Path(os.environ.get("Q4_DOCS", str(Path(__file__).parents[3] / "docs"))) / "python.md"
+FOLDER = Path(os.environ.get("Q4_DOCS", str(Path(__file__).parents[3] / "docs")))
+DOCS = FOLDER / "python.md"
+PARALLEL = FOLDER / "parallel.md"
 
 
 def cuda() -> bool:
@@ -20,14 +25,14 @@ def cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def snippets() -> list[tuple[str, str]]:
+def snippets(docs: Path = DOCS) -> list[tuple[str, str]]:
     """(needs, code): ```python, or ```python torch / transformers / cuda after the language for what must be there."""
-    return re.findall(r"^```python ?(\w*)\n(.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```python ?(\w*)\n(.*?)^```$", docs.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def run(code: str, names: dict[str, Any]) -> None:
-    line = DOCS.read_text().count("\n", 0, DOCS.read_text().index(code))
-    exec(compile("\n" * line + code, str(DOCS), "exec"), names)
+def run(code: str, names: dict[str, Any], docs: Path = DOCS) -> None:
+    line = docs.read_text().count("\n", 0, docs.read_text().index(code))
+    exec(compile("\n" * line + code, str(docs), "exec"), names)
 
 
 def test_the_first_snippet_needs_nothing_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +57,40 @@ def test_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run(code, names)
         ran += 1
     assert ran >= 3
+
+
+@pytest.fixture
+def layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In a folder with the checkpoint that docs/parallel.md reads: a layer of 128, 4 heads of 32, 256 inside."""
+    attention = {"q_proj": (128, 128), "k_proj": (128, 64), "v_proj": (128, 64), "o_proj": (128, 128)}
+    mlp = {"gate_proj": (128, 256), "up_proj": (128, 256), "down_proj": (256, 128)}
+    prefix = "model.layers.0."
+    samples = {f"{prefix}self_attn.{name}": gptq(*shape, 32, seed=1) for name, shape in attention.items()}
+    samples |= {f"{prefix}mlp.{name}": gptq(*shape, 32, seed=2) for name, shape in mlp.items()}
+    save_checkpoint(tmp_path / "checkpoint", samples, 32)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_slices_of_parallel_md(layer: Path) -> None:
+    found = [code for needs, code in snippets(PARALLEL) if needs == ""]
+    assert len(found) == 2
+    names: dict[str, Any] = {}
+    for code in found:
+        run(code, names, PARALLEL)
+
+
+def test_the_program_of_parallel_md(layer: Path) -> None:
+    """By torchrun, as it says; both ranks get the same sum."""
+    torch = pytest.importorskip("torch")
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    [code] = [code for needs, code in snippets(PARALLEL) if needs == "ranks"]
+    (layer / "parallel.py").write_text(code)
+    assert "torchrun --nproc-per-node 2 parallel.py" in PARALLEL.read_text()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "parallel.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(torchrun, capture_output=True, text=True, timeout=180, env=environment)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    sums = [line.split()[1] for line in sorted(ended.stdout.splitlines())]
+    assert len(sums) == 2 and sums[0] == sums[1], ended.stdout

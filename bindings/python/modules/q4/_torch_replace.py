@@ -1,7 +1,9 @@
 """replace_linears: a checkpoint's matrices in the place of a model's layers. Imports torch."""
 
+import fnmatch
 import itertools
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -57,12 +59,64 @@ def _moved(bias: torch.Tensor, device: torch.device) -> torch.Tensor:
     return bias.to(device)
 
 
+_COLUMNS = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "w1", "w3"}
+_ROWS = {"o_proj", "down_proj", "w2"}
+
+
+def _dimension(name: str, placements: "Mapping[str, Any] | None") -> "int | None":
+    """Which dimension of an nn.Linear's weight is divided: 0, 1 or None."""
+    if placements is None:
+        last = name.rpartition(".")[2]
+        return 0 if last in _COLUMNS else 1 if last in _ROWS else None
+    for pattern, placement in placements.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            dimension: Any = getattr(placement, "dim", None)
+            if dimension not in (0, 1, None) or (dimension is None and type(placement).__name__ != "Replicate"):
+                raise q4.InvalidArgument(
+                    f"replace_linears: placements['{pattern}'] = {placement}; it must be Shard(0), Shard(1) or Replicate()"
+                )
+            return dimension if dimension is None else int(dimension)
+    return None
+
+
+def _parallel(
+    checkpoint: Checkpoint,
+    entry: MatrixEntry,
+    model: Any,
+    mesh: Any,
+    placements: "Mapping[str, Any] | None",
+    device: Any,
+    bias: "torch.Tensor | None",
+) -> "torch.nn.Module | None":
+    from q4._torch_parallel import ColumnParallelLinear, RowParallelLinear
+
+    dimension = _dimension(entry.name, placements)
+    if dimension is None:
+        return None
+    if bias is not None:
+        raise q4.Unsupported(
+            f"replace_linears: '{entry.name}' has a bias that is not in the checkpoint, and it is divided over ranks: put"
+            " the bias into the checkpoint, or place the module as Replicate()"
+        )
+    group = mesh.get_group()
+    if dimension == 1:
+        return RowParallelLinear(checkpoint, entry.name, group=group, device=device)
+    unit = 8
+    config = getattr(model, "config", None)
+    if entry.name.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj") and config is not None:
+        heads = getattr(config, "num_attention_heads", None)
+        unit = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else unit)
+    return ColumnParallelLinear(checkpoint, entry.name, group=group, device=device, unit=unit)
+
+
 def replace_linears(
     model: torch.nn.Module,
     checkpoint: "Checkpoint | str | os.PathLike[str]",
     *,
     device: Any = None,
     strict: bool = True,
+    device_mesh: Any = None,
+    placements: "Mapping[str, Any] | None" = None,
 ) -> list[str]:
     """Puts a Linear in the place of each module that the checkpoint has a matrix for; returns their names.
 
@@ -70,6 +124,11 @@ def replace_linears(
     device). Shapes must match. A bias comes from the checkpoint; where that has none, the module's own stays. Embeddings
     are left alone. strict: a matrix whose name the model lacks, or that q4 does not support (entry.unsupported says
     why), is an error, else it is left out. Everything is checked before the first module is replaced.
+
+    device_mesh: a DeviceMesh of one dimension, over whose ranks the matrices are divided; placements: pattern of names
+    (as fnmatch has them) -> the DTensor placement of an nn.Linear's weight, Shard(0) (out_features), Shard(1)
+    (in_features) or Replicate(). None: q, k, v, gate and up projections are Shard(0), o and down projections Shard(1),
+    as transformers divides them, and the others whole. A head of model.config is never divided.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
@@ -97,8 +156,13 @@ def replace_linears(
     for entry in entries:
         parent, _, last = entry.name.rpartition(".")
         place = device if device is not None else _device_of(modules[entry.name]) or _device_of(model)
-        matrix = checkpoint.load(entry.name, place)
         bias = kept[entry.name]
+        if device_mesh is not None:
+            parallel = _parallel(checkpoint, entry, model, device_mesh, placements, place, bias)
+            if parallel is not None:
+                setattr(model.get_submodule(parent), last, parallel)
+                continue
+        matrix = checkpoint.load(entry.name, place)
         if bias is not None:
             bias = _moved(bias, torch_device(matrix.device))
         setattr(model.get_submodule(parent), last, Linear(matrix, bias))
