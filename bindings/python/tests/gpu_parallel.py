@@ -202,6 +202,30 @@ def one_process(folder: Path) -> None:
     print("one process, 16 threads, one runtime:", ", ".join(devices), "- right, and no weights held afterwards")
 
 
+def load_speed(folder: Path) -> None:
+    """Of matrices in the page cache, against copies of as many bytes from pinned memory."""
+    checkpoint = q4.Checkpoint(folder)
+    total = sum(entry.bytes for entry in checkpoint.matrices)
+    rates = []
+    for _ in range(4):  # the first compiles what packs
+        start = time.perf_counter()
+        matrices = checkpoint.load_all("cuda:0")
+        torch.cuda.synchronize()
+        rates.append(total / (time.perf_counter() - start) / 1e9)
+        del matrices
+    pinned = torch.empty(256 << 20, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty_like(pinned, device="cuda:0")
+    copies = []
+    for _ in range(4):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        there.copy_(pinned, non_blocking=True)
+        torch.cuda.synchronize()
+        copies.append(pinned.numel() / (time.perf_counter() - start) / 1e9)
+    print(f"loads of {total / 1e6:.0f} MB: {', '.join(f'{r:.1f}' for r in rates[1:])} GB/s;"
+          f" a copy from pinned memory: {max(copies):.1f} GB/s", flush=True)
+
+
 def rank_main(rank: int, world: int, folder: Path, what: str) -> None:
     torch.cuda.set_device(rank)
     device = f"cuda:{rank}"
@@ -259,6 +283,7 @@ def main() -> int:
         for model in MODELS:
             for act_order in (False, True):
                 write_checkpoint(folder / f"{model}-{act_order}", model, act_order)
+        load_speed(folder / "llama-2-70b-False")
         one_process(folder / "llama-3-8b-True")
         statuses = [process.wait() for process in start(args.ranks, folder, "measure")]
         if any(statuses):
