@@ -70,6 +70,29 @@ void add_row(const MatrixSource& source, std::int64_t row, std::int64_t column, 
   for (int c = 0; c < columns; ++c) lanes[c] |= (words[c] >> from & 15u) << shift;
 }
 
+/// Eight rows of AWQ's words: transposes nibbles, for all words side by side.
+void pack_awq_octet(const MatrixSource& source, std::int64_t first, std::int64_t column, int columns,
+                    std::uint32_t* lanes) {
+  constexpr int kWords = kTile / 8;
+  std::uint32_t rows[8][kWords] = {};
+  for (int r = 0; r < 8; ++r) {
+    std::uint32_t space[kTile];
+    std::copy_n(words_of(source, first + r, column / 8, columns / 8, space), columns / 8, rows[r]);
+  }
+  const auto swap = [&](int low, int high, int shift, std::uint32_t mask) {
+    for (int w = 0; w < kWords; ++w) {
+      const std::uint32_t other = ((rows[low][w] >> shift) ^ rows[high][w]) & mask;
+      rows[high][w] ^= other;
+      rows[low][w] ^= other << shift;
+    }
+  };
+  for (const int r : {0, 1, 2, 3}) swap(r, r + 4, 16, 0x0000FFFFu);
+  for (const int r : {0, 1, 4, 5}) swap(r, r + 2, 8, 0x00FF00FFu);
+  for (const int r : {0, 2, 4, 6}) swap(r, r + 1, 4, 0x0F0F0F0Fu);
+  for (int c = 0; c < 8; ++c)  // now rows[j] holds what was nibble j of each row
+    for (int w = 0; w < kWords; ++w) lanes[8 * w + c] = even_odd(rows[awq_nibble(c)][w]);
+}
+
 void pack_octet(const MatrixSource& source, std::int64_t packed, std::int64_t column, int columns,
                 std::uint32_t* lanes) {
   const std::int64_t first = octet_row(source, packed);
@@ -80,10 +103,11 @@ void pack_octet(const MatrixSource& source, std::int64_t packed, std::int64_t co
     std::fill(lanes + columns, lanes + kTile, 0u);
     return;
   }
+  if (first >= 0) return pack_awq_octet(source, first, column, columns, lanes);
   std::fill(lanes, lanes + kTile, 0u);
   if (first == kPadding) return;
   for (int i = 0; i < 8; ++i) {
-    const std::int64_t row = first >= 0 ? first + i : source.order.source[std::size_t(packed + i)];
+    const std::int64_t row = source.order.source[std::size_t(packed + i)];
     if (row >= 0) add_row(source, row, column, columns, nibble_shift(i), lanes);
   }
 }
@@ -103,13 +127,16 @@ void pack_header(const MatrixSource& source, std::int64_t group, std::int64_t co
 /// Asks for the codes of `packed` in the columns of one tile: a source row is far from the next, and no hardware
 /// prefetcher follows steps of many pages.
 void prefetch_octet(const MatrixSource& source, std::int64_t packed, std::int64_t column, int columns) {
-  if (source.awq || !source.order.identity || packed >= source.k) return;
-  std::int64_t word = column;
-  const auto* piece = source.pieces.empty() ? nullptr : piece_of(source, word, columns);
+  if (!source.order.identity || packed >= source.k) return;
+  const std::int64_t first = source.awq ? packed : packed / 8, rows = source.awq ? 8 : 1;
+  const std::int64_t width = source.awq ? columns / 8 : columns;
+  std::int64_t word = source.awq ? column / 8 : column;
+  const auto* piece = source.pieces.empty() ? nullptr : piece_of(source, word, width);
   if (piece == nullptr && !source.pieces.empty()) return;
-  const std::uint32_t* words =
-      piece ? piece->words + packed / 8 * piece->row_stride + word : source.qweight + packed / 8 * source.n + column;
-  for (int c = 0; c < columns; c += 16) __builtin_prefetch(words + c);
+  const std::uint32_t* words = piece ? piece->words : source.qweight;
+  const std::int64_t stride = piece ? piece->row_stride : source.awq ? source.n / 8 : source.n;
+  for (std::int64_t row = first; row < std::min(first + rows, source.awq ? source.k : source.k / 8); ++row)
+    for (std::int64_t c = 0; c < width; c += 16) __builtin_prefetch(words + row * stride + word + c);
 }
 
 /// Whole lines past the caches: nothing reads them soon, and memory need not give them first. They are there for other

@@ -178,7 +178,7 @@ class MergedColumnParallelLinear(_Columns):
 
     def split(self, y: torch.Tensor) -> "tuple[torch.Tensor, ...]":
         """The result of forward(), a tensor for each matrix."""
-        return y.split(self.sizes, -1)
+        return torch.split(y, self.sizes, -1)
 
 
 class QKVParallelLinear(_Columns):
@@ -207,7 +207,7 @@ class QKVParallelLinear(_Columns):
 
     def split(self, y: torch.Tensor) -> "tuple[torch.Tensor, ...]":
         """The result of forward(), a tensor for each matrix."""
-        return y.split(self.sizes, -1)
+        return torch.split(y, self.sizes, -1)
 
 
 class RowParallelLinear(torch.nn.Module):
@@ -258,8 +258,10 @@ class RowParallelLinear(torch.nn.Module):
                     f"RowParallelLinear: x has {y.shape[0]} rows, which {self.world} ranks cannot share evenly: pad x,"
                     " or use reduce='sum'"
                 )
-            return _SumAndScatter.apply(y, self.group)
-        return _Sum.apply(y, self.group) if self.reduce == "sum" else y
+            y = _SumAndScatter.apply(y, self.group)
+        elif self.reduce == "sum":
+            y = _Sum.apply(y, self.group)
+        return y
 
     def extra_repr(self) -> str:
         """For print(model)."""
