@@ -1,0 +1,142 @@
+// Staging against a driver whose copies read the pinned memory as late as they may: when their lane is finished.
+#include "runtime/gpu/staging.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "reference.hpp"
+#include "runtime/base/check.hpp"
+
+namespace q4::test {
+namespace {
+
+class LateDriver : public gpu::Driver {
+ public:
+  bool has_pinned = true;
+  int fail_at = -1;  ///< the copy that fails
+  int copies = 0, pinned = 0, synchronized = 0;
+
+  void* take_pinned(std::size_t bytes) override {
+    const std::lock_guard lock(mutex_);
+    if (!has_pinned) return nullptr;
+    ++pinned;
+    return ::operator new(bytes);
+  }
+  void give_pinned(void* memory) noexcept override {
+    --pinned;
+    ::operator delete(memory);
+  }
+  void begin_copy(void* to, const void* from, std::size_t bytes, int lane) override {
+    const std::lock_guard lock(mutex_);
+    if (copies++ == fail_at) fail(ErrorCode::kDevice, "the copy failed");
+    CHECK(pending_.count(lane) == 0);  // each lane holds one piece
+    pending_[lane] = {to, from, bytes};
+  }
+  void finish_copy(int lane) override {
+    const std::lock_guard lock(mutex_);
+    const auto& [to, from, bytes] = pending_.at(lane);
+    std::memcpy(to, from, bytes);
+    pending_.erase(lane);
+  }
+  void synchronize() override { ++synchronized; }
+  void copy(void* to, const void* from, std::size_t bytes, CopyKind) override {
+    const std::lock_guard lock(mutex_);
+    ++copies;
+    std::memcpy(to, from, bytes);
+  }
+  bool idle() const { return pending_.empty(); }
+
+  const DeviceInfo& info() const override { return info_; }
+  Limits limits() const override { return {}; }
+  void* take(std::size_t) override { return nullptr; }
+  void give(void*) noexcept override {}
+  void fill(void*, int, std::size_t) override {}
+  std::unique_ptr<CapturedWork> capture(const std::function<void(void*)>&) override { return nullptr; }
+  Result<void> reachable(const void*) const override { return {}; }
+  Result<void> can_compile() override { return {}; }
+  std::string compiler() override { return {}; }
+  std::vector<std::string> options() const override { return {}; }
+  std::vector<char> compile(const jit::Source&, std::string&) override { return {}; }
+  std::unique_ptr<gpu::Function> load(const std::vector<char>&, const std::string&) override { return nullptr; }
+  void launch(const gpu::Function&, const gpu::LaunchShape&, void*, void**) const override {}
+  gpu::TensorMapBytes encode(const gpu::TensorMapShape&) const override { return {}; }
+  std::unique_ptr<gpu::Gemm> gemm(const gpu::GemmShape&) override { return nullptr; }
+
+ private:
+  struct Copy {
+    void* to;
+    const void* from;
+    std::size_t bytes;
+  };
+  DeviceInfo info_;
+  std::mutex mutex_;
+  std::map<int, Copy> pending_;
+};
+
+/// A matrix of three pieces with strides of their own, 20 MiB together.
+struct Pieces {
+  static constexpr std::int64_t kRows = 1024, kWidths[3] = {3000, 8, 2112};
+  std::vector<std::uint32_t> memory[3];
+  MatrixSource source;
+  std::vector<std::uint32_t> want;
+
+  Pieces() {
+    Random random(3);
+    for (int p = 0; p < 3; ++p) {
+      const std::int64_t stride = kWidths[p] + 16 * p;
+      for (std::int64_t i = 0; i < kRows * stride; ++i) memory[p].push_back(static_cast<std::uint32_t>(random.bits()));
+      source.pieces.push_back({memory[p].data() + 8 * p, kWidths[p], stride});
+    }
+    source.pieces.back().words = memory[2].data();
+    source.k = kRows * 8, source.n = 5120;
+    for (std::int64_t r = 0; r < kRows; ++r)
+      for (const auto& piece : source.pieces)
+        want.insert(want.end(), piece.words + r * piece.row_stride, piece.words + r * piece.row_stride + piece.width);
+  }
+};
+
+TEST_CASE("staging: pieces arrive side by side, whichever memory they pass through") {
+  const Pieces pieces;
+  for (const bool has_pinned : {true, false}) {
+    const auto driver = std::make_shared<LateDriver>();
+    driver->has_pinned = has_pinned;
+    gpu::Staging staging;
+    for (int twice = 0; twice < 2; ++twice) {
+      std::vector<std::uint32_t> got(pieces.want.size());
+      staging.upload(driver, pieces.source, got.data());
+      CHECK(got == pieces.want);
+      CHECK(driver->idle());
+    }
+    CHECK(driver->copies >= 20);
+    CHECK((driver->pinned > 0) == has_pinned);
+    MatrixSource whole;
+    whole.k = pieces.source.k, whole.n = pieces.source.n, whole.qweight = pieces.want.data();
+    std::vector<std::uint32_t> got(pieces.want.size());
+    staging.upload(driver, whole, got.data());
+    CHECK(got == pieces.want);
+    whole.awq = true, whole.k = pieces.source.k / 8, whole.n = pieces.source.n * 8;
+    std::fill(got.begin(), got.end(), 0u);
+    staging.upload(driver, whole, got.data());
+    CHECK(got == pieces.want);
+    staging.trim();
+    CHECK(driver->pinned == 0);
+  }
+}
+
+TEST_CASE("staging: a copy that fails is the load's error, and nothing reads pinned memory any more") {
+  const Pieces pieces;
+  for (const int at : {0, 3, 7}) {
+    const auto driver = std::make_shared<LateDriver>();
+    driver->fail_at = at;
+    gpu::Staging staging;
+    std::vector<std::uint32_t> got(pieces.want.size());
+    CHECK_THROWS_WITH_AS(staging.upload(driver, pieces.source, got.data()), "the copy failed", Error);
+    CHECK(driver->synchronized == 1);
+  }
+}
+
+}  // namespace
+}  // namespace q4::test
