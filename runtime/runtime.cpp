@@ -42,6 +42,7 @@ Runtime::Impl::Impl(RuntimeOptions options) : context_{resolve(std::move(options
     context_.log(
         LogLevel::kWarning,
         "kernel cache: no folder (set cache_dir, Q4_CACHE_DIR or HOME): compiled kernels are kept in memory only");
+  cache.seal = context_.seal;
   cache_ = std::make_unique<cache::KernelCache>(std::move(cache), context_.options.log);
   context_.cache = cache_.get();
   backends_ = make_backends(context_);

@@ -14,9 +14,9 @@
 #include <set>
 #include <thread>
 
-#include "runtime/backends/cpu/thread_pool.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/base/jobs.hpp"
+#include "runtime/base/processors.hpp"
 #include "runtime/choose/shape.hpp"
 #include "runtime/matmul.hpp"
 #include "runtime/runtime.hpp"
@@ -93,7 +93,7 @@ void run(const Jobs& jobs, const WarmupOptions& options, Clock::time_point start
   };
   if (!stops()) {
     const auto threads = static_cast<std::size_t>(options.threads);
-    Crew crew(jobs, threads ? threads : static_cast<std::size_t>(cpu::usable_threads()));
+    Crew crew(jobs, threads ? threads : static_cast<std::size_t>(usable_threads()));
     while (!crew.idle()) {
       CacheEvent event;
       const bool came = crew.next(event);

@@ -10,6 +10,7 @@
 
 #include "cpu_device.hpp"
 #include "runtime/backends/cpu/thread_pool.hpp"
+#include "runtime/base/processors.hpp"
 #include "temp_folder.hpp"
 
 namespace q4::test {
@@ -24,7 +25,7 @@ struct Root {
     fs::create_directories(fs::path(folder / name).parent_path());
     std::ofstream(folder / name) << text;
   }
-  double cpus(double limit) const { return cpu::cgroup_cpus(folder.path(), limit); }
+  double cpus(double limit) const { return cgroup_cpus(folder.path(), limit); }
 };
 
 int allowed_cpus() {
@@ -81,10 +82,10 @@ TEST_CASE("cpu threads: cgroup limits, v1 and v2, of the process and of its pare
 
 TEST_CASE("cpu threads: the affinity mask bounds them, and they keep the mask of the pool's maker") {
   const int allowed = allowed_cpus();
-  CHECK(cpu::usable_threads() <= allowed);
+  CHECK(usable_threads() <= allowed);
   cpu::ThreadPool pool(2);
   const OnOneCpu pinned;
-  CHECK(cpu::usable_threads() == 1);
+  CHECK(usable_threads() == 1);
   std::atomic<int> arrived{0}, others_cpus{0};
   pool.run(2, [&](std::int64_t, int worker) {
     if (worker == 1) others_cpus = allowed_cpus();

@@ -82,13 +82,13 @@ Found Folder::newest(const std::string& digest, const std::string& target) {
   return best;
 }
 
-Found Folder::find(const std::string& digest, const std::string& target) {
+Found Folder::find(const std::string& digest, const std::string& target, bool note) {
   auto found = newest(digest, target);
   if (!found.entry) {  // another process may have added it, or removed what the last scan saw
     scan();
     found = newest(digest, target);
   }
-  if (found.entry && own_) note_use(path_ + "/" + file_name(*found.entry));
+  if (found.entry && own_ && note) note_use(path_ + "/" + file_name(*found.entry));
   return found;
 }
 

@@ -19,8 +19,8 @@ class Folder {
 
   const std::string& path() const { return path_; }
   /// The sound entry of this key that was made last, and beside it what is wrong with one that is not sound.
-  /// Thread-safe; sees what other processes have added or removed.
-  Found find(const std::string& digest, const std::string& target);
+  /// Thread-safe; sees what other processes have added or removed. `note`: a hit that counts as a use is written down.
+  Found find(const std::string& digest, const std::string& target, bool note = true);
   /// Adds or replaces, and removes what is not sound under this key; then the least recently used go until the folder
   /// fits `max_bytes` (0: unbounded). Empty text, or what went wrong.
   std::string store(const Entry& entry, std::uint64_t max_bytes);

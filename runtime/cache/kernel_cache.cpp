@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "runtime/base/check.hpp"
+#include "runtime/cache/compile_slot.hpp"
 
 namespace q4::cache {
 namespace {
@@ -164,7 +165,8 @@ bool KernelCache::find(Search& search, Code& code) {
   missed.clear();
   for (const auto& layer : layers_) {
     Found found{{}, layer.problem};
-    if (layer.folder) found = layer.folder->find(search.digest, search.key.target);
+    const bool sealed = options_.seal && options_.seal->mode() != Sealing::kOff;
+    if (layer.folder) found = layer.folder->find(search.digest, search.key.target, !sealed);
     if (layer.pack) found = layer.pack->find(search.digest, search.key.target);
     const std::string& problem = found.problem;
     if (!problem.empty() && layer.problem.empty())
@@ -195,6 +197,9 @@ KernelCache::Shared KernelCache::find_or_make(Search& search, const Compile& com
          "it with q4-cache build --target {}, or use another cache_mode",
          search.digest, key.name, key.target, search.event.missed, key.target);
   const bool writes = options_.mode == CacheMode::kReadWrite && !options_.folder.empty();
+  if (options_.seal)
+    options_.seal->check(fmt::format("kernel {} is to be compiled for {}{}", key.name, key.target,
+                                     writes ? " and written to " + options_.folder : ""));
   std::string problem = writes ? prepare_folder(options_.folder) : std::string();
   std::optional<KeyLock> lock;
   if (writes && problem.empty()) {
@@ -206,7 +211,10 @@ KernelCache::Shared KernelCache::find_or_make(Search& search, const Compile& com
       return std::make_shared<const Code>(std::move(entry->code));
     }
   }
-  Compiled compiled = compile();
+  Compiled compiled = [&] {
+    const CompileSlot slot;
+    return compile();
+  }();
   search.event.layer = CacheLayer::kCompiler, search.event.from = compiled.compiler, search.log = compiled.log;
   search.event.compile_ms = watch.lap();
   if (writes && problem.empty())

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <future>
+#include <memory>
 #include <mutex>
 #include <q4/runtime.hpp>
 #include <string>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "runtime/base/fork.hpp"
+#include "runtime/base/seal.hpp"
 #include "runtime/cache/folder.hpp"
 #include "runtime/cache/pack.hpp"
 
@@ -30,6 +32,7 @@ struct CacheOptions {
   double lock_wait_s = 120;               ///< for another process that compiles the same kernel
   std::string dump_dir = {};
   std::function<void(const CacheEvent&)> event = {};
+  std::shared_ptr<const Seal> seal = {};  ///< asked before a kernel is compiled and kept; null: none
 };
 /// With the environment: default_folder(), $Q4_CACHE_MODE, $Q4_CACHE_PATH after the folders of the options,
 /// $Q4_DUMP_DIR, $Q4_PACK_PUBLIC_KEY, and what lies beside the library.
@@ -42,7 +45,7 @@ struct Compiled {
 };
 
 /// Thread-safe. A key is compiled once however many threads ask; a failure is delivered to those who waited and
-/// forgotten. Trouble with a folder or a pack is one warning, never an error: the kernel is compiled and used from
+/// forgotten. Not more than CompileSlot::kMost kernels are compiled at a time in one process. Trouble with a folder or a pack is one warning, never an error: the kernel is compiled and used from
 /// memory. Folders and packs are opened by the first get() that memory does not serve. No callback (log, event,
 /// compile, use) runs under a mutex or, but for compile, under a key's lock.
 class KernelCache {

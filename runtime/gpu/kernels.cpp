@@ -5,6 +5,7 @@
 
 #include "runtime/base/check.hpp"
 #include "runtime/base/jobs.hpp"
+#include "runtime/base/processors.hpp"
 #include "runtime/jit/embedded.hpp"
 
 namespace q4::gpu {
@@ -38,8 +39,6 @@ std::shared_ptr<const Function> Kernels::get(const jit::Source& source, CacheEve
   auto result = cache_.get(
       key_of(source, driver_.info().arch, driver_.options()),
       [&] {
-        if (const Seal* seal = driver_.ledger().seal())
-          seal->check(fmt::format("kernel {} is to be compiled for {}", source.name, driver_.info().device.str()));
         cache::Compiled compiled;
         compiled.code = driver_.compile(source, compiled.log);
         compiled.compiler = driver_.compiler();
@@ -75,7 +74,8 @@ std::shared_ptr<const Function> Kernels::keep(const jit::Source& source) {
 
 std::vector<std::shared_ptr<const Function>> Kernels::get_all(const std::vector<jit::Source>& sources) {
   std::vector<std::shared_ptr<const Function>> functions(sources.size());
-  run_jobs(sources.size(), hardware_threads(), [&](std::size_t i) { functions[i] = get(sources[i]); });
+  run_jobs(sources.size(), static_cast<std::size_t>(usable_threads()),
+           [&](std::size_t i) { functions[i] = get(sources[i]); });
   return functions;
 }
 

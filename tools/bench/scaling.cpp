@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "autotune/rig.hpp"
-#include "runtime/backends/cpu/thread_pool.hpp"
+#include "runtime/base/processors.hpp"
 #include "tools/bench/cpu_ceilings.hpp"
 #include "tools/bench/timed.hpp"
 
@@ -13,7 +13,7 @@ namespace q4::tools {
 
 std::vector<ScalingPoint> measure_scaling(autotune::Workload& workload, const std::vector<std::int64_t>& m,
                                           PlanOptions options, double seconds) {
-  const int all = cpu::usable_threads();
+  const int all = usable_threads();
   std::vector<ScalingPoint> points;
   for (int threads = 1; threads <= all; threads = threads < all && 2 * threads > all ? all : 2 * threads) {
     RuntimeOptions runtime_options;

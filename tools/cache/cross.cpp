@@ -11,6 +11,7 @@
 #include "runtime/backends/hip/compiler.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/base/jobs.hpp"
+#include "runtime/base/processors.hpp"
 #include "runtime/choose/sources.hpp"
 #include "runtime/gpu/kernels.hpp"
 #include "runtime/tuning_key.hpp"
@@ -108,7 +109,7 @@ struct CrossCompiler::Impl {
     std::vector<const jit::Source*> fresh;
     for (const auto& source : sources)
       if (seen.insert(source.text).second) fresh.push_back(&source);
-    run_jobs(fresh.size(), hardware_threads(), [&](std::size_t i) { get(*fresh[i]); });
+    run_jobs(fresh.size(), static_cast<std::size_t>(usable_threads()), [&](std::size_t i) { get(*fresh[i]); });
   }
 
   DeviceInfo info;

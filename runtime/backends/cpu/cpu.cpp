@@ -15,6 +15,7 @@
 #include "runtime/backends/cpu/plan.hpp"
 #include "runtime/backends/cpu/thread_pool.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/base/processors.hpp"
 #include "runtime/base/settings.hpp"
 #include "runtime/jit/embedded.hpp"
 
