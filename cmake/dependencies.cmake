@@ -30,7 +30,8 @@ q4_package(nlohmann_json nlohmann_json::nlohmann_json nlohmann/json.hpp https://
 # fmt. A version of fmt with which that does not link is used header-only.
 if(NOT TARGET q4_fmt)  # the wheel includes this file before the library does
   add_library(q4_fmt INTERFACE)
-  if(fmt_SOURCE_DIR)
+  FetchContent_GetProperties(fmt)
+  if(fmt_SOURCE_DIR)  # it was fetched
     set(q4_fmt_include ${fmt_SOURCE_DIR}/include)
   else()
     get_target_property(q4_fmt_include fmt::fmt-header-only INTERFACE_INCLUDE_DIRECTORIES)
