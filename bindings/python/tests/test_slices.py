@@ -99,3 +99,13 @@ def test_tensors() -> None:
     ]:
         with pytest.raises(q4.InvalidArgument, match=text):
             q4.fuse_gptq(parts)
+
+
+def test_numerics_id(layer: "tuple[Path, dict[str, Sample]]") -> None:
+    shapes = [(128, 64), (64, 128)]
+    first = q4.numerics_id(shapes, 16, device="cpu")
+    assert len(first) == 16 and first == q4.numerics_id(shapes[::-1], 16, device="cpu")
+    assert first != q4.numerics_id(shapes, 16, "bfloat16", device="cpu")
+    assert q4.numerics_id(layer[0], 16, device="cpu") == q4.numerics_id(q4.Checkpoint(layer[0]), 16, device="cpu")
+    with pytest.raises(TypeError, match="numerics_id: what must be"):
+        q4.numerics_id(5, 16, device="cpu")  # type: ignore[arg-type]
