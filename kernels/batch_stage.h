@@ -39,7 +39,8 @@ struct Stages {
   static constexpr int kRowStep = threads(C) / 8, kRowCopies = C.teams * C.rows / kRowStep;
   static constexpr int kMetaChunks = half_sets(C.p) * kMetaBytes / 16;
   const u16* x;
-  const u8 *codes, *meta;
+  const u8* codes;
+  SetPlace meta;               // of the strip's first set
   int line, chunk, rows_left;  // line: of the rows of all teams; rows_left: of m from the tile on
 
   Q4_DEVICE Stages(const MatmulArgs& a, const Place<C>& at) {
@@ -50,7 +51,7 @@ struct Stages {
     x = a.x + at.row * a.x_stride + chunk * 8;
     const int strip = smaller(at.first_strip + at.strip, strips(C.p.n) - 1);  // past the last: repeated, never stored
     codes = a.codes + codes_offset(C.p.k, strip, 0, 0, 0, at.lane);
-    meta = a.meta + meta_offset(C.p.k, C.p.unit, strip, 0);
+    meta = set_place(C.p, a, strip, 0);
   }
   Q4_DEVICE u32 x_tile(int stage, int team) const {
     return base + stage * stage_bytes(C) + team * (C.rows * kBatchXRowBytes);
@@ -63,6 +64,14 @@ struct Stages {
            (at.team * C.strips + at.strip) * (half_sets(C.p) * kMetaBytes);
   }
 
+  /// 16 bytes of the sets from `set` on, as they stand in a stage.
+  Q4_DEVICE const u8* meta_chunk(int set, int chunk) const {
+    if constexpr (!C.p.apart) return meta.scales + static_cast<i64>(set) * kMetaBytes + chunk * 16;
+    constexpr int kEach = kMetaBytes / 16, kScales = kScaleBytes / 16;
+    const int inside = chunk % kEach;
+    const i64 past = static_cast<i64>(set + chunk / kEach) * set_stride(C.p);
+    return inside < kScales ? meta.scales + past + inside * 16 : meta.zeros + past / 4 + (inside - kScales) * 16;
+  }
   /// Asks for this thread's part of a turn. Halves past the last have no codes, and x is zero past x_k and m.
   Q4_DEVICE void load_weights(int turn, int stage, const Place<C>& at) const {
     const int half = turn * C.teams + at.team;
@@ -77,8 +86,7 @@ struct Stages {
 #pragma unroll
     for (int i = 0; i < kMetaChunks; i += 32)
       if (i + at.lane < kMetaChunks)
-        async_copy16(strip_meta(stage, at) + (i + at.lane) * 16,
-                     meta + static_cast<i64>(set) * kMetaBytes + (i + at.lane) * 16, 16);
+        async_copy16(strip_meta(stage, at) + (i + at.lane) * 16, meta_chunk(set, i + at.lane), 16);
   }
   Q4_DEVICE void load_x(const MatmulArgs& a, int turn, int stage) const {
     // A team's rows are copied by whole passes of the block, or several teams' by one. Not all unrolled: as many row

@@ -39,15 +39,16 @@ struct Brick {
 /// Where this lane finds slab 0 of one brick. Tiles past the last strip repeat the last: they are never stored.
 struct BrickSource {
   const u8 *codes, *scales;
-  int zeros;  // from the scales
+  int zeros;              // from the scales
+  const u8* zeros_apart;  // where they are apart
 };
 template <DecodeConfig C>
 Q4_DEVICE BrickSource brick_source(const MatmulArgs& a, int tile, int lane) {
   if constexpr (strips(C.p.n) * kStripTiles % C.tiles != 0) tile = smaller(tile, strips(C.p.n) * kStripTiles - C.brick);
   const int strip = tile / kStripTiles, in_strip = tile % kStripTiles, g = lane >> 2;
-  return {a.codes + codes_offset(C.p.k, strip, 0, in_strip, 0, lane),
-          a.meta + meta_offset(C.p.k, C.p.unit, strip, lane & 3 & (slab_sets(C) - 1)) + scale_offset(in_strip, g),
-          zero_offset(in_strip, g) - scale_offset(in_strip, g)};
+  const SetPlace set = set_place(C.p, a, strip, lane & 3 & (slab_sets(C) - 1));
+  return {a.codes + codes_offset(C.p.k, strip, 0, in_strip, 0, lane), set.scales + scale_offset(in_strip, g),
+          zero_offset(in_strip, g) - scale_offset(in_strip, g), set.zeros + zero_place(in_strip, g)};
 }
 template <DecodeConfig C>
 Q4_DEVICE void load_words(Brick<C>& b, const BrickSource& from, int slab, int half) {
@@ -65,7 +66,8 @@ Q4_DEVICE void load_meta(Brick<C>& b, const BrickSource& from, int slab) {
 #pragma unroll
   for (int u = 0; u < kept_sets(C); ++u) {
     const int set = C.p.unit > kSlabRows ? slab / (C.p.unit / kSlabRows) : slab * slab_sets(C) + 4 * u;
-    const u8 *scales = from.scales + static_cast<i64>(set) * kMetaBytes, *zeros = scales + from.zeros;
+    const i64 past = static_cast<i64>(set) * set_stride(C.p);
+    const u8 *scales = from.scales + past, *zeros = C.p.apart ? from.zeros_apart + past / 4 : scales + from.zeros;
     if constexpr (C.brick == 1) {
       b.scales[u][0] = *reinterpret_cast<const u32*>(scales);
       b.zeros[u] = *zeros;

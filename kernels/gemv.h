@@ -68,9 +68,9 @@ struct Meta {
 };
 template <GemvConfig C>
 Q4_DEVICE Meta load_meta(const MatmulArgs& a, int strip, int tile, int g, int p) {
-  const u8* set = a.meta + meta_offset(C.p.k, C.p.unit, strip, p / C.p.unit);
-  const u32 scales = *reinterpret_cast<const u32*>(set + scale_offset(tile, g));
-  const u32 zeros = set[zero_offset(tile, g)];
+  const SetPlace set = set_place(C.p, a, strip, p / C.p.unit);
+  const u32 scales = *reinterpret_cast<const u32*>(set.scales + scale_offset(tile, g));
+  const u32 zeros = set.zeros[zero_place(tile, g)];
   return {{half_to_float(static_cast<u16>(scales)), half_to_float(static_cast<u16>(scales >> 16))},
           {zeros & 15u, zeros >> 4}};
 }

@@ -25,6 +25,10 @@
 //
 //     0    [g 0..7][tile 0..3] u32: fp16 scale of column g (low) and of column g + 8 (high)
 //     128  [g 0..7][tile 0..3] u8:  zero of column g (low nibble) and of column g + 8 (high nibble)
+//
+// Or *apart*, in the memory of the tensors that they were packed from (GPTQ's scales and qzeros, n % 64 == 0, a set a
+// group): set > strip, the 128 bytes of scales in one memory, the 32 of zeros in another. A set's bytes are then where
+// the tensors have those of the same 64 columns, so that packing in place moves nothing further than that.
 #pragma once
 #include "device.h"
 
@@ -37,8 +41,9 @@ constexpr int kSlabRows = 128;
 constexpr int kStepRows = 16;     // rows of one word, of one mma k step
 constexpr int kTileBytes = 1024;  // one tile of one slab
 constexpr int kSlabBytes = kStripTiles * kTileBytes;
-constexpr int kMetaBytes = 160;  // one set
-constexpr int kMetaZeros = 128;  // where its zeros begin
+constexpr int kMetaBytes = 160;                                                // one set
+constexpr int kMetaZeros = 128;                                                // where its zeros begin
+constexpr int kScaleBytes = kMetaZeros, kZeroBytes = kMetaBytes - kMetaZeros;  // of a set
 
 Q4_BOTH constexpr int strips(int n) { return ceil_div(n, kStripColumns); }
 Q4_BOTH constexpr int slabs(int k) { return ceil_div(k, kSlabRows); }
@@ -59,7 +64,8 @@ Q4_BOTH constexpr i64 meta_offset(int k, int unit, int strip, int set) {
 }
 /// Within a set: the u32 with the scales, and the byte with the zeros, of columns g and g + 8 of a tile.
 Q4_BOTH constexpr int scale_offset(int tile, int g) { return (g * kStripTiles + tile) * 4; }
-Q4_BOTH constexpr int zero_offset(int tile, int g) { return kMetaZeros + g * kStripTiles + tile; }
+Q4_BOTH constexpr int zero_place(int tile, int g) { return g * kStripTiles + tile; }  // from the set's first zero
+Q4_BOTH constexpr int zero_offset(int tile, int g) { return kMetaZeros + zero_place(tile, g); }
 
 /// Nibble `i` (0..7) of a word of lane 4 g + t: which row of its 16 and which column of its tile.
 Q4_BOTH constexpr int nibble_row(int i, int t) { return 2 * t + (i >= 4 ? 1 : 0) + (i & 2 ? 8 : 0); }

@@ -7,6 +7,17 @@ namespace q4::prefill_detail {
 // Whole warps walk these loops and one lane acts: then ptxas keeps addresses in uniform registers. One thread alone
 // costs a loop around each copy, and as many cycles a slab as its bytes take to arrive.
 
+/// The sets of one slab of strip `i` from `first` on, as they stand together.
+template <PrefillConfig C>
+Q4_DEVICE void load_apart(u32 to, const SetPlace& first, int i, u32 full) {
+#pragma unroll
+  for (int j = 0; j < slab_sets(C.p); ++j) {
+    const i64 piece = static_cast<i64>(j) * strips(C.p.n) + i;
+    bulk_load(to + j * kMetaBytes, first.scales + piece * kScaleBytes, kScaleBytes, full);
+    bulk_load(to + j * kMetaBytes + kMetaZeros, first.zeros + piece * kZeroBytes, kZeroBytes, full);
+  }
+}
+
 template <PrefillConfig C>
 Q4_DEVICE void produce_weights(const MatmulArgs& a, const Shared<C>& s, u32 rank, bool leader) {
   constexpr int kStrips = strips(C.p.n), kMeta = slab_sets(C.p) * kMetaBytes;
@@ -19,7 +30,7 @@ Q4_DEVICE void produce_weights(const MatmulArgs& a, const Shared<C>& s, u32 rank
     for (int slab = work.begin; slab < work.end; ++slab) {
       const int set = C.p.unit < kSlabRows ? slab * slab_sets(C.p) : slab / (C.p.unit / kSlabRows);
       const u8* codes = a.codes + codes_offset(C.p.k, strip, slab, 0, 0, 0);
-      const u8* meta = a.meta + meta_offset(C.p.k, C.p.unit, strip, set);
+      const SetPlace meta = set_place(C.p, a, strip, set);
       const u32 full = s.full + 8 * ring.stage;
       mbar_wait(s.empty + 8 * ring.stage, ring.phase ^ 1);
       if (leader) {
@@ -28,7 +39,10 @@ Q4_DEVICE void produce_weights(const MatmulArgs& a, const Shared<C>& s, u32 rank
         for (int i = 0; i < C.strips; ++i) {
           if (i >= here) break;
           bulk_load(s.strip_codes(ring.stage, i), codes + i * kNextCodes, kSlabBytes, full);
-          bulk_load(s.strip_meta(ring.stage, i), meta + i * kNextMeta, kMeta, full);
+          if constexpr (C.p.apart)
+            load_apart<C>(s.strip_meta(ring.stage, i), meta, i, full);
+          else
+            bulk_load(s.strip_meta(ring.stage, i), meta.scales + i * kNextMeta, kMeta, full);
         }
       }
       ring.advance();

@@ -13,10 +13,12 @@ struct Problem {
   int gather = 0;  ///< 1: packed row p reads column x_map[p] of x, or nothing where that is -1
   int bf16 = 0;    ///< activations are bf16, else fp16
   int bias = 0;    ///< the bias is added
+  int apart = 0;   ///< scales and zeros are apart (layout.h): MatmulArgs::meta and zeros
 
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
     v("k", k), v("n", n), v("unit", unit), v("x_k", x_k), v("gather", gather), v("bf16", bf16), v("bias", bias);
+    v("apart", apart);
   }
 };
 
@@ -34,7 +36,7 @@ constexpr int kCounterBytes = 16384;
 /// Arguments of every matmul kernel. Pointers are 16-byte aligned, strides in elements and multiples of 8.
 struct MatmulArgs {
   const u8* codes;   ///< codes_bytes(k, n)
-  const u8* meta;    ///< meta_bytes(k, n, unit)
+  const u8* meta;    ///< meta_bytes(k, n, unit); apart: scales alone
   const u16* x;      ///< [m, x_k], row stride x_stride
   const i32* x_map;  ///< [k] when gather
   const u16* bias;   ///< [n] in the activations' type when bias
@@ -42,6 +44,26 @@ struct MatmulArgs {
   u8* workspace;     ///< workspace_bytes(C, m) of the kernel; its first kCounterBytes are zero
   i64 x_stride, out_stride;
   i32 m;
+  const u8* zeros;  ///< apart: zeros
 };
+
+/// Where a set's scales and zeros are.
+struct SetPlace {
+  const u8 *scales, *zeros;
+};
+/// `a`: arguments of a kernel, with `meta` and `zeros`.
+template <class Args>
+Q4_BOTH constexpr SetPlace set_place(const Problem& p, const Args& a, int strip, int set) {
+  if (p.apart) {
+    const i64 piece = static_cast<i64>(set) * strips(p.n) + strip;
+    return {a.meta + piece * kScaleBytes, a.zeros + piece * kZeroBytes};
+  }
+  const u8* at = a.meta + meta_offset(p.k, p.unit, strip, set);
+  return {at, at + kMetaZeros};
+}
+/// From a set's scales to those of the strip's next set; zeros are as far, or apart a quarter of it.
+Q4_BOTH constexpr i64 set_stride(const Problem& p) {
+  return p.apart ? static_cast<i64>(strips(p.n)) * kScaleBytes : kMetaBytes;
+}
 
 }  // namespace q4

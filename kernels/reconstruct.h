@@ -20,6 +20,7 @@ struct ReconstructArgs {
   i64 w_stride;
   i32 first_strip;  ///< a slice of W may be made at a time
   i32 columns;      ///< of the slice
+  const u8* zeros;  ///< apart, as in MatmulArgs
 };
 
 Q4_BOTH constexpr int threads(const ReconstructConfig&) { return 256; }
@@ -44,9 +45,9 @@ Q4_DEVICE void reconstruct(const ReconstructArgs& a) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const int step = half * 64 + j * kStepRows;
-    const u8* set = a.meta + meta_offset(C.p.k, C.p.unit, strip, (slab * kSlabRows + step) / C.p.unit);
-    const u32 scales = *reinterpret_cast<const u32*>(set + scale_offset(tile, g));
-    const int zeros = set[zero_offset(tile, g)];
+    const SetPlace set = set_place(C.p, a, strip, (slab * kSlabRows + step) / C.p.unit);
+    const u32 scales = *reinterpret_cast<const u32*>(set.scales + scale_offset(tile, g));
+    const int zeros = set.zeros[zero_place(tile, g)];
     const float scale[2] = {half_to_float(static_cast<u16>(scales)), half_to_float(static_cast<u16>(scales >> 16))};
     const int zero[2] = {zeros & 15, zeros >> 4};
 #pragma unroll

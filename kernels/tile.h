@@ -73,9 +73,9 @@ Q4_DEVICE void load(Staged<C>& s, const MatmulArgs& a, int strip, int slab, i64 
 #pragma unroll
   for (int i = 0; i < Staged<C>::kSets; ++i) {
     const int p = slab * kSlabRows + at.half * 64 + i * C.p.unit;
-    const u8* set = a.meta + meta_offset(C.p.k, C.p.unit, strip, p / C.p.unit);
-    s.scales[i] = *reinterpret_cast<const u32*>(set + scale_offset(at.tile, at.g));
-    s.zeros[i] = set[zero_offset(at.tile, at.g)];
+    const SetPlace set = set_place(C.p, a, strip, p / C.p.unit);
+    s.scales[i] = *reinterpret_cast<const u32*>(set.scales + scale_offset(at.tile, at.g));
+    s.zeros[i] = set.zeros[zero_place(at.tile, at.g)];
   }
 #pragma unroll
   for (int i = 0; i < Staged<C>::kChunks; ++i) {

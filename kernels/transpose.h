@@ -1,22 +1,21 @@
-// transpose: a matrix of 256-byte pieces becomes its transpose in the same memory; copy_rows: columns of words to rows
+// transpose: a matrix of pieces of 256 or 32 bytes becomes its transpose in the same memory; copy_rows: columns of 16 bytes to rows
 // of their own. Both serve packing in place (pack.h).
 //
-// Where piece d of the result comes from is a permutation; its cycles are cut into *chains* that warps walk side by
-// side, each moving one piece after the other to where the one before it was. What begins a chain is saved first: the
+// Where piece d of the result comes from is a permutation; its cycles are cut into *chains* that groups of lanes walk
+// side by side, each moving one piece after the other to where the one before it was. What begins a chain is saved first: the
 // chain before it ends with that piece.
 #pragma once
 #include "device.h"
 
 namespace q4 {
 
-constexpr int kPieceBytes = 256;
-
 struct TransposeConfig {
-  int save = 0;  ///< 1: save what begins each chain; 0: move
+  int save = 0;    ///< 1: save what begins each chain; 0: move
+  int lanes = 32;  ///< that move a piece, 8 bytes each: 32 or 4
 
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
-    v("save", save);
+    v("save", save), v("lanes", lanes);
   }
 };
 
@@ -32,23 +31,24 @@ struct TransposeArgs {
 /// Where piece `place` of the transpose is before.
 Q4_BOTH constexpr i64 transpose_from(i64 place, int rows, int columns) { return place % rows * columns + place / rows; }
 Q4_BOTH constexpr int transpose_threads() { return 256; }
-Q4_BOTH constexpr i64 transpose_blocks(int chains) { return ceil_div(chains, transpose_threads() / 32); }
+Q4_BOTH constexpr i64 transpose_blocks(int chains, int lanes) { return ceil_div(chains, transpose_threads() / lanes); }
 
 template <TransposeConfig C>
 Q4_DEVICE void transpose(const TransposeArgs& a) {
-  const int chain = block_index() * (transpose_threads() / 32) + thread_index() / 32, lane = thread_index() % 32;
+  const int chain = block_index() * (transpose_threads() / C.lanes) + thread_index() / C.lanes;
+  const int lane = thread_index() % C.lanes;
   if (chain >= a.chains) return;
   auto* pieces = reinterpret_cast<Words2*>(a.pieces);
   auto* saved = reinterpret_cast<Words2*>(a.saved);
   i64 place = a.starts[chain];
   if constexpr (C.save) {
-    saved[static_cast<i64>(chain) * 32 + lane] = pieces[place * 32 + lane];
+    saved[static_cast<i64>(chain) * C.lanes + lane] = pieces[place * C.lanes + lane];
   } else {
     const int length = a.lengths[chain];
     for (int i = 0; i < length; ++i) {
       const i64 from = transpose_from(place, a.rows, a.columns);
-      pieces[place * 32 + lane] =
-          i + 1 < length ? pieces[from * 32 + lane] : saved[static_cast<i64>(a.next[chain]) * 32 + lane];
+      pieces[place * C.lanes + lane] =
+          i + 1 < length ? pieces[from * C.lanes + lane] : saved[static_cast<i64>(a.next[chain]) * C.lanes + lane];
       place = from;
     }
   }
@@ -64,10 +64,10 @@ struct CopyRowsConfig {
 };
 
 struct CopyRowsArgs {
-  const u32* from;
-  u32* to;
-  i64 from_stride, to_stride;  ///< in words
-  i64 rows, columns;           ///< words of a row
+  const Words4* from;
+  Words4* to;
+  i64 from_stride, to_stride;  ///< in 16 bytes
+  i64 rows, columns;           ///< 16 bytes of a row
 };
 Q4_BOTH constexpr i64 copy_rows_blocks(i64 rows, i64 columns) { return (rows * columns + 255) / 256; }
 

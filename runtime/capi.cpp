@@ -98,11 +98,8 @@ q4_status q4_matrix_from_gptq(q4_runtime* runtime, q4_device device, const q4_te
     auto gptq = tensors_of<q4::GptqTensors>(given);
     gptq.g_idx = optional_view(given.g_idx, "tensors.g_idx");
     gptq.zeros = enumerated(given.zeros, q4::ZeroFormat::kV2, "tensors.zeros");
-    q4::MatrixOptions options;
-    options.storage = enumerated(given.storage, q4::Storage::kReuse, "tensors.storage");
-    if (given.scratch_bytes) options.scratch_bytes = given.scratch_bytes;
-    result =
-        owner.matrices.add(q4::QuantizedMatrix::from_gptq(owner.runtime, device_of(device, "device"), gptq, options));
+    result = owner.matrices.add(
+        q4::QuantizedMatrix::from_gptq(owner.runtime, device_of(device, "device"), gptq, matrix_options(given)));
   });
 }
 
@@ -114,10 +111,9 @@ q4_status q4_matrix_from_awq(q4_runtime* runtime, q4_device device, const q4_ten
     q4::check(given.g_idx == nullptr, "tensors.g_idx is set: AWQ matrices have none, pass null");
     q4::check(given.zeros == Q4_ZEROS_AUTO, "tensors.zeros is {}: AWQ has one way to store zeros, pass Q4_ZEROS_AUTO",
               given.zeros);
-    q4::check(given.storage == Q4_STORAGE_OWN, "tensors.storage is {}: AWQ matrices have own memory, pass 0",
-              given.storage);
     const auto awq = tensors_of<q4::AwqTensors>(given);
-    result = owner.matrices.add(q4::QuantizedMatrix::from_awq(owner.runtime, device_of(device, "device"), awq));
+    result = owner.matrices.add(
+        q4::QuantizedMatrix::from_awq(owner.runtime, device_of(device, "device"), awq, matrix_options(given)));
   });
 }
 
@@ -301,7 +297,8 @@ std::vector<q4::WarmupShape> shapes_of(const q4_warmup_shape* shapes, std::size_
   std::vector<q4::WarmupShape> all;
   for (std::size_t i = 0; i < count; ++i) {
     const q4_warmup_shape& s = shapes[i];
-    all.push_back({s.k, s.n, s.group_size == 0 ? 128 : s.group_size, s.act_order != 0, s.has_bias != 0, s.awq != 0});
+    all.push_back({s.k, s.n, s.group_size == 0 ? 128 : s.group_size, s.act_order != 0, s.has_bias != 0, s.awq != 0,
+                   s.in_place != 0});
   }
   return all;
 }

@@ -193,6 +193,13 @@ inline PlanOptions plan_options(const q4_plan_options& given) {
   return options;
 }
 
+inline MatrixOptions matrix_options(const q4_tensors& given) {
+  MatrixOptions options;
+  options.storage = enumerated(given.storage, Storage::kReuse, "tensors.storage");
+  if (given.scratch_bytes) options.scratch_bytes = given.scratch_bytes;
+  return options;
+}
+
 inline q4_device_info info_of(const DeviceInfo& info) {
   q4_device_info result{};
   result.device = device_of(info.device);
@@ -214,7 +221,7 @@ inline q4_matrix_info info_of(const QuantizedMatrix& matrix) {
   result.zeros = static_cast<q4_zeros>(matrix.zeros());
   result.device = device_of(matrix.device());
   result.bytes = matrix.bytes();
-  result.in_place = matrix.in_place();
+  result.in_place = matrix.in_place(), result.scales_in_place = matrix.scales_in_place();
   return result;
 }
 

@@ -24,6 +24,14 @@ std::shared_ptr<QuantizedMatrix::Impl> make(const Runtime& runtime, std::shared_
   return impl;
 }
 
+void use_options(CheckedSource& checked, const MatrixOptions& options, const TensorView& qweight, const char* call) {
+  check(options.storage <= Storage::kReuse, "{}: storage = {} is not a value of Storage", call,
+        static_cast<int>(options.storage));
+  checked.source.scratch_bytes = options.scratch_bytes;
+  const bool whole = options.slice.along == Slice::Along::kWhole;
+  if (options.storage == Storage::kReuse && whole) checked.source.reuse = const_cast<void*>(qweight.data);
+}
+
 }  // namespace
 
 const QuantizedMatrix::Impl& require(const QuantizedMatrix& matrix, const char* call) {
@@ -37,19 +45,19 @@ const QuantizedMatrix::Impl& require(const QuantizedMatrix& matrix, const char* 
 QuantizedMatrix QuantizedMatrix::from_gptq(const Runtime& runtime, Device device, const GptqTensors& tensors,
                                            const MatrixOptions& options) {
   constexpr const char* kCall = "QuantizedMatrix::from_gptq";
-  check(options.storage <= Storage::kReuse, "{}: storage = {} is not a value of Storage", kCall,
-        static_cast<int>(options.storage));
   const auto backend = runtime.impl().open(device);
   CheckedSource checked = check_gptq(backend, {&tensors, 1}, options.slice, kCall);
-  checked.source.scratch_bytes = options.scratch_bytes;
-  const bool whole = options.slice.along == Slice::Along::kWhole;
-  if (options.storage == Storage::kReuse && whole) checked.source.reuse = const_cast<void*>(tensors.qweight.data);
+  use_options(checked, options, tensors.qweight, kCall);
   return of(make(runtime, backend, checked));
 }
 
 QuantizedMatrix QuantizedMatrix::from_awq(const Runtime& runtime, Device device, const AwqTensors& tensors,
                                           const MatrixOptions& options) {
-  return make_matrix(runtime, device, std::span(&tensors, 1), options.slice, "QuantizedMatrix::from_awq");
+  constexpr const char* kCall = "QuantizedMatrix::from_awq";
+  const auto backend = runtime.impl().open(device);
+  CheckedSource checked = check_awq(backend, {&tensors, 1}, options.slice, kCall);
+  use_options(checked, options, tensors.qweight, kCall);
+  return of(make(runtime, backend, checked));
 }
 
 QuantizedMatrix QuantizedMatrix::fuse_gptq(const Runtime& runtime, Device device, std::span<const GptqTensors> tensors,
@@ -91,6 +99,10 @@ void QuantizedMatrix::Impl::update(const CheckedSource& to, void* stream, const 
   same("the number of packed rows (which follows from the rows of each group)", s.packed_k, shape.packed_k);
   same("the number of packed rows that share scales", s.unit, shape.unit);
   same("the rows being in another order", s.mapped, shape.mapped);
+  check(!packed->scales_in_place() || can_be_apart(s, s.order),
+        "{}: g_idx gives some groups more rows than others, but the matrix has its scales in place, where each has as "
+        "many: load it as another matrix",
+        call);
   check(!restored, "{}: restore() was called: the matrix has no weights any more", call);
   packed->update(s, stream);
   detected = to.zeros_detected, zeros = to.zeros, plain_g_idx = to.plain_g_idx;
@@ -118,6 +130,10 @@ void QuantizedMatrix::restore() {
 }
 
 bool QuantizedMatrix::in_place() const { return require(*this, "QuantizedMatrix::in_place").packed->in_place(); }
+
+bool QuantizedMatrix::scales_in_place() const {
+  return require(*this, "QuantizedMatrix::scales_in_place").packed->scales_in_place();
+}
 
 std::int64_t QuantizedMatrix::k() const { return require(*this, "QuantizedMatrix::k").k; }
 std::int64_t QuantizedMatrix::n() const { return require(*this, "QuantizedMatrix::n").n; }

@@ -145,6 +145,12 @@ void set_rows(MatrixSource& s, const RowSlice& rows) {
   s.order = arrange(s, s.g_idx);
 }
 
+bool every_group_has_rows(const MatrixSource& s) {
+  std::vector<bool> has(static_cast<std::size_t>(s.groups));
+  for (const auto group : s.g_idx) has[static_cast<std::size_t>(group)] = true;
+  return std::find(has.begin(), has.end(), false) == has.end();
+}
+
 /// A float for each column; 0 where a matrix has no bias.
 void put_bias(MatrixSource& s, const std::vector<Part>& parts, const std::vector<TensorReader>& readers,
               const Slice& slice) {
@@ -198,8 +204,9 @@ CheckedSource join(const std::shared_ptr<DeviceBackend>& device, std::vector<Par
   const auto stays = [&](const TensorView& view) {
     return TensorReader::on_device(view) && TensorReader::contiguous(view);
   };
-  to.small_on_device =
-      whole && !s.act_order && first.scales.dtype == DType::kF16 && stays(first.scales) && stays(first.qzeros);
+  // They may stay on the device that they are packed on, but for those of groups without rows.
+  to.small_on_device = whole && (!s.act_order || every_group_has_rows(s)) && first.scales.dtype == DType::kF16 &&
+                       stays(first.scales) && stays(first.qzeros);
   if (to.small_on_device) {
     s.device_scales = static_cast<const std::uint16_t*>(first.scales.data);
     s.device_qzeros = static_cast<const std::uint32_t*>(first.qzeros.data);

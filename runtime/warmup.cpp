@@ -149,7 +149,8 @@ WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const Warmu
   Jobs jobs;
   std::set<std::string> seen;
   for (const WarmupShape& shape : shapes) {
-    const auto matrix = matrix_shape(shape.k, shape.n, shape.group_size, shape.act_order, shape.bias, shape.awq);
+    const auto matrix =
+        matrix_shape(shape.k, shape.n, shape.group_size, shape.act_order, shape.bias, shape.awq, shape.in_place);
     const auto* tuned =
         find_tuned(*this, *device, matrix.k, matrix.n, matrix.group_size, matrix.act_order, options.plan.activation);
     for (auto& job : device->warmup(matrix, options.plan, tuned))

@@ -85,6 +85,8 @@ Problem problem(std::size_t i) {
       {.k = 29568, .n = 8192, .unit = 16, .x_k = 29568},
       {.k = 4096, .n = 1024, .unit = 4096, .x_k = 4096, .bf16 = 1, .bias = 1},
       {.k = 4096, .n = 4096, .unit = 256, .x_k = 4096, .gather = 1, .bf16 = 1},
+      {.k = 4096, .n = 4096, .unit = 128, .x_k = 4096, .apart = 1},
+      {.k = 4096, .n = 14336, .unit = 32, .x_k = 4096, .gather = 1, .apart = 1},
   };
   return problems[i % std::size(problems)];
 }
@@ -110,8 +112,9 @@ std::vector<jit::Source> loading() {
                                   choose::transpose_source(false), choose::transpose_source(true),
                                   choose::copy_rows_source()};
   for (const bool awq : {false, true})
-    for (const auto& source : {choose::pack_source(awq), choose::unpack_source(awq), choose::meta_source(awq, true),
-                               choose::meta_source(awq, false)})
+    for (const auto& source :
+         {choose::pack_source(awq), choose::unpack_source(awq), choose::meta_source(awq, true),
+          choose::meta_source(awq, false), choose::meta_source(true, awq, true), choose::unmeta_source(awq)})
       all.push_back(source);
   return all;
 }

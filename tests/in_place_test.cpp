@@ -42,24 +42,29 @@ bool same(const HostRows& a, const HostRows& b) { return std::memcmp(a.data(), b
 
 const PlanOptions kPlan{.max_m = 3, .tactic = "tile half2=0 rows=32"};  // of interpreted devices: one kernel to compile
 
-void check_reuse(const Runtime& runtime, const DeviceInfo& info, const MatrixSpec& spec, std::size_t scratch,
-                 bool fits) {
+void check_reuse(const Runtime& runtime, const DeviceInfo& info, const MatrixSpec& spec, std::size_t scratch, bool fits,
+                 bool scales_on_device = true) {
   const auto backend = runtime.impl().open(info.device);
-  const GptqMatrix source = make_gptq(spec);
+  GptqMatrix source = make_gptq(spec);
+  source.qzeros[0] |= 0xfu;  // zero 0 in format v1
   auto tensors = source.tensors();
   tensors.zeros = spec.zeros;
   const auto own = QuantizedMatrix::from_gptq(runtime, info.device, tensors);
   const OnDevice qweight(backend, info.device, tensors.qweight), qzeros(backend, info.device, tensors.qzeros),
       scales(backend, info.device, tensors.scales);
   tensors.qweight = qweight.view;
-  if (!tensors.g_idx) tensors.qzeros = qzeros.view, tensors.scales = scales.view;
+  if (scales_on_device) tensors.qzeros = qzeros.view, tensors.scales = scales.view;
   INFO("k=", spec.k, " n=", spec.n, " group=", spec.group_size, " scratch=", scratch);
   auto reused =
       QuantizedMatrix::from_gptq(runtime, info.device, tensors, {.storage = Storage::kReuse, .scratch_bytes = scratch});
   runtime.trim();
   CHECK(reused.in_place() == fits);
   CHECK_FALSE(own.in_place());
-  if (fits) CHECK(reused.bytes() + static_cast<std::size_t>(spec.k * spec.n / 2) == own.bytes());
+  const bool apart = fits && scales_on_device;
+  CHECK(reused.scales_in_place() == apart);
+  CHECK_FALSE(own.scales_in_place());
+  const auto words = source.qweight.size() + (apart ? source.qzeros.size() : 0);
+  if (fits) CHECK(reused.bytes() + words * 4 + (apart ? source.scales.size() * 2 : 0) == own.bytes());
   const PlanOptions options = info.device.kind == BackendKind::kHip ? kPlan : PlanOptions{.max_m = 3};
   const MatmulPlan plan(runtime, reused, options), other(runtime, own, options);
   const HostRows out = times(runtime, info.device, plan, spec.k, spec.n);
@@ -81,17 +86,61 @@ void check_reuse(const Runtime& runtime, const DeviceInfo& info, const MatrixSpe
   backend->copy(qweight.memory.get(), newer.qweight.data(), newer.qweight.size() * 4, CopyKind::kToDevice);
   auto update = newer.tensors();
   update.qweight = qweight.view, update.zeros = spec.zeros;
-  reused.update(update);
-  CHECK(reused.unpack().qweight == newer.qweight);
-  CHECK(reused.unpack().scales == newer.scales);
-  CHECK_FALSE(same(out, times(runtime, info.device, plan, spec.k, spec.n)));
+  for (const bool from_device : {false, true}) {  // scales from elsewhere, then from where they were given
+    if (from_device && !apart) continue;
+    if (from_device) {
+      backend->copy(qweight.memory.get(), newer.qweight.data(), newer.qweight.size() * 4, CopyKind::kToDevice);
+      backend->copy(scales.memory.get(), newer.scales.data(), newer.scales.size() * 2, CopyKind::kToDevice);
+      backend->copy(qzeros.memory.get(), newer.qzeros.data(), newer.qzeros.size() * 4, CopyKind::kToDevice);
+      update.scales = scales.view, update.qzeros = qzeros.view;
+    }
+    reused.update(update);
+    const UnpackedMatrix now = reused.unpack();
+    CHECK(now.qweight == newer.qweight);
+    CHECK(now.scales == newer.scales);
+    CHECK(now.qzeros == newer.qzeros);
+    CHECK_FALSE(same(out, times(runtime, info.device, plan, spec.k, spec.n)));
+  }
 
   reused.restore();
   runtime.trim();
-  CHECK(words_at(*backend, qweight.memory.get(), source.qweight.size()) == newer.qweight);
+  CHECK(words_at(*backend, qweight.memory.get(), newer.qweight.size()) == newer.qweight);
+  const GptqMatrix& given = apart ? newer : source;
+  CHECK(words_at(*backend, qzeros.memory.get(), given.qzeros.size()) == given.qzeros);
+  std::vector<std::uint16_t> halves(given.scales.size());
+  backend->copy(halves.data(), scales.memory.get(), halves.size() * 2, CopyKind::kToHost);
+  CHECK(halves == given.scales);
   CHECK_THROWS_WITH_AS((void)reused.unpack(), doctest::Contains("restore() was called"), Error);
   CHECK_THROWS_WITH_AS(MatmulPlan(runtime, reused, kPlan), doctest::Contains("restore() was called"), Error);
   CHECK_THROWS_WITH_AS(reused.update(update), doctest::Contains("restore() was called"), Error);
+}
+
+void check_awq_reuse(const Runtime& runtime, const DeviceInfo& info, const MatrixSpec& spec, std::size_t scratch) {
+  const auto backend = runtime.impl().open(info.device);
+  const AwqMatrix source = to_awq(make_gptq(spec));
+  auto tensors = source.tensors();
+  const auto own = QuantizedMatrix::from_awq(runtime, info.device, tensors);
+  const OnDevice qweight(backend, info.device, tensors.qweight), qzeros(backend, info.device, tensors.qzeros),
+      scales(backend, info.device, tensors.scales);
+  tensors.qweight = qweight.view, tensors.qzeros = qzeros.view, tensors.scales = scales.view;
+  INFO("awq k=", spec.k, " n=", spec.n, " group=", spec.group_size, " scratch=", scratch);
+  auto reused =
+      QuantizedMatrix::from_awq(runtime, info.device, tensors, {.storage = Storage::kReuse, .scratch_bytes = scratch});
+  CHECK(reused.in_place());
+  CHECK(reused.scales_in_place());
+  const PlanOptions options = info.device.kind == BackendKind::kHip ? kPlan : PlanOptions{.max_m = 3};
+  const MatmulPlan plan(runtime, reused, options), other(runtime, own, options);
+  CHECK(same(times(runtime, info.device, plan, spec.k, spec.n), times(runtime, info.device, other, spec.k, spec.n)));
+  const UnpackedMatrix again = reused.unpack();
+  CHECK(again.qweight == source.qweight);
+  CHECK(again.qzeros == source.qzeros);
+  CHECK(again.scales == source.scales);
+  reused.restore();
+  runtime.trim();
+  CHECK(words_at(*backend, qweight.memory.get(), source.qweight.size()) == source.qweight);
+  CHECK(words_at(*backend, qzeros.memory.get(), source.qzeros.size()) == source.qzeros);
+  const auto scale_words = words_at(*backend, scales.memory.get(), source.scales.size() / 2);
+  CHECK(std::memcmp(scale_words.data(), source.scales.data(), source.scales.size() * 2) == 0);
 }
 
 void check_reuses(const Runtime& runtime, const DeviceInfo& info) {
@@ -101,15 +150,18 @@ void check_reuses(const Runtime& runtime, const DeviceInfo& info) {
   };
   check({.k = 256, .n = 192, .group_size = 64}, much, true);
   check({.k = 256, .n = 192, .group_size = 64}, strip, true);
+  check_reuse(runtime, info, {.k = 256, .n = 192, .group_size = 64}, much, true, false);
   check({.k = 384, .n = 128, .group_size = 128, .zeros = ZeroFormat::kV2}, strip, true);
   check({.k = 256, .n = 256, .group_size = 32, .act_order = ActOrder::kPermuted}, 20000, true);
   check({.k = 128, .n = 64, .group_size = -1}, strip, true);
   check({.k = 256, .n = 72, .group_size = 64}, much, false);  // columns are padded
   check({.k = 200, .n = 64, .group_size = 40}, much, false);  // so are rows
   check({.k = 256, .n = 64, .group_size = 64, .act_order = ActOrder::kUneven}, much, false);
+  check_awq_reuse(runtime, info, {.k = 256, .n = 192, .group_size = 64}, much);
+  check_awq_reuse(runtime, info, {.k = 384, .n = 128, .group_size = 128}, strip);
 }
 
-TEST_CASE("codes take qweight's own memory on a GPU, with little scratch or much") {
+TEST_CASE("weights take their tensors' own memory on a GPU, with little scratch or much") {
   for (const auto& info : ready_devices()) {
     if (info.device.kind == BackendKind::kCpu) continue;
     check_reuses(shared_runtime(), info);
@@ -117,7 +169,7 @@ TEST_CASE("codes take qweight's own memory on a GPU, with little scratch or much
   }
 }
 
-TEST_CASE("interpreted: codes take qweight's own memory, with little scratch or much") {
+TEST_CASE("interpreted: weights take their tensors' own memory, with little scratch or much") {
   if (const auto info = device("gfx1030")) check_reuses(interpreted(), *info);
 }
 
@@ -190,35 +242,41 @@ TEST_CASE("update: a thousand times, and nothing grows") {
   CHECK(after.allocations == before.allocations);
 }
 
+template <int kLanes>
+void check_transpose(int rows, int columns) {
+  const auto numbers = gpu::transpose_chains(rows, columns);
+  const auto chains = static_cast<int>(numbers.size() / 3);
+  std::vector<std::uint64_t> pieces(static_cast<std::size_t>(rows * columns * kLanes)), before;
+  for (std::size_t i = 0; i < pieces.size(); ++i) pieces[i] = i * 0x9e3779b97f4a7c15u;
+  before = pieces;
+  std::vector<std::uint64_t> saved(static_cast<std::size_t>(chains) * kLanes);
+  TransposeArgs args{reinterpret_cast<u8*>(pieces.data()),
+                     reinterpret_cast<u8*>(saved.data()),
+                     numbers.data(),
+                     numbers.data() + chains,
+                     numbers.data() + 2 * chains,
+                     chains,
+                     rows,
+                     columns};
+  const emulation::Launch launch{.grid = transpose_blocks(chains, kLanes), .threads = transpose_threads()};
+  if (chains > 0) {
+    emulation::emulate(launch, [&] { transpose<TransposeConfig{.save = 1, .lanes = kLanes}>(args); });
+    emulation::emulate(launch, [&] { transpose<TransposeConfig{.save = 0, .lanes = kLanes}>(args); });
+  }
+  INFO(rows, " x ", columns, " pieces of ", 8 * kLanes, " bytes");
+  bool right = true;
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < columns; ++c)
+      right &= std::memcmp(&pieces[static_cast<std::size_t>(c * rows + r) * kLanes],
+                           &before[static_cast<std::size_t>(r * columns + c) * kLanes], 8 * kLanes) == 0;
+  CHECK(right);
+}
+
 TEST_CASE("pieces are transposed where they are") {
   for (const auto& [rows, columns] :
        std::vector<std::array<int, 2>>{{1, 1}, {1, 7}, {2, 3}, {16, 1}, {16, 5}, {48, 16}, {64, 64}, {96, 36}}) {
-    const auto numbers = gpu::transpose_chains(rows, columns);
-    const auto chains = static_cast<int>(numbers.size() / 3);
-    std::vector<std::uint64_t> pieces(static_cast<std::size_t>(rows * columns * 32)), before;
-    for (std::size_t i = 0; i < pieces.size(); ++i) pieces[i] = i * 0x9e3779b97f4a7c15u;
-    before = pieces;
-    std::vector<std::uint64_t> saved(static_cast<std::size_t>(chains) * 32);
-    TransposeArgs args{reinterpret_cast<u8*>(pieces.data()),
-                       reinterpret_cast<u8*>(saved.data()),
-                       numbers.data(),
-                       numbers.data() + chains,
-                       numbers.data() + 2 * chains,
-                       chains,
-                       rows,
-                       columns};
-    const emulation::Launch launch{.grid = transpose_blocks(chains), .threads = transpose_threads()};
-    if (chains > 0) {
-      emulation::emulate(launch, [&] { transpose<TransposeConfig{.save = 1}>(args); });
-      emulation::emulate(launch, [&] { transpose<TransposeConfig{.save = 0}>(args); });
-    }
-    INFO(rows, " x ", columns);
-    bool right = true;
-    for (int r = 0; r < rows; ++r)
-      for (int c = 0; c < columns; ++c)
-        right &= std::memcmp(&pieces[static_cast<std::size_t>(c * rows + r) * 32],
-                             &before[static_cast<std::size_t>(r * columns + c) * 32], 256) == 0;
-    CHECK(right);
+    check_transpose<32>(rows, columns);
+    check_transpose<4>(rows, columns);
   }
 }
 

@@ -24,6 +24,7 @@ struct EmulatedCase {
   ActOrder act_order = ActOrder::kNone;
   bool fused = true;  ///< act-order by the kernel's own gather, else by the remap kernel
   bool bf16 = false, bias = false;
+  bool apart = false;  ///< scales and zeros
   ZeroFormat zeros = ZeroFormat::kV1;
   int spare_rows = 0;       ///< packed rows beyond what a permuted g_idx needs: room for uneven groups
   int scale_divisor = 100;  ///< scales are up to 1 over it
@@ -50,7 +51,8 @@ struct EmulatedCase {
             .x_k = gather() && !fused ? packed_k() : k,
             .gather = fused_gather,
             .bf16 = bf16,
-            .bias = bias};
+            .bias = bias,
+            .apart = apart};
   }
 };
 
@@ -105,7 +107,9 @@ double largest_error(const EmulatedCase& test, const std::vector<int>& rows, std
   REQUIRE(packed.k == test.packed_k());
   REQUIRE(packed.identity == !test.gather());
   const DType dtype = test.bf16 ? DType::kBF16 : DType::kF16;
-  const DeviceBytes codes(packed.codes), meta(packed.meta), scratch(workspace);
+  const ApartMeta pieces = apart(packed);
+  const DeviceBytes codes(packed.codes), meta(test.apart ? pieces.scales : packed.meta), zeros(pieces.zeros),
+      scratch(workspace);
   std::memset(scratch.data(), 0, workspace);
   std::vector<u16> bias;
   PlainMatrix exact = plain;  // with the bias as the kernel gets it
@@ -128,6 +132,7 @@ double largest_error(const EmulatedCase& test, const std::vector<int>& rows, std
     }
     MatmulArgs args{};
     args.codes = codes.data(), args.meta = meta.data(), args.bias = bias.data(), args.m = m;
+    if (test.apart) args.zeros = zeros.data();
     args.x = static_cast<const u16*>(x.data()), args.x_stride = x_stride;
     args.out = static_cast<u16*>(out.data()), args.out_stride = out_stride;
     args.workspace = scratch.data();

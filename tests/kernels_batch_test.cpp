@@ -72,5 +72,14 @@ TEST_CASE("batch: parts of k are summed") {
               .split = 2);
 }
 
+TEST_CASE("batch: scales and zeros apart") {
+  CHECK_BATCH(M({17}), .matrix = {.k = 256, .n = 192, .apart = true});
+  if (kThreads) return;
+  CHECK_BATCH(M({20}), .matrix = {.k = 256, .n = 128, .group = 16, .unit = 16, .bias = true, .apart = true});
+  CHECK_BATCH(M({20}), .matrix = {.k = 512, .n = 64, .group = 32, .unit = 32, .bf16 = true, .apart = true}, .teams = 2);
+  CHECK_BATCH(M({70}), .matrix = {.k = 768, .n = 128, .group = 256, .unit = 256, .apart = true}, .rows = 64,
+              .split = 2);
+}
+
 }  // namespace
 }  // namespace q4::test

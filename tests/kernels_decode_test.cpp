@@ -106,5 +106,16 @@ TEST_CASE("decode: large values do not overflow inside") {
   CHECK_DECODE(.matrix = {.k = 256, .n = 64, .scale_divisor = 1000, .x_size = 15000});
 }
 
+TEST_CASE("decode: scales and zeros apart") {
+  CHECK_DECODE(.matrix = {.k = 512, .n = 128, .apart = true}, .tiles = 4, .brick = 2);
+  if (kThreads) return;
+  CHECK_DECODE(.matrix = {.k = 512, .n = 64, .group = 32, .unit = 32, .bf16 = true, .apart = true}, .batch = 2);
+  CHECK_DECODE(.matrix = {.k = 768, .n = 128, .group = 16, .unit = 16, .apart = true}, .tiles = 8, .side = 2,
+               .brick = 4, .depth = 1, .early = 1);
+  CHECK_DECODE(.matrix = {.k = 1024, .n = 192, .group = 256, .unit = 256, .apart = true}, .tiles = 2, .cluster = 2);
+  CHECK_DECODE(.matrix = {.k = 512, .n = 64, .group = 64, .unit = 64, .act_order = ActOrder::kPermuted, .apart = true},
+               .staged = 8);
+}
+
 }  // namespace
 }  // namespace q4::test

@@ -189,10 +189,17 @@ void check_reconstruct(int first_strip, int columns) {
   const PlainMatrix plain = unpack(
       make_gptq({.k = T.k, .n = T.n, .group_size = T.group, .act_order = T.act_order, .zeros = T.zeros}).tensors());
   const PackedMatrix packed = pack_reference(plain, T.unit, T.packed_k());
-  const DeviceBytes codes(packed.codes), meta(packed.meta);
+  const ApartMeta pieces = apart(packed);
+  const DeviceBytes codes(packed.codes), meta(T.apart ? pieces.scales : packed.meta), zeros(pieces.zeros);
   HostRows w(T.bf16 ? DType::kBF16 : DType::kF16, T.k, columns, columns + 8);
-  const ReconstructArgs args{codes.data(), meta.data(), packed.x_map.data(), static_cast<u16*>(w.data()), columns + 8,
-                             first_strip,  columns};
+  const ReconstructArgs args{codes.data(),
+                             meta.data(),
+                             packed.x_map.data(),
+                             static_cast<u16*>(w.data()),
+                             columns + 8,
+                             first_strip,
+                             columns,
+                             T.apart ? zeros.data() : nullptr};
   emulate({.grid = grid(C, columns), .threads = threads(C), .shared_bytes = shared_bytes(C)},
           [&] { reconstruct<C>(args); });
   HostRows expected(w.dtype(), 1, 1);
@@ -214,6 +221,15 @@ TEST_CASE("reconstruct: the matrix itself, rounded once") {
   check_reconstruct<EmulatedCase{.k = 256, .n = 64, .group = 64, .unit = 64, .act_order = ActOrder::kPermuted}>(0, 64);
   check_reconstruct<EmulatedCase{
       .k = 256, .n = 40, .group = 32, .unit = 32, .act_order = ActOrder::kUneven, .spare_rows = 256}>(0, 40);
+  check_reconstruct<EmulatedCase{.k = 256, .n = 192, .group = 64, .unit = 64, .apart = true}>(1, 128);
+}
+
+TEST_CASE("gemv: scales and zeros apart") {
+  CHECK_GEMV(.matrix = {.k = 256, .n = 128, .group = 64, .unit = 64, .apart = true}, .rows = 2);
+  if (kThreads) return;
+  CHECK_GEMV(.matrix = {.k = 768, .n = 192, .group = 256, .unit = 256, .bf16 = true, .bias = true, .apart = true},
+             .half2 = 0, .rows = 2, .tiles = 4);
+  CHECK_GEMV(.matrix = {.k = 256, .n = 64, .group = 16, .unit = 16, .act_order = ActOrder::kPermuted, .apart = true});
 }
 
 }  // namespace

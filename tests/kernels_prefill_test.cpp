@@ -127,5 +127,17 @@ TEST_CASE("prefill: x shared by multicast, scales folded into the sums") {
                 .strips = 2, .split = 2, .fold = 1);
 }
 
+TEST_CASE("prefill: scales and zeros apart") {
+  CHECK_PREFILL(M({17}), .matrix = {.k = 256, .n = 192, .apart = true}, .rows = 16, .strips = 2);
+  if (kThreads) return;
+  CHECK_PREFILL(M({20}), .matrix = {.k = 512, .n = 64, .group = 256, .unit = 256, .bf16 = true, .apart = true},
+                .rows = 32, .teams = 2, .fold = 1);
+  CHECK_PREFILL(M({20}), .matrix = {.k = 256, .n = 128, .group = 16, .unit = 16, .bias = true, .apart = true},
+                .rows = 32);
+  CHECK_PREFILL(M({40}), .matrix = {.k = 512, .n = 192, .group = 32, .unit = 32, .apart = true}, .rows = 64,
+                .strips = 2, .split = 2);
+  CHECK_PREFILL(M({150}), .matrix = {.k = 512, .n = 192, .group = 64, .unit = 64, .apart = true}, .rows = 64, .cut = 1);
+}
+
 }  // namespace
 }  // namespace q4::test

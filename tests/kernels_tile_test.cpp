@@ -66,5 +66,12 @@ TEST_CASE("tile: a default for every m, as large as the device is small") {
   CHECK_FALSE(valid(choose::tile_default(p, 4096, nvidia), nvidia));  // they have kernels of their own
 }
 
+TEST_CASE("tile: scales and zeros apart") {
+  CHECK_TILE(std::vector<int>{33}, .matrix = {.k = 256, .n = 128, .apart = true});
+  if (kThreads) return;
+  CHECK_TILE(kRows, .matrix = {.k = 256, .n = 64, .group = 16, .unit = 16, .apart = true}, .half2 = 0);
+  CHECK_TILE(kRows, .matrix = {.k = 512, .n = 192, .group = 256, .unit = 256, .bf16 = true, .apart = true}, .half2 = 0);
+}
+
 }  // namespace
 }  // namespace q4::test

@@ -85,7 +85,9 @@ void check_pack(const PlainMatrix& plain, const std::uint32_t* qweight, int unit
   args.qweight = qweight, args.codes = codes.data();
   args.source = expected.identity ? nullptr : expected.x_map.data();
   args.source_k = expected.x_k, args.k = expected.k, args.n = expected.n;
-  emulation::emulate({.grid = pack_blocks(expected.k, expected.n), .threads = pack_threads()}, [&] { pack<C>(args); });
+  emulation::emulate(
+      {.grid = pack_blocks(expected.k, expected.n), .threads = pack_threads(), .shared_bytes = pack_shared_bytes()},
+      [&] { pack<C>(args); });
   CHECK(std::memcmp(codes.data(), expected.codes.data(), expected.codes.size()) == 0);
 
   std::vector<i32> packed(static_cast<std::size_t>(plain.k));
@@ -121,6 +123,44 @@ TEST_CASE("the pack kernel follows the drawing, and unpack undoes it") {
     const AwqMatrix awq = to_awq(gptq);
     check_pack<PackConfig{.awq = 1}>(unpack(awq.tensors()), awq.qweight.data(), 32);
   }
+}
+
+/// Packs scales and zeros over themselves, compares, and gives them back.
+template <MetaConfig C>
+void check_meta_in_place(const PlainMatrix& plain, std::vector<std::uint16_t> scales, std::vector<std::uint32_t> qzeros,
+                         int add) {
+  const PackedMatrix expected = pack_reference(plain, static_cast<int>(plain.k / plain.groups));
+  const ApartMeta places = apart(expected);
+  const auto scales_before = scales;
+  const auto zeros_before = qzeros;
+  MetaArgs args{};
+  args.scales = scales.data(), args.zeros = reinterpret_cast<const u8*>(qzeros.data());
+  args.meta = reinterpret_cast<u8*>(scales.data()), args.meta_zeros = reinterpret_cast<u8*>(qzeros.data());
+  args.group = expected.group.data(), args.sets = static_cast<i32>(expected.group.size());
+  args.n = expected.n, args.add = add;
+  const emulation::Launch launch{.grid = meta_blocks(args.sets, args.n), .threads = pack_threads()};
+  emulation::emulate(launch, [&] { pack_meta<C>(args); });
+  REQUIRE(places.scales.size() == scales.size() * 2);
+  REQUIRE(places.zeros.size() == qzeros.size() * 4);
+  CHECK(std::memcmp(scales.data(), places.scales.data(), places.scales.size()) == 0);
+  CHECK(std::memcmp(qzeros.data(), places.zeros.data(), places.zeros.size()) == 0);
+  CHECK(scales != scales_before);
+  emulation::emulate(launch, [&] { unpack_meta<C>(args); });
+  CHECK(scales == scales_before);
+  CHECK(qzeros == zeros_before);
+}
+
+TEST_CASE("scales and zeros are packed over themselves, and given back") {
+  for (const auto zeros : {ZeroFormat::kV1, ZeroFormat::kV2}) {
+    GptqMatrix gptq = make_gptq({.k = 640, .n = 192, .group_size = 128, .zeros = zeros});
+    gptq.qzeros[0] = 0xf00ff1efu;  // a stored 15 is zero 0 in format v1
+    const int add = zeros == ZeroFormat::kV1 ? 1 : 0;
+    auto tensors = gptq.tensors();
+    tensors.zeros = zeros;
+    check_meta_in_place<MetaConfig{.words = 1, .apart = 1}>(unpack(tensors), gptq.scales, gptq.qzeros, add);
+  }
+  const AwqMatrix awq = to_awq(make_gptq({.k = 256, .n = 64, .group_size = 64, .zeros = ZeroFormat::kV2}));
+  check_meta_in_place<MetaConfig{.words = 1, .awq = 1, .apart = 1}>(unpack(awq.tensors()), awq.scales, awq.qzeros, 0);
 }
 
 }  // namespace

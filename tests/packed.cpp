@@ -66,4 +66,16 @@ PackedMatrix pack_reference(const PlainMatrix& plain, int unit, int least_k) {
   return packed;
 }
 
+ApartMeta apart(const PackedMatrix& packed) {
+  ApartMeta to;
+  const std::size_t strips = (packed.n + 63) / 64, sets = packed.meta.size() / 160 / strips;
+  for (std::size_t set = 0; set < sets; ++set)
+    for (std::size_t strip = 0; strip < strips; ++strip) {
+      const auto from = packed.meta.begin() + static_cast<std::ptrdiff_t>((strip * sets + set) * 160);
+      to.scales.insert(to.scales.end(), from, from + 128);
+      to.zeros.insert(to.zeros.end(), from + 128, from + 160);
+    }
+  return to;
+}
+
 }  // namespace q4::test

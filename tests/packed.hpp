@@ -21,4 +21,10 @@ struct PackedMatrix {
 /// multiple of 128; without act-order, rows stay where they are if groups are whole units.
 PackedMatrix pack_reference(const PlainMatrix& plain, int unit, int least_k = 0);
 
+/// The same scales and zeros apart: set > strip, scales in one memory and zeros in another.
+struct ApartMeta {
+  std::vector<std::uint8_t> scales, zeros;
+};
+ApartMeta apart(const PackedMatrix& packed);
+
 }  // namespace q4::test

@@ -135,6 +135,8 @@ class Commands {
            "fp16 (default) or bf16")
         ->type_name("T");
     app->add_flag("--bias", options_.cross.bias, "matrices with a bias (a checkpoint says it itself)");
+    app->add_flag("--in-place", options_.cross.in_place,
+                  "matrices in their tensors' own memory, as the drop-in modules of the Python wheel load them");
   }
 
   Tool& tool_;

@@ -53,13 +53,15 @@ struct AwqTensors {
   std::int64_t group_size = 0;  ///< as in GptqTensors
 };
 
-/// Where packed codes go.
+/// Where packed weights go.
 enum class Storage : std::uint8_t {
   kOwn,  ///< memory of the matrix's own; the tensors are left as they are
-  /// The memory of qweight, which is overwritten and must then live as long as the matrix and its plans. It takes
-  /// qweight on the matrix's own device, contiguous and aligned to 256 bytes, k % 128 == 0, n % 64 == 0 and groups that
-  /// need no padding (group size 16, 32, 64 or a multiple of 128, with act-order groups of as many rows each); on the
-  /// CPU and in every other case the codes go to own memory as with kOwn. QuantizedMatrix::in_place() says which.
+  /// The memory of the tensors, which is overwritten and must then live as long as the matrix and its plans: codes take
+  /// qweight's, and where they do, scales and zeros those of scales (fp16) and qzeros. It takes tensors on the matrix's
+  /// own device, contiguous and aligned to 256 bytes, k % 128 == 0, n % 64 == 0 and groups that need no padding (group
+  /// size 16, 32, 64 or a multiple of 128, with act-order groups of as many rows each); on the CPU and in every other
+  /// case they go to own memory as with kOwn. QuantizedMatrix::in_place() and scales_in_place() say which. Memory that
+  /// an earlier matrix has taken holds no tensor any more: nothing can tell, and loading it again gives other weights.
   kReuse,
 };
 
@@ -117,18 +119,19 @@ class Q4_API QuantizedMatrix {
   ZeroFormat zeros() const;     ///< kV1 or kV2: what was applied (AWQ: kV2)
   bool zeros_detected() const;  ///< kAuto chose kV2 because every stored zero was 8
   Device device() const;
-  std::size_t bytes() const;  ///< device memory held; not what in_place() uses of the caller's
-  bool in_place() const;      ///< the codes are in qweight's memory (Storage::kReuse)
+  std::size_t bytes() const;     ///< device memory held; not what in_place() uses of the caller's
+  bool in_place() const;         ///< the codes are in qweight's memory (Storage::kReuse)
+  bool scales_in_place() const;  ///< in_place(), and scales and zeros are in the memory of scales and qzeros
   /// Other weights in the same memory: plans, captured graphs and copies of this handle stay valid and compute with
   /// them. The tensors must have the same format, k, n, groups and group size, act-order and bias or none, and with a
   /// g_idx groups of as many rows; anything else throws kInvalidArgument and changes nothing. On a GPU it happens after
   /// what the stream was given before and before what it is given next; with qweight, qzeros and fp16 scales on the
   /// device, contiguous, `zeros` not kAuto, no g_idx and no bias, it only launches (and may not be captured). Otherwise
-  /// it waits for the device. The tensors must live until the stream is done. qweight may be the memory of in_place().
+  /// it waits for the device. The tensors must live until the stream is done. They may be the memory of in_place().
   /// Not while another thread updates or unpacks this matrix, or, on the CPU, runs a plan of it.
   void update(const GptqTensors& tensors, Stream stream = {});
   void update(const AwqTensors& tensors, Stream stream = {});
-  /// in_place(): gives qweight its content back. Nothing that computes with the matrix may be running or run again; it
+  /// in_place(): gives the tensors their content back. Nothing that computes with the matrix may be running or run again; it
   /// can only be destroyed. Without in_place() nothing happens.
   void restore();
   /// The tensors again: to save them, to look at them, to load them elsewhere. Waits for the device.

@@ -58,7 +58,7 @@ enum {
   Q4_LAYER_PACK = 5,
   Q4_LAYER_COMPILER = 6
 };
-typedef int32_t q4_storage; /* of packed codes: own memory, or qweight's, where they fit (q4::Storage) */
+typedef int32_t q4_storage; /* of packed weights: own memory, or the tensors', where they fit (q4::Storage) */
 enum { Q4_STORAGE_OWN = 0, Q4_STORAGE_REUSE = 1 };
 typedef int32_t q4_sealing; /* what a sealed runtime makes of compiling and allocating (q4::Sealing) */
 enum { Q4_SEAL_OFF = 0, Q4_SEAL_WARN = 1, Q4_SEAL_ERROR = 2 };
@@ -194,12 +194,12 @@ typedef struct q4_tensors {
   q4_zeros zeros;         /* AWQ: Q4_ZEROS_AUTO */
   int32_t reserved;       /* 0 */
   uint64_t scratch_bytes; /* for packing in place; 0: 64 MiB */
-  q4_storage storage;     /* AWQ: Q4_STORAGE_OWN */
-  int32_t reserved2;      /* 0 */
+  q4_storage storage;
+  int32_t reserved2; /* 0 */
 } q4_tensors;
 
-/* Copied and repacked before the call returns: the tensors stay untouched and may be freed, except a qweight that is
- * packed in place (Q4_STORAGE_REUSE; q4_matrix_info.in_place says whether it was). */
+/* Copied and repacked before the call returns: the tensors stay untouched and may be freed, except those that are
+ * packed in place (Q4_STORAGE_REUSE; q4_matrix_info.in_place and scales_in_place say which). */
 Q4_API q4_status q4_matrix_from_gptq(q4_runtime* runtime, q4_device device, const q4_tensors* tensors,
                                      q4_matrix* matrix);
 Q4_API q4_status q4_matrix_from_awq(q4_runtime* runtime, q4_device device, const q4_tensors* tensors,
@@ -276,9 +276,9 @@ typedef struct q4_matrix_info {
   int32_t act_order, has_bias, zeros_detected; /* 0 or 1 */
   q4_zeros zeros;                              /* what was applied */
   q4_device device;
-  uint64_t bytes;    /* device memory held */
-  int32_t in_place;  /* 1: the codes are in qweight's memory */
-  int32_t reserved2; /* 0 */
+  uint64_t bytes;          /* device memory held */
+  int32_t in_place;        /* 1: the codes are in qweight's memory */
+  int32_t scales_in_place; /* 1: scales and zeros are in the memory of scales and qzeros */
 } q4_matrix_info;
 
 Q4_API q4_status q4_matrix_get(q4_runtime* runtime, q4_matrix matrix, q4_matrix_info* info);
@@ -294,7 +294,7 @@ typedef struct q4_unpacked {
   float* bias;       /* n; not for a matrix without one */
 } q4_unpacked;
 Q4_API q4_status q4_matrix_unpack(q4_runtime* runtime, q4_matrix matrix, const q4_unpacked* to);
-/* in_place: gives qweight its content back; the matrix can then only be destroyed. */
+/* in_place: gives the tensors their content back; the matrix can then only be destroyed. */
 Q4_API q4_status q4_matrix_restore(q4_runtime* runtime, q4_matrix matrix);
 /* Plans made from it keep the weights alive. */
 Q4_API q4_status q4_matrix_destroy(q4_runtime* runtime, q4_matrix matrix);
@@ -343,7 +343,7 @@ Q4_API q4_status q4_column_remap(q4_runtime* runtime, q4_device device, void* st
 typedef struct q4_warmup_shape {
   int64_t k, n, group_size;         /* group_size -1: one group, 0: 128 */
   int32_t act_order, has_bias, awq; /* 0 or 1 */
-  int32_t reserved;                 /* 0 */
+  int32_t in_place;                 /* 1: loaded with Q4_STORAGE_REUSE from tensors on the device */
 } q4_warmup_shape;
 
 typedef struct q4_warmup_options {

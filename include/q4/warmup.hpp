@@ -18,6 +18,8 @@ struct WarmupShape {
   bool act_order = false;         ///< with groups of group_size rows each
   bool bias = false;
   bool awq = false;  ///< its packing kernel is another
+  /// Loaded with Storage::kReuse from tensors on the device: the kernels are others where scales stay in place.
+  bool in_place = false;
   friend bool operator==(const WarmupShape&, const WarmupShape&) = default;
 };
 

@@ -39,7 +39,9 @@ struct MatrixSource : MatrixShape {
   const std::uint32_t* device_qzeros = nullptr;
   const std::uint16_t* device_scales = nullptr;
   int zero_add = 0;
-  void* reuse = nullptr;                 ///< qweight's own memory, which the packed codes may take where they fit
+  /// qweight's own memory, which the packed codes may take where they fit; then device_scales and device_qzeros, which
+  /// scales and zeros may take.
+  void* reuse = nullptr;
   std::size_t scratch_bytes = 64 << 20;  ///< device memory that packing may take for a time
   RowOrder order;
 };
@@ -62,8 +64,9 @@ class PackedMatrix {
   /// Other weights in the same places, after the earlier work of the stream and before its later work. `source` has the
   /// same numbers, row order's k and unit among them. Allocates what it needs before it writes anything.
   virtual void update(const MatrixSource& source, void* stream) = 0;
-  virtual bool in_place() const { return false; }  ///< the codes are in MatrixSource::reuse
-  virtual void restore() {}                        ///< in_place(): puts qweight back there; unusable afterwards
+  virtual bool in_place() const { return false; }         ///< the codes are in MatrixSource::reuse
+  virtual bool scales_in_place() const { return false; }  ///< scales and zeros are in device_scales and device_qzeros
+  virtual void restore() {}  ///< in_place(): puts the tensors back there; unusable afterwards
 };
 
 /// One prepared multiplication; see MatmulPlan for what run() promises. Arguments are already checked: pointers

@@ -15,7 +15,16 @@ RowOrder arrange(MatrixShape& shape, std::span<const std::int32_t> g_idx) {
   return order;
 }
 
-MatrixShape matrix_shape(std::int64_t k, std::int64_t n, std::int64_t group_size, bool act_order, bool bias, bool awq) {
+bool can_be_apart(const MatrixShape& shape, const RowOrder& order) {
+  if (shape.packed_k != shape.k || shape.n % 64 != 0) return false;
+  if (static_cast<std::int64_t>(order.group.size()) != shape.groups) return false;
+  for (std::size_t set = 0; set < order.group.size(); ++set)
+    if (order.group[set] != static_cast<std::int32_t>(set)) return false;
+  return true;
+}
+
+MatrixShape matrix_shape(std::int64_t k, std::int64_t n, std::int64_t group_size, bool act_order, bool bias, bool awq,
+                         bool in_place) {
   constexpr const char* kCall = "warmup";
   check(k >= 8 && k <= INT32_MAX && k % 8 == 0, "{}: k = {} is not a multiple of 8 in [8, {}]", kCall, k, INT32_MAX);
   check(n >= 8 && n <= INT32_MAX && n % 8 == 0, "{}: n = {} is not a multiple of 8 in [8, {}]", kCall, n, INT32_MAX);
@@ -28,7 +37,8 @@ MatrixShape matrix_shape(std::int64_t k, std::int64_t n, std::int64_t group_size
   std::vector<std::int32_t> g_idx;  // groups of equal sizes pack alike in any order
   for (std::int64_t r = 0; act_order && r < k; ++r)
     g_idx.push_back(static_cast<std::int32_t>((k - 1 - r) / shape.group_size));
-  arrange(shape, g_idx);
+  const RowOrder order = arrange(shape, g_idx);
+  shape.apart = in_place && can_be_apart(shape, order);
   return shape;
 }
 

@@ -31,14 +31,20 @@ jit::Source unpack_source(bool awq, bool pieces) {
                        pack_threads(), 1);
 }
 
-jit::Source meta_source(bool words, bool awq) {
-  return jit::generate("pack_meta", "pack.h", "MetaConfig", jit::initializer(MetaConfig{words, words && awq}),
+jit::Source meta_source(bool words, bool awq, bool apart) {
+  return jit::generate("pack_meta", "pack.h", "MetaConfig", jit::initializer(MetaConfig{words, words && awq, apart}),
                        {"MetaArgs"}, pack_threads(), 1);
 }
 
-jit::Source transpose_source(bool save) {
-  return jit::generate("transpose", "transpose.h", "TransposeConfig", jit::initializer(TransposeConfig{save}),
-                       {"TransposeArgs"}, transpose_threads(), 1);
+jit::Source unmeta_source(bool awq) {
+  return jit::generate("unpack_meta", "pack.h", "MetaConfig", jit::initializer(MetaConfig{1, awq, 1}), {"MetaArgs"},
+                       pack_threads(), 1);
+}
+
+jit::Source transpose_source(bool save, bool awq) {
+  const TransposeConfig config{save, piece_words(awq) / 2};
+  return jit::generate("transpose", "transpose.h", "TransposeConfig", jit::initializer(config), {"TransposeArgs"},
+                       transpose_threads(), 1);
 }
 
 jit::Source copy_rows_source() {
@@ -47,7 +53,18 @@ jit::Source copy_rows_source() {
                        config.threads, 1);
 }
 
-std::vector<jit::Source> loading_sources(bool awq) {
+std::vector<jit::Source> loading_sources(const MatrixShape& matrix) {
+  const bool awq = matrix.awq;
+  if (matrix.apart) {
+    std::vector<jit::Source> all = {pack_source(awq), meta_source(true, awq, true), copy_rows_source(),
+                                    unpack_source(awq), unmeta_source(awq)};
+    if (codes_bytes(static_cast<int>(matrix.k), static_cast<int>(matrix.n)) >
+        static_cast<i64>(MatrixOptions{}.scratch_bytes))
+      for (const auto& source : {pack_source(awq, true), unpack_source(awq, true), transpose_source(true, awq),
+                                 transpose_source(false, awq)})
+        all.push_back(source);
+    return all;
+  }
   return {pack_source(awq), meta_source(false, awq), meta_source(true, awq), copy_rows_source()};
 }
 
@@ -71,7 +88,7 @@ std::vector<jit::Source> sources(const MatrixShape& matrix, const std::vector<Ch
     if (std::none_of(all.begin(), all.end(), [&](const auto& s) { return s.text == source.text; }))
       all.push_back(std::move(source));
   };
-  for (auto& source : loading_sources(matrix.awq)) add(std::move(source));
+  for (auto& source : loading_sources(matrix)) add(std::move(source));
   for (const Choice& choice : choices) {
     add(choice.kernel->source());
     if (choice.tactic.remap) add(remap_source(stages_rows(matrix, limits)));

@@ -10,11 +10,12 @@ namespace q4::choose {
 
 jit::Source pack_source(bool awq, bool pieces = false);
 jit::Source unpack_source(bool awq, bool pieces = false);
-jit::Source meta_source(bool words, bool awq);
-jit::Source transpose_source(bool save);
+jit::Source meta_source(bool words, bool awq, bool apart = false);
+jit::Source unmeta_source(bool awq);
+jit::Source transpose_source(bool save, bool awq = false);
 jit::Source copy_rows_source();
-/// Those of them that loads and updates use; packing in place more than its scratch memory holds takes further ones.
-std::vector<jit::Source> loading_sources(bool awq);
+/// Those of them that loads and updates use, and restoring what was packed in place.
+std::vector<jit::Source> loading_sources(const MatrixShape& matrix);
 jit::Source read_source(int threads, int loads);
 jit::Source remap_source(bool staged);
 /// What column_remap() of the public API launches.

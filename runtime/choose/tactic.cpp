@@ -49,7 +49,7 @@ Problem make_problem(const MatrixShape& matrix, bool bf16, const Tactic& tactic)
   p.k = static_cast<int>(matrix.packed_k), p.n = static_cast<int>(matrix.n), p.unit = static_cast<int>(matrix.unit);
   p.x_k = static_cast<int>(tactic.remap ? matrix.packed_k : matrix.k);
   p.gather = matrix.mapped && !tactic.remap;
-  p.bf16 = bf16, p.bias = matrix.has_bias;
+  p.bf16 = bf16, p.bias = matrix.has_bias, p.apart = matrix.apart;
   return p;
 }
 

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/pack.h"
 #include "runtime/base/check.hpp"
 #include "runtime/base/convert.hpp"
 #include "runtime/choose/sources.hpp"
@@ -15,8 +14,15 @@ namespace {
 /// Device memory that unpack() takes for a time.
 constexpr std::int64_t kUnpackBytes = 64 << 20;
 
-/// Packed codes must begin where the driver's own memory would.
-constexpr std::uintptr_t kAlignment = 256;
+/// Set i is of group i.
+bool in_order(const std::vector<std::int32_t>& groups) {
+  for (std::size_t set = 0; set < groups.size(); ++set)
+    if (groups[set] != static_cast<std::int32_t>(set)) return false;
+  return true;
+}
+
+/// What is packed in place must begin where the driver's own memory would.
+bool aligned(const void* memory) { return reinterpret_cast<std::uintptr_t>(memory) % 256 == 0; }
 
 }  // namespace
 
@@ -30,58 +36,72 @@ Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSou
     fail(ErrorCode::kUnsupported, "QuantizedMatrix: k = {} (packed {}) or n = {} exceeds {}: split the matrix", k,
          packed_k, n, INT32_MAX);
   const auto weights = [&](std::size_t bytes) { return Buffer(driver_, bytes, MemoryKind::kWeights); };
-  in_place_ = s.reuse && s.reuse == s.qweight && s.qweight_on_device && codes_shape().fits() &&
-              reinterpret_cast<std::uintptr_t>(s.reuse) % kAlignment == 0;
+  in_place_ = s.reuse && s.reuse == s.qweight && s.qweight_on_device && codes_shape().fits() && aligned(s.reuse);
   codes = in_place_ ? Buffer::borrowed(s.reuse) : weights(codes_shape().packed_bytes());
-  meta = weights(
-      static_cast<std::size_t>(meta_bytes(static_cast<int>(packed_k), static_cast<int>(n), static_cast<int>(unit))));
+  apart = in_place_ && s.device_scales && aligned(s.device_scales) && aligned(s.device_qzeros) &&
+          can_be_apart(*this, s.order);
+  if (apart)
+    meta = Buffer::borrowed(const_cast<std::uint16_t*>(s.device_scales)),
+    zeros = Buffer::borrowed(const_cast<std::uint32_t*>(s.device_qzeros));
+  else
+    meta = weights(
+        static_cast<std::size_t>(meta_bytes(static_cast<int>(packed_k), static_cast<int>(n), static_cast<int>(unit))));
   if (mapped) x_map = weights(s.order.source.size() * 4);
-  unit_group_ = weights(s.order.group.size() * 4);
+  sets_ = static_cast<i32>(s.order.group.size());
+  if (!in_order(s.order.group) || (act_order && !apart)) unit_group_ = weights(s.order.group.size() * 4);
   for (auto& buffer : bias16_)
     if (has_bias) buffer = weights(static_cast<std::size_t>(n) * 2);
   update(s, nullptr);
   driver_->synchronize();
 }
 
+MetaArgs Matrix::meta_args() const {
+  MetaArgs args{};
+  args.group = unit_group_.as<const i32>(), args.meta = meta.as<u8>(), args.meta_zeros = zeros.as<u8>();
+  args.sets = sets_, args.n = static_cast<i32>(n), args.add = zero_add_;
+  return args;
+}
+
+void Matrix::launch_meta(const Function& function, const MetaArgs& args, void* stream) const {
+  MetaArgs given = args;
+  void* parameters[] = {&given};
+  LaunchShape shape;
+  shape.blocks = meta_blocks(args.sets, args.n), shape.threads = pack_threads();
+  driver_->launch(function, shape, stream, parameters);
+}
+
 void Matrix::update(const MatrixSource& s, void* stream) {
   // What the host has to bring: all of it is there before the first write.
-  Buffer qweight, zeros, scales;
+  Buffer qweight, host_zeros, host_scales;
   if (!s.qweight_on_device) {
     qweight = Buffer(driver_, codes_shape().words_bytes());
     scratch_->staging.upload(driver_, s, qweight.get());
   }
   if (!s.device_scales) {
-    zeros = upload(driver_, s.zeros.data(), s.zeros.size());
-    scales = upload(driver_, s.scales.data(), s.scales.size() * 2);
+    host_zeros = upload(driver_, s.zeros.data(), s.zeros.size());
+    host_scales = upload(driver_, s.scales.data(), s.scales.size() * 2);
   }
   PackedGroups groups(s);
   const Repacker repacker(driver_, *kernels_, codes_shape());
   const auto pack = kernels_->keep(choose::pack_source(awq));  // compiled, if it must be, before anything is written
-  const bool same_groups = unit_group_.bytes() == s.order.group.size() * 4 && groups_.units() == s.order.group;
+  const bool same_groups = groups_.units() == s.order.group || (!unit_group_.get() && in_order(s.order.group));
   const bool over_itself = in_place_ && s.qweight == codes.get();
-  const bool from_host = qweight.get() || scales.get() || !same_groups || x_map.get() || has_bias || over_itself;
-  const auto function = kernels_->keep(choose::meta_source(s.device_scales != nullptr, awq));
+  const bool from_host = qweight.get() || host_scales.get() || !same_groups || x_map.get() || has_bias || over_itself;
+  const auto function = kernels_->keep(choose::meta_source(s.device_scales != nullptr, awq, apart));
   if (from_host) driver_->synchronize();  // earlier work of any stream may read what is overwritten here
   if (x_map.get()) driver_->copy(x_map.get(), s.order.source.data(), x_map.bytes(), CopyKind::kToDevice);
   if (!same_groups) driver_->copy(unit_group_.get(), s.order.group.data(), unit_group_.bytes(), CopyKind::kToDevice);
   put_bias(s.bias);
-  groups_ = std::move(groups);
-
-  MetaArgs args{s.device_scales ? s.device_scales : scales.as<const u16>(),
-                s.device_scales ? reinterpret_cast<const u8*>(s.device_qzeros) : zeros.as<const u8>(),
-                unit_group_.as<const i32>(),
-                meta.as<u8>(),
-                static_cast<i32>(s.order.group.size()),
-                static_cast<i32>(n),
-                s.zero_add};
-  void* parameters[] = {&args};
-  LaunchShape shape;
-  shape.blocks = meta_blocks(static_cast<i64>(meta.bytes())), shape.threads = pack_threads();
-  driver_->launch(*function, shape, stream, parameters);
   if (over_itself)
     repacker.pack_in_place(codes.get(), x_map.as<const i32>(), *scratch_, scratch_bytes_);
   else
     repacker.pack(s.qweight_on_device ? s.qweight : qweight.get(), x_map.as<const i32>(), codes.get(), stream);
+
+  groups_ = std::move(groups), zero_add_ = s.zero_add;
+  MetaArgs args = meta_args();
+  args.scales = s.device_scales ? s.device_scales : host_scales.as<const u16>();
+  args.zeros = s.device_scales ? reinterpret_cast<const u8*>(s.device_qzeros) : host_zeros.as<const u8>();
+  launch_meta(*function, args, stream);
   if (from_host) driver_->synchronize();  // the buffers above go
 }
 
@@ -111,9 +131,14 @@ Buffer Matrix::inverse_map(const std::vector<std::int32_t>& source) const {
 
 void Matrix::restore() {
   const Buffer packed = inverse_map(host_map());
-  driver_->synchronize();  // earlier work may still read the codes
+  std::shared_ptr<const Function> function;
+  if (apart) function = kernels_->keep(choose::unmeta_source(awq));
+  driver_->synchronize();  // earlier work may still read what is overwritten here
   Repacker(driver_, *kernels_, codes_shape())
       .unpack_in_place(codes.get(), packed.as<const i32>(), *scratch_, scratch_bytes_);
+  if (!apart) return;
+  launch_meta(*function, meta_args(), nullptr);
+  driver_->synchronize();
 }
 
 std::vector<std::uint32_t> Matrix::unpack_codes(const std::vector<std::int32_t>& source) const {
@@ -132,9 +157,14 @@ std::vector<std::uint32_t> Matrix::unpack_codes(const std::vector<std::int32_t>&
 UnpackedSource Matrix::unpack() const {
   driver_->synchronize();
   const auto source = host_map();
-  std::vector<std::uint8_t> packed(meta.bytes());
-  driver_->copy(packed.data(), meta.get(), packed.size(), CopyKind::kToHost);
   const int rows = static_cast<int>(packed_k), columns = static_cast<int>(n), set_rows = static_cast<int>(unit);
+  const Problem problem{.k = rows, .n = columns, .unit = set_rows, .apart = apart};
+  const auto all = static_cast<std::size_t>(meta_bytes(rows, columns, set_rows));
+  std::vector<std::uint8_t> packed(apart ? all / kMetaBytes * kScaleBytes : all), packed_zeros(all - packed.size());
+  driver_->copy(packed.data(), meta.get(), packed.size(), CopyKind::kToHost);
+  if (apart) driver_->copy(packed_zeros.data(), zeros.get(), packed_zeros.size(), CopyKind::kToHost);
+  MatmulArgs args{};
+  args.meta = packed.data(), args.zeros = packed_zeros.data();
   UnpackedSource to;
   groups_.begin(to, n);
   for (int set = 0; set < sets(rows, set_rows); ++set) {
@@ -142,10 +172,10 @@ UnpackedSource Matrix::unpack() const {
     if (group < 0) continue;
     for (int col = 0; col < columns; ++col) {
       const int tile = col % kStripColumns / kTileColumns, g = col % 8, second = col / 8 % 2;
-      const std::uint8_t* from = packed.data() + meta_offset(rows, set_rows, col / kStripColumns, set);
+      const SetPlace from = set_place(problem, args, col / kStripColumns, set);
       const auto at = static_cast<std::size_t>(group * n + col);
-      std::memcpy(&to.scales[at], from + scale_offset(tile, g) + 2 * second, 2);
-      to.zeros[at] = from[zero_offset(tile, g)] >> (4 * second) & 15;
+      std::memcpy(&to.scales[at], from.scales + scale_offset(tile, g) + 2 * second, 2);
+      to.zeros[at] = from.zeros[zero_place(tile, g)] >> (4 * second) & 15;
     }
   }
   if (act_order) to.g_idx = groups_.g_idx(source, unit, k);

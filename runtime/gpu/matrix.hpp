@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "kernels/pack.h"
 #include "runtime/backends/packed_groups.hpp"
 #include "runtime/gpu/kernels.hpp"
 #include "runtime/gpu/memory.hpp"
@@ -18,17 +19,19 @@ class Matrix : public PackedMatrix, public MatrixShape {
   Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSource& source, Scratch& scratch);
 
   std::size_t bytes() const override {
-    return codes.bytes() + meta.bytes() + x_map.bytes() + bias16_[0].bytes() + bias16_[1].bytes();
+    return codes.bytes() + meta.bytes() + zeros.bytes() + x_map.bytes() + bias16_[0].bytes() + bias16_[1].bytes();
   }
   UnpackedSource unpack() const override;
   void update(const MatrixSource& source, void* stream) override;
   bool in_place() const override { return in_place_; }
+  bool scales_in_place() const override { return apart; }
   void restore() override;
 
   /// fp16 or bf16 [n] on the device; null: none.
   const std::uint16_t* bias_of(bool bf16) const { return bias16_[bf16].as<const std::uint16_t>(); }
 
-  Buffer codes, meta;
+  Buffer codes, meta;       ///< apart: of meta the scales
+  Buffer zeros;             ///< where they are apart
   Buffer x_map;             ///< int32 [packed_k], or empty: not mapped
   std::vector<float> bias;  ///< [n] or empty
 
@@ -38,14 +41,18 @@ class Matrix : public PackedMatrix, public MatrixShape {
   std::vector<std::int32_t> host_map() const;
   std::vector<std::uint32_t> unpack_codes(const std::vector<std::int32_t>& source) const;
   void put_bias(const std::vector<float>& values);
+  MetaArgs meta_args() const;
+  void launch_meta(const Function& function, const MetaArgs& args, void* stream) const;
 
   std::shared_ptr<Driver> driver_;
   Kernels* kernels_ = nullptr;  ///< of the device, which outlives its matrices, as its scratch does
   Scratch* scratch_ = nullptr;
   std::size_t scratch_bytes_ = 0;
   bool in_place_ = false;
+  int zero_add_ = 0;  ///< from the stored zeros to those that are packed
   PackedGroups groups_;
-  Buffer unit_group_;  ///< int32 [sets] group of each set of meta
+  i32 sets_ = 0;       ///< of meta, in a strip
+  Buffer unit_group_;  ///< int32 [sets] group of each; empty: set i is of group i, and stays so
   Buffer bias16_[2];
 };
 

@@ -105,7 +105,8 @@ void Plan::run_kernel(const Path& path, const Call& call) const {
                   call.workspace,
                   call.x_stride,
                   call.out_stride,
-                  static_cast<i32>(call.m)};
+                  static_cast<i32>(call.m),
+                  matrix_->zeros.as<const u8>()};
   const auto& kernel = *path.choice.kernel;
   LaunchShape shape = path.choice.shape;
   shape.blocks = kernel.grid(call.m);
@@ -132,7 +133,8 @@ void Plan::run_blas(const Path& path, const Call& call) const {
                          w,
                          columns,
                          static_cast<i32>(column / kStripColumns),
-                         static_cast<i32>(columns)};
+                         static_cast<i32>(columns),
+                         matrix_->zeros.as<const u8>()};
     void* parameters[] = {&args};
     LaunchShape shape = path.choice.shape;
     shape.blocks = path.choice.kernel->grid(columns);

@@ -16,9 +16,11 @@ struct CodesShape {
   bool awq = false;
 
   std::size_t words_bytes() const { return static_cast<std::size_t>(k / 8 * n) * 4; }  ///< of qweight
+  std::int64_t rows() const { return awq ? k : k / 8; }                                ///< of qweight
+  std::int64_t row_words() const { return awq ? n / 8 : n; }
   std::size_t packed_bytes() const;
   /// The packed codes take exactly qweight's bytes.
-  bool fits() const { return packed_bytes() == words_bytes() && packed_k == k && n % 64 == 0 && !awq; }
+  bool fits() const { return packed_bytes() == words_bytes() && packed_k == k && n % 64 == 0; }
 };
 
 class Repacker {
@@ -37,10 +39,11 @@ class Repacker {
 
  private:
   struct Transposition;
-  void launch(const jit::Source& source, std::int64_t blocks, int threads, void* arguments, void* stream) const;
+  void launch(const jit::Source& source, std::int64_t blocks, int threads, void* arguments, void* stream,
+              int shared_bytes = 0) const;
   void copy_rows(const void* from, std::int64_t from_stride, void* to, std::int64_t to_stride,
-                 std::int64_t columns) const;
-  /// Calls each(first column, columns) for strips that fit into `most` bytes together.
+                 std::int64_t words) const;
+  /// Calls each(first word of a row, words of it, columns of W) for strips that fit into `most` bytes together.
   template <class Each>
   void for_strips(std::size_t most, const Each& each) const;
   std::size_t strips_bytes(std::size_t most) const;

@@ -171,7 +171,7 @@ int warm_up(const Tool& tool, const CacheToolOptions& given) {
     } else {
       std::vector<WarmupShape> shapes;
       for (const auto& p : given.shapes.resolve("llama-3-8b"))
-        shapes.push_back({p.k, p.n, p.group, p.act_order, given.cross.bias});
+        shapes.push_back({p.k, p.n, p.group, p.act_order, given.cross.bias, false, given.cross.in_place});
       report = runtime.warmup(shapes, options);
     }
   }

@@ -137,7 +137,8 @@ std::vector<jit::Source> CrossCompiler::sources(const autotune::Problem& problem
   const choose::Gpu gpu{info.device.str(), info.arch, impl_->limits};
   std::vector<jit::Source> all;
   for (const bool awq : {false, true}) {  // the packing kernel of either kind of checkpoint
-    const auto shape = matrix_shape(problem.k, problem.n, problem.group, problem.act_order, options.bias, awq);
+    const auto shape =
+        matrix_shape(problem.k, problem.n, problem.group, problem.act_order, options.bias, awq, options.in_place);
     for (const TuningRecord* record : {static_cast<const TuningRecord*>(nullptr), tuned})
       for (auto& source : choose::sources(shape, choose::choose(shape, plan, gpu, record), gpu.limits))
         all.push_back(std::move(source));

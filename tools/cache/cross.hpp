@@ -36,6 +36,7 @@ struct CrossOptions {
   std::int64_t max_m = 1;
   DType activation = DType::kF16;
   bool bias = false;
+  bool in_place = false;             ///< loaded with Storage::kReuse
   const TuningDb* tuning = nullptr;  ///< also what its nearest record of the same architecture chose
 };
 

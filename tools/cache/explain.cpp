@@ -97,9 +97,9 @@ std::optional<KernelKey> derive(const CacheToolOptions& options, std::size_t& tr
     CrossCompiler compiler(target, nothing);
     for (const auto& shape : shapes)
       for (const DType activation : {DType::kF16, DType::kBF16})
-        for (const bool bias : {false, true}) {
+        for (const int variant : {0, 1, 2, 3}) {
           CrossOptions cross = options.cross;
-          cross.activation = activation, cross.bias = bias;
+          cross.activation = activation, cross.bias = variant & 1, cross.in_place = variant & 2;
           for (const auto& source : compiler.sources(shape, cross)) {
             if (!seen.insert(target.arch + source.text).second) continue;
             ++tried;
