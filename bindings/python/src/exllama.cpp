@@ -97,14 +97,17 @@ void cleanup() {
 std::int64_t make_q4(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb::handle g_idx, nb::handle device) {
   constexpr const char* kCall = "make_q4";
   auto& s = state();
-  const Array codes = read_array(kCall, "qweight", qweight), zeros = read_array(kCall, "qzeros", qzeros),
-              factors = read_array(kCall, "scales", scales);
+  const ServerTensors given{{qweight, qzeros, scales},
+                            read_array(kCall, "qweight", qweight),
+                            read_array(kCall, "qzeros", qzeros),
+                            read_array(kCall, "scales", scales)};
+  const Array& codes = given.qweight;
   const auto named = read_device(kCall, device);
   check(!named || *named == codes.device, "{}: qweight is on {}, but device = {}: move it or pass its device", kCall,
         codes.device.str(), named ? named->str() : "");
   GptqTensors tensors;
-  tensors.qweight = view_of(kCall, codes), tensors.qzeros = view_of(kCall, zeros),
-  tensors.scales = view_of(kCall, factors);
+  tensors.qweight = view_of(kCall, codes), tensors.qzeros = view_of(kCall, given.qzeros),
+  tensors.scales = view_of(kCall, given.scales);
   check(codes.dims == 2, "{}: qweight has shape {}; it must be [k / 8, n]", kCall, codes.shape_text());
   Array groups;
   if (!g_idx.is_none()) {
@@ -112,7 +115,7 @@ std::int64_t make_q4(nb::handle qweight, nb::handle qzeros, nb::handle scales, n
     if (!groups.meta && groups.size() > 0) tensors.g_idx = view_of(kCall, groups);
   }
   tensors.zeros = s.zeros;
-  auto matrix = load_for_server(kCall, qweight, codes, tensors);
+  auto matrix = load_for_server(kCall, given, tensors);
   compile_ahead().shape(*matrix, s.options);
   return s.handles.add(std::move(matrix));
 }
@@ -186,8 +189,9 @@ void bind_exllama(nb::module_& m) {
   m.def(
       "make_q4", &make_q4, "qweight"_a, "qzeros"_a, "scales"_a, "g_idx"_a.none(), "device"_a.none(),
       "Packs int32 qweight [k/8, n], int32 qzeros [groups, n/8], fp16 scales [groups, n] and g_idx [k] (or None, empty "
-      "or meta); returns a handle. On a GPU the packed codes take qweight's own memory where they fit "
-      "(Q4_KEEP_QWEIGHT=1: never); the other tensors are read once and may be freed.");
+      "or meta); returns a handle. On a GPU packed weights take the memory of qweight, qzeros and scales where they "
+      "fit "
+      "(Q4_KEEP_QWEIGHT=1: never), which cleanup() restores; otherwise the tensors are read once and may be freed.");
   m.def("q4_matmul", &q4_matmul, "x"_a, "handle"_a, "out"_a,
         "out[m, n] = x[m, k] @ W, fp16, on the torch stream that is current.");
   m.def("column_remap", &remap, "x"_a, "x_new"_a, "x_map"_a, "x_new[:, j] = x[:, x_map[j]], fp16 and int32.");

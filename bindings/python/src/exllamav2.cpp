@@ -113,14 +113,16 @@ std::int64_t make_q_matrix(const nb::args& given) {
       "{}: these are tensors of the EXL2 format (q_scale, q_scale_max, q_groups); q4 multiplies GPTQ's 4-bit tensors: "
       "pass q_weight, gptq_qzeros and gptq_scales, and None or meta tensors for the others",
       kMake);
-  const Array codes = read_array(kMake, "q_weight", a.q_weight),
-              zeros = read_array(kMake, "gptq_qzeros", a.gptq_qzeros),
-              scales = read_array(kMake, "gptq_scales", a.gptq_scales);
+  const ServerTensors three{{a.q_weight, a.gptq_qzeros, a.gptq_scales},
+                            read_array(kMake, "q_weight", a.q_weight),
+                            read_array(kMake, "gptq_qzeros", a.gptq_qzeros),
+                            read_array(kMake, "gptq_scales", a.gptq_scales)};
+  const Array& codes = three.qweight;
   check(codes.dims == 2, "{}: q_weight has shape {}; it must be [k / 8, n]", kMake, codes.shape_text());
   check_temp_dq(a, codes);
   GptqTensors tensors;
-  tensors.qweight = view_of(kMake, codes), tensors.qzeros = view_of(kMake, zeros),
-  tensors.scales = view_of(kMake, scales);
+  tensors.qweight = view_of(kMake, codes), tensors.qzeros = view_of(kMake, three.qzeros),
+  tensors.scales = view_of(kMake, three.scales);
   tensors.zeros = ZeroFormat::kV1;
   Array groups, bias;
   if (!absent(a.gptq_g_idx)) {
@@ -128,7 +130,7 @@ std::int64_t make_q_matrix(const nb::args& given) {
     if (groups.size() > 0) tensors.g_idx = view_of(kMake, groups);
   }
   if (!absent(a.bias)) bias = read_array(kMake, "bias", a.bias), tensors.bias = view_of(kMake, bias);
-  auto matrix = load_for_server(kMake, a.q_weight, codes, tensors);
+  auto matrix = load_for_server(kMake, three, tensors);
   if (tensors.g_idx && (!absent(a.q_perm) || !absent(a.q_invperm)))
     fill_permutations(a, matrix->weights.unpack(), matrix->weights.k());
   compile_ahead().shape(*matrix, {});

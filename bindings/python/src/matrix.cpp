@@ -58,7 +58,7 @@ Device target(const char* call, nb::handle device, const Array& qweight) {
 }
 
 MatrixPtr from_gptq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb::handle g_idx, nb::handle bias,
-                    std::int64_t group_size, nb::handle zeros, nb::handle device) {
+                    std::int64_t group_size, nb::handle zeros, nb::handle device, bool reuse) {
   constexpr const char* kCall = "Matrix.from_gptq";
   Arrays a{read_array(kCall, "qweight", qweight),
            read_array(kCall, "qzeros", qzeros),
@@ -78,12 +78,18 @@ MatrixPtr from_gptq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb
   }
   if (!bias.is_none()) t.bias = view_of(kCall, a.bias.emplace(read_array(kCall, "bias", bias)));
   const Device chosen = target(kCall, device, a.qweight);
-  const GilRelease release;
-  return std::make_shared<Matrix>(QuantizedMatrix::from_gptq(runtime(), chosen, t));
+  const MatrixOptions options = reuse_options(kCall, reuse, {&a.qweight, &a.qzeros, &a.scales});
+  MatrixPtr matrix;
+  {
+    const GilRelease release;
+    matrix = std::make_shared<Matrix>(QuantizedMatrix::from_gptq(runtime(), chosen, t, options));
+  }
+  keep_tensors(*matrix, {qweight, qzeros, scales});
+  return matrix;
 }
 
 MatrixPtr from_awq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb::handle bias, std::int64_t group_size,
-                   nb::handle device) {
+                   nb::handle device, bool reuse) {
   constexpr const char* kCall = "Matrix.from_awq";
   Arrays a{read_array(kCall, "qweight", qweight),
            read_array(kCall, "qzeros", qzeros),
@@ -93,8 +99,14 @@ MatrixPtr from_awq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb:
   AwqTensors t{view_of(kCall, a.qweight), view_of(kCall, a.qzeros), view_of(kCall, a.scales), {}, group_size};
   if (!bias.is_none()) t.bias = view_of(kCall, a.bias.emplace(read_array(kCall, "bias", bias)));
   const Device chosen = target(kCall, device, a.qweight);
-  const GilRelease release;
-  return std::make_shared<Matrix>(QuantizedMatrix::from_awq(runtime(), chosen, t));
+  const MatrixOptions options = reuse_options(kCall, reuse, {&a.qweight, &a.qzeros, &a.scales});
+  MatrixPtr matrix;
+  {
+    const GilRelease release;
+    matrix = std::make_shared<Matrix>(QuantizedMatrix::from_awq(runtime(), chosen, t, options));
+  }
+  keep_tensors(*matrix, {qweight, qzeros, scales});
+  return matrix;
 }
 
 /// By torch's operator (q4/_torch_ops.py), for an x that torch watches.
@@ -310,12 +322,15 @@ void bind_matrix(nb::module_& m) {
       .def_static(
           "from_gptq", &from_gptq, "qweight"_a.none(), "qzeros"_a.none(), "scales"_a.none(), "g_idx"_a = none,
           "bias"_a = none, nb::kw_only(), "group_size"_a = 0, "zeros"_a.none() = "auto", "device"_a = none,
+          "reuse"_a = false,
           "From int32 qweight [k/8, n], int32 qzeros [groups, n/8], scales [groups, n] (fp16, bf16 or fp32), g_idx "
           "[k] (int32 or int64; None, empty or meta: no act-order) and bias [n]. group_size 0: from the shapes; -1: "
           "one group. zeros: 'v1' (stored + 1), 'v2' (as stored), 'auto' (v1 unless all are 8). device: where the "
-          "matrix goes; None: where qweight is. The tensors are read once.")
+          "matrix goes; None: where qweight is. The tensors are read once; with reuse, on a GPU, the packed weights "
+          "take "
+          "their memory where they fit (see in_place), and the matrix keeps them.")
       .def_static("from_awq", &from_awq, "qweight"_a.none(), "qzeros"_a.none(), "scales"_a.none(), "bias"_a = none,
-                  nb::kw_only(), "group_size"_a = 0, "device"_a = none,
+                  nb::kw_only(), "group_size"_a = 0, "device"_a = none, "reuse"_a = false,
                   "From AWQ's \"gemm\" layout: int32 qweight [k, n/8], int32 qzeros [groups, n/8], scales [groups, n].")
       .def_static(
           "from_checkpoint",

@@ -154,6 +154,24 @@ void set_allocator(nb::object allocate, nb::object release) {
 
 }  // namespace
 
+MatrixOptions reuse_options(const char* call, bool reuse, std::initializer_list<const Array*> arrays) {
+  for (const Array* array : arrays)
+    check(!reuse || array->writable, "{}: {} is read-only, but reuse writes to it: pass a copy, or reuse=False", call,
+          array->name);
+  return {.storage = reuse ? Storage::kReuse : Storage::kOwn};
+}
+
+void keep_tensors(Matrix& matrix, std::initializer_list<nb::handle> tensors) {
+  if (!matrix.weights.in_place()) return;
+  auto* kept = new std::vector<nb::object>;
+  for (const nb::handle tensor : tensors) kept->push_back(nb::borrow(tensor));
+  matrix.tensors = std::shared_ptr<void>(kept, [](void* given) {
+    if (!Py_IsInitialized()) return;  // the process ends, and its memory with it
+    const GilAcquire gil;
+    delete static_cast<std::vector<nb::object>*>(given);
+  });
+}
+
 Allocator python_allocator() {
   return {&take, &give, [](Device device) {
             if (!Py_IsInitialized()) return false;
@@ -175,6 +193,20 @@ void bind_memory(nb::module_& m) {
          "group_size"_a = 0, "zeros"_a = "auto",
          "Other weights of the same shape in the same memory: plans and captured graphs compute with them. On a GPU in "
          "the order of the stream that is current.");
+  method(
+      "restore", [](const MatrixPtr& matrix) { matrix->weights.restore(); }, nb::call_guard<GilRelease>(),
+      "With reuse: the tensors get their content back, and the matrix can only be dropped. Nothing may use it then.");
+  const auto property = [&](const char* name, auto function, const char* text) {
+    nb::object type = m.attr("Matrix");
+    const nb::object getter = nb::cpp_function(function, nb::is_getter(), nb::scope(type), nb::is_method());
+    type.attr(name) = nb::module_::import_("builtins").attr("property")(getter, nb::none(), nb::none(), nb::str(text));
+  };
+  property(
+      "in_place", [](const MatrixPtr& matrix) { return matrix->weights.in_place(); },
+      "Whether the codes are in qweight's memory (reuse).");
+  property(
+      "scales_in_place", [](const MatrixPtr& matrix) { return matrix->weights.scales_in_place(); },
+      "Whether scales and zeros are in the memory of scales and qzeros too.");
   m.def("memory", &memory, "Bytes that are held on each device: weights, workspace, code, and the allocations.");
   m.def(
       "trim", [] { runtime().trim(); }, nb::call_guard<GilRelease>(),

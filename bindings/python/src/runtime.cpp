@@ -94,7 +94,7 @@ std::string numerics_id(nb::object what, int max_m, nb::handle dtype, nb::handle
 
 /// `progress` runs here with the GIL; True from it ends the warm-up, and what it raises is raised when that has ended.
 nb::dict warmup(nb::object what, int max_m, nb::handle dtype, nb::handle device, bool act_order, bool bias,
-                std::int64_t group_size, int threads, double deadline, nb::object progress) {
+                std::int64_t group_size, int threads, double deadline, nb::object progress, bool in_place) {
   WarmupOptions options;
   options.plan.max_m = max_m, options.plan.activation = activation("warmup", dtype);
   options.threads = threads, options.deadline_s = deadline;
@@ -112,6 +112,7 @@ nb::dict warmup(nb::object what, int max_m, nb::handle dtype, nb::handle device,
   options.cancel = [&] { return stop; };
   std::vector<WarmupShape> shapes;
   const auto opened = checkpoint_or_shapes("warmup", what, act_order, bias, group_size, shapes);
+  for (WarmupShape& shape : shapes) shape.in_place = in_place;
   WarmupReport report;
   {
     const GilRelease release;
@@ -232,10 +233,11 @@ void bind_runtime(nb::module_& m) {
         "Options for matrices that are made from now on; call it first.");
   m.def("warmup", &warmup, "what"_a, "max_m"_a, "dtype"_a.none() = "float16", nb::kw_only(), "device"_a = nb::none(),
         "act_order"_a = false, "bias"_a = false, "group_size"_a = 128, "threads"_a = 0, "deadline"_a = 0.0,
-        "progress"_a = nb::none(),
+        "progress"_a = nb::none(), "in_place"_a = false,
         "Finds or compiles, and loads, every kernel that plans of a Checkpoint (or the path of one) or of a list of "
         "(k, n) need. "
-        "progress(done, total, kernel) may return True to stop. Returns what came of each kernel.");
+        "progress(done, total, kernel) may return True to stop. in_place: of shapes, for matrices that are loaded with "
+        "reuse. Returns what came of each kernel.");
   m.def("numerics_id", &numerics_id, "what"_a, "max_m"_a, "dtype"_a.none() = "float16", nb::kw_only(),
         "device"_a = nb::none(), "act_order"_a = false, "bias"_a = false, "group_size"_a = 128,
         "16 hex digits of what decides the bits of results for a Checkpoint (or the path of one) or a list of (k, n): "

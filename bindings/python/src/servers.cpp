@@ -20,28 +20,33 @@ constexpr int kServerShift = 62, kEpochShift = 32;
 constexpr const char* kNames[] = {"exllama_kernels", "exllamav2_kernels"};
 constexpr const char* kMakers[] = {"make_q4", "make_q_matrix"};
 
-/// qweight's memory, in which a matrix is now.
+/// A tensor's memory, in which a part of a matrix is now.
 struct Taken {
   std::uintptr_t end;
+  int role;  // of the tensor: its place in ServerTensors
   std::weak_ptr<Matrix> matrix;
-  nb::object qweight;
+  nb::object tensor;
 };
 /// By where it begins; the GIL guards it. Never destroyed: the interpreter may be gone before.
 std::map<std::uintptr_t, Taken>& taken() {
   static auto* all = new std::map<std::uintptr_t, Taken>;
   return *all;
 }
+std::uintptr_t begin_of(const Array& a) { return reinterpret_cast<std::uintptr_t>(a.data); }
+std::uintptr_t end_of(const Array& a) { return begin_of(a) + static_cast<std::size_t>(a.size()) * size_of(a.dtype); }
 
-/// Kept, or nothing where no other tensor may be in this memory. Throws where one is in a part of it.
-std::shared_ptr<Matrix> find_taken(const char* call, std::uintptr_t begin, std::uintptr_t end, std::int64_t n) {
+/// The matrix that took this tensor, or nothing where no other tensor may be in this memory. Throws where one is in a
+/// part of it. `n`: columns of the matrix that is loaded.
+std::shared_ptr<Matrix> find_taken(const char* call, const Array& tensor, int role, std::int64_t n) {
+  const auto begin = begin_of(tensor), end = end_of(tensor);
   for (const auto& [at, other] : taken()) {
     if (end <= at || other.end <= begin) continue;
     const auto matrix = other.matrix.lock();
     if (!matrix) continue;
-    check(at == begin && other.end == end && matrix->weights.n() == n,
-          "{}: qweight overlaps memory in which an earlier matrix was packed ({} x {}): pass the same tensor again, or "
-          "set Q4_KEEP_QWEIGHT=1 before the first load",
-          call, matrix->weights.k(), matrix->weights.n());
+    check(at == begin && other.end == end && matrix->weights.n() == n && other.role == role,
+          "{}: {} overlaps memory in which an earlier matrix was packed ({} x {}): pass the same tensor again, or set "
+          "Q4_KEEP_QWEIGHT=1 before the first load",
+          call, tensor.name, matrix->weights.k(), matrix->weights.n());
     return matrix;
   }
   return nullptr;
@@ -56,8 +61,8 @@ std::vector<std::uint8_t> host_bytes(DeviceBackend& device, const TensorView& vi
   return bytes;
 }
 
-/// The tensors beside qweight must be those that the matrix was made of.
-void check_same(const char* call, const Matrix& matrix, const GptqTensors& tensors) {
+/// The tensors beside qweight must be those that the matrix was made of; `same_memory`: they are, without looking.
+void check_same(const char* call, const Matrix& matrix, const GptqTensors& tensors, bool same_memory) {
   const UnpackedMatrix before = matrix.weights.unpack();
   const auto device = runtime().impl().open(matrix.device);
   const auto same = [&](const char* name, const TensorView& now, const auto& then) {
@@ -68,8 +73,7 @@ void check_same(const char* call, const Matrix& matrix, const GptqTensors& tenso
           "Q4_KEEP_QWEIGHT=1 before the first load",
           call, name);
   };
-  same("qzeros", tensors.qzeros, before.qzeros);
-  same("scales", tensors.scales, before.scales);
+  if (!same_memory) same("qzeros", tensors.qzeros, before.qzeros), same("scales", tensors.scales, before.scales);
   if (tensors.g_idx && tensors.g_idx->dtype == DType::kI32 && !before.g_idx.empty())
     same("g_idx", *tensors.g_idx, before.g_idx);
 }
@@ -116,30 +120,36 @@ std::vector<std::shared_ptr<Matrix>> Handles::clear() {
   return std::exchange(matrices_, {});
 }
 
-std::shared_ptr<Matrix> load_for_server(const char* call, nb::handle qweight, const Array& codes,
-                                        const GptqTensors& tensors) {
-  const auto begin = reinterpret_cast<std::uintptr_t>(codes.data);
-  const auto end = begin + static_cast<std::size_t>(codes.size()) * size_of(codes.dtype);
+std::shared_ptr<Matrix> load_for_server(const char* call, const ServerTensors& given, GptqTensors tensors) {
+  const Array &codes = given.qweight, &zeros = given.qzeros, &scales = given.scales;
+  const std::int64_t n = codes.shape[1];
   finish_torch_stream(codes.device);
-  if (auto before = find_taken(call, begin, end, codes.shape[1])) {
+  const auto before = find_taken(call, codes, 0, n), of_zeros = find_taken(call, zeros, 1, n),
+             of_scales = find_taken(call, scales, 2, n);
+  if (before) {
     const GilRelease release;
-    check_same(call, *before, tensors);
+    check_same(call, *before, tensors, of_zeros == before && of_scales == before);
     return before;
   }
   MatrixOptions options;
-  if (!traits_of(codes.device).host_addressable && codes.writable && !keeps_qweight())
-    options.storage = Storage::kReuse;
+  const bool writable = codes.writable && zeros.writable && scales.writable;
+  if (!traits_of(codes.device).host_addressable && writable && !keeps_qweight()) options.storage = Storage::kReuse;
   std::shared_ptr<Matrix> matrix;
   {
     const GilRelease release;
+    UnpackedMatrix zeros_were, scales_were;  // tensors that several layers share hold an earlier layer's now
+    if (of_zeros) zeros_were = of_zeros->weights.unpack(), tensors.qzeros = zeros_were.gptq().qzeros;
+    if (of_scales) scales_were = of_scales->weights.unpack(), tensors.scales = scales_were.gptq().scales;
     matrix = std::make_shared<Matrix>(QuantizedMatrix::from_gptq(runtime(), codes.device, tensors, options));
   }
   if (!matrix->weights.in_place()) return matrix;
-  taken()[begin] = {end, matrix, nb::borrow(qweight)};
+  const Array* arrays[] = {&codes, &zeros, &scales};
+  for (int role = 0; role < (matrix->weights.scales_in_place() ? 3 : 1); ++role)
+    taken()[begin_of(*arrays[role])] = {end_of(*arrays[role]), role, matrix, nb::borrow(given.objects[role])};
   static const bool told = [] {
     runtime().impl().log(LogLevel::kWarning,
-                         "qweight tensors are packed in place, so that weights are held once: their content changes "
-                         "until cleanup(); Q4_KEEP_QWEIGHT=1 keeps them (docs/migration.md)");
+                         "qweight, qzeros and scales are packed in place, so that weights are held once: their content "
+                         "changes until cleanup(); Q4_KEEP_QWEIGHT=1 keeps them (docs/migration.md)");
     return true;
   }();
   static_cast<void>(told);
@@ -154,7 +164,7 @@ void unload(std::vector<std::shared_ptr<Matrix>> matrices) {
     const bool goes = std::any_of(matrices.begin(), matrices.end(), [&](const auto& matrix) {
       return matrix && matrix.use_count() == 1 && matrix == it->second.matrix.lock();
     });
-    if (goes) released.push_back(std::move(it->second.qweight));
+    if (goes) released.push_back(std::move(it->second.tensor));
     it = goes ? taken().erase(it) : std::next(it);
   }
   {
@@ -166,7 +176,7 @@ void unload(std::vector<std::shared_ptr<Matrix>> matrices) {
         matrix->weights.restore();
       } catch (const Error& error) {
         runtime().impl().log(LogLevel::kWarning,
-                             fmt::format("cleanup: a qweight tensor of {} x {} was not restored: {}",
+                             fmt::format("cleanup: the tensors of a {} x {} matrix were not restored: {}",
                                          matrix->weights.k(), matrix->weights.n(), error.what()));
       }
     }
@@ -192,7 +202,7 @@ void CompileAhead::rows(Device device, std::int64_t rows) {
 void CompileAhead::shape(const Matrix& matrix, const PlanOptions& options) {
   if (!traits_of(matrix.device).compiles) return;
   const auto& w = matrix.weights;
-  const WarmupShape shape{w.k(), w.n(), w.group_size(), w.act_order(), w.has_bias(), false};
+  const WarmupShape shape{w.k(), w.n(), w.group_size(), w.act_order(), w.has_bias(), false, w.scales_in_place()};
   const std::lock_guard lock(mutex_);
   for (const auto& known : shapes_)
     if (known.device == matrix.device && known.shape == shape &&

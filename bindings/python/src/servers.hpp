@@ -39,12 +39,16 @@ class Handles {
   std::vector<std::shared_ptr<Matrix>> matrices_;
 };
 
-/// A matrix from tensors as a server passes them. On a GPU it is packed over qweight's own memory where that fits,
-/// unless $Q4_KEEP_QWEIGHT is 1; qweight is then kept, and given again it shares the matrix. Called with the GIL.
-std::shared_ptr<Matrix> load_for_server(const char* call, nb::handle qweight, const Array& codes,
-                                        const GptqTensors& tensors);
-/// Frees matrices that no handle has any more; qweight gets its content back where it was packed in place. Waits for
-/// the devices. Called with the GIL, which it releases.
+/// What a server passes: named qweight, qzeros and scales, or as its function names them.
+struct ServerTensors {
+  nb::handle objects[3];
+  Array qweight, qzeros, scales;
+};
+/// A matrix from tensors as a server passes them. On a GPU it is packed over their own memory where that fits, unless
+/// $Q4_KEEP_QWEIGHT is 1; the tensors are then kept, and given again they share the matrix. Called with the GIL.
+std::shared_ptr<Matrix> load_for_server(const char* call, const ServerTensors& given, GptqTensors tensors);
+/// Frees matrices that no handle has any more; tensors get their content back where they were packed in place. Waits
+/// for the devices. Called with the GIL, which it releases.
 void unload(std::vector<std::shared_ptr<Matrix>> matrices);
 
 /// Compiles on threads of its own what calls with up to so many rows will need. Thread-safe.

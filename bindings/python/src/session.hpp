@@ -74,6 +74,8 @@ class Matrix {
 
   QuantizedMatrix weights;
   const Device device;
+  std::shared_ptr<void>
+      tensors;  ///< Python's, whose memory the weights are in; whoever frees it may be without the GIL
 
  private:
   struct Made {
@@ -85,6 +87,11 @@ class Matrix {
   ForkSafeMutex mutex_;
   std::vector<Made> plans_;
 };
+
+/// How a matrix is made of arrays that it may pack itself over (`reuse`).
+MatrixOptions reuse_options(const char* call, bool reuse, std::initializer_list<const Array*> arrays);
+/// Keeps tensors that a matrix is in, as long as it lives. Called with the GIL.
+void keep_tensors(Matrix& matrix, std::initializer_list<nb::handle> tensors);
 
 /// From a path as Python gives it (str or os.PathLike).
 Checkpoint open_checkpoint(nb::handle path);

@@ -7,6 +7,7 @@ Needs torch with CUDA and the installed wheel. The layers call the modules exact
 """
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,23 @@ def right() -> None:
                 worst = max(worst, float((layer(x).double() - exact).norm() / exact.norm()))
             say(f"right {name} act_order={act_order}", worst < 5e-4, f"error {worst:.2e}")
             clean()
-            same = bool((tensors[0].cpu() == torch.from_numpy(sample.qweight)).all())
-            say(f"restored {name} act_order={act_order}", same, "qweight after cleanup()")
+            same = all(bool((t.cpu() == torch.from_numpy(s)).all()) for t, s in zip(tensors, sample.tensors()))
+            say(f"restored {name} act_order={act_order}", same, "qweight, qzeros and scales after cleanup()")
+
+
+def shared() -> None:
+    """Layers that share qzeros and scales, which the first of them takes."""
+    first, second = random_tensors(1024, 512), random_tensors(1024, 512)
+    second[1:] = first[1:]
+    kept = [t.clone() for t in (*first, second[0])]
+    x = torch.randn((4, 1024), device=DEVICE, dtype=torch.half)
+    exact = [x @ q4.Matrix.from_gptq(*t, zeros="v1") for t in (first, second)]
+    layers = [V1(first), V1(second), V2(first)]
+    got = [layer(x) for layer in layers]
+    ok = all(bool((a == b).all()) for a, b in zip(got, [*exact, exact[0]]))
+    clean()
+    ok &= all(bool((a == b).all()) for a, b in zip((*first, second[0]), kept))
+    say("shared", ok, "two layers with the same scales and zeros, and both modules with the same tensors")
 
 
 def memory() -> None:
@@ -166,6 +182,93 @@ def update() -> None:
     say("update", ok, "a captured graph computes with the new weights")
 
 
+def reuse() -> None:
+    for group in (128, 64, 32):
+        tensors = random_tensors(4096, 4096, group)
+        kept = [t.clone() for t in tensors]
+        own = q4.Matrix.from_gptq(*tensors, zeros="v1")
+        W = q4.Matrix.from_gptq(*tensors, zeros="v1", reuse=True)
+        ok = W.in_place and W.scales_in_place
+        for m in (1, 3, 8, 16, 33, 100, 300):
+            x = torch.randn((m, 4096), device=DEVICE, dtype=torch.half)
+            ok &= bool((x @ W == x @ own).all())
+        W.restore()
+        ok &= all(bool((a == b).all()) for a, b in zip(tensors, kept))
+        say(f"reuse group {group}", ok, "bits as with memory of its own, and the tensors restored")
+
+
+def sealed() -> None:
+    W = q4.Matrix.from_gptq(*random_tensors(4096, 1024), zeros="v1")
+    W.warmup(100)
+    bias = torch.randn(1024, device=DEVICE, dtype=torch.half)
+    q4.seal("error")
+    try:
+        for m in range(1, 129):
+            x = torch.randn((m, 4096), device=DEVICE, dtype=torch.half)
+            q4.matmul(x, W, bias=bias if m % 2 else None)
+        say("sealed", True, "m = 1 to 128 after warmup(100), with bias and without")
+    finally:
+        q4.seal("off")
+
+
+def loads() -> None:
+    """What make_q4 takes for a model, against reading and writing its bytes once."""
+    for name, make in (("v1", V1), ("v2", V2)):
+        clean()
+        tensors = [random_tensors(k, n) for _ in range(32) for k, n in SHAPES]
+        make(random_tensors(4096, 4096))  # compiles what loads need
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        copies = [[t.clone() for t in group] for group in tensors]
+        torch.cuda.synchronize()
+        copied = time.perf_counter() - begin
+        del copies
+        begin = time.perf_counter()
+        copies = [[t.clone() for t in group] for group in tensors]  # the caching allocator has the memory now
+        torch.cuda.synchronize()
+        copied = min(copied, time.perf_counter() - begin)
+        del copies
+        begin = time.perf_counter()
+        layers = [make(t) for t in tensors]
+        torch.cuda.synchronize()
+        took = time.perf_counter() - begin
+        print(f"TIME {name}: {len(layers)} loads {took * 1e3:.1f} ms, a copy of their tensors {copied * 1e3:.1f} ms", flush=True)
+        del layers, tensors
+
+
+def paired() -> None:
+    """Scales and zeros in place against a copy of them: graphs of six matrices, which the L2 does not hold, by turns."""
+    for group in (128, 64, 32):
+        apart, own = [], []
+        for _ in range(6):
+            tensors = random_tensors(8192, 8192, group)
+            own.append(q4.Matrix.from_gptq(*tensors, zeros="v1"))
+            apart.append(q4.Matrix.from_gptq(*tensors, zeros="v1", reuse=True))
+        for m in (1, 8, 16, 64, 256):
+            x = torch.randn((m, 8192), device=DEVICE, dtype=torch.half)
+            out = torch.empty((m, 8192), device=DEVICE, dtype=torch.half)
+            graphs = []
+            for matrices in (own, apart):
+                for W in matrices:
+                    q4.matmul(x, W, out=out)
+                graphs.append(torch.cuda.CUDAGraph())
+                with torch.cuda.graph(graphs[-1]):
+                    for W in matrices:
+                        q4.matmul(x, W, out=out)
+            spent: list[list[float]] = [[], []]
+            for _ in range(30):
+                for graph, to in zip(graphs, spent):
+                    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                    begin.record()
+                    graph.replay()
+                    end.record()
+                    torch.cuda.synchronize()
+                    to.append(begin.elapsed_time(end) * 1e3 / 6)
+            a, b = (sorted(s)[15] for s in spent)
+            print(f"TIME 8192x8192 group {group} m={m}: {a:.2f} us, in place {b:.2f} us ({b / a:.3f})", flush=True)
+        del apart, own
+
+
 def times() -> None:
     tensors = [random_tensors(8192, 8192) for _ in range(6)]
     layers = [V1(t) for t in tensors]
@@ -192,7 +295,7 @@ def times() -> None:
     clean()
 
 
-SECTIONS = {f.__name__: f for f in (right, memory, ahead, update, times)}
+SECTIONS = {f.__name__: f for f in (right, shared, memory, ahead, update, reuse, sealed, loads, paired, times)}
 
 if __name__ == "__main__":
     for wanted in sys.argv[1:] or SECTIONS:

@@ -66,6 +66,22 @@ def test_update() -> None:
         A.update(*awq(128, 64, 32, 2).tensors(), np.zeros(128, np.int32))
 
 
+def test_reuse_on_the_cpu_copies() -> None:
+    for make, sample in ((q4.Matrix.from_gptq, gptq(256, 64, 64)), (q4.Matrix.from_awq, awq(128, 64, 32))):
+        tensors = [t.copy() for t in sample.tensors()]
+        W = make(*tensors, reuse=True)
+        assert not W.in_place and not W.scales_in_place  # the CPU's layout has scales between the codes
+        for now, then in zip(tensors, sample.tensors()):
+            assert (now == then).all()
+        x = activations(3, W.k)
+        assert_close(x @ W, x, sample.dense)
+        W.restore()
+        assert (W.unpack()["qweight"] == sample.qweight).all()
+        tensors[2].setflags(write=False)
+        with pytest.raises(q4.InvalidArgument, match="scales is read-only, but reuse writes to it"):
+            make(*tensors, reuse=True)
+
+
 def test_allocator() -> None:
     import ctypes
 

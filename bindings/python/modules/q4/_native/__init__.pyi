@@ -40,10 +40,18 @@ class Matrix:
         group_size: int = 0,
         zeros: _Zeros | None = "auto",
         device: Any = None,
+        reuse: bool = False,
     ) -> Matrix: ...
     @staticmethod
     def from_awq(
-        qweight: Any, qzeros: Any, scales: Any, bias: Any = None, *, group_size: int = 0, device: Any = None
+        qweight: Any,
+        qzeros: Any,
+        scales: Any,
+        bias: Any = None,
+        *,
+        group_size: int = 0,
+        device: Any = None,
+        reuse: bool = False,
     ) -> Matrix: ...
     @staticmethod
     def from_checkpoint(
@@ -67,6 +75,11 @@ class Matrix:
         tactic: str = "",
     ) -> Plan: ...
     def unpack(self) -> dict[str, Any]: ...
+    def restore(self) -> None: ...
+    @property
+    def in_place(self) -> bool: ...
+    @property
+    def scales_in_place(self) -> bool: ...
     def update(
         self,
         qweight: Any,
@@ -230,6 +243,7 @@ def warmup(
     threads: int = 0,
     deadline: float = 0.0,
     progress: Callable[[int, int, dict[str, Any]], object] | None = None,
+    in_place: bool = False,
 ) -> dict[str, Any]: ...
 def numerics_id(
     what: Checkpoint | _Path | list[tuple[int, int]],
