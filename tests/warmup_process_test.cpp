@@ -10,10 +10,14 @@
 #include <thread>
 
 #include "cache_support.hpp"
-#include "on_device.hpp"
+#include "paths.hpp"
+#include "reference.hpp"
+#include "report.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
 #include "runtime/base/processors.hpp"
 #include "runtime/cache/compile_slot.hpp"
+#include "runtime/runtime.hpp"
+#include "temp_folder.hpp"
 
 namespace q4::cache {
 namespace {
@@ -57,7 +61,7 @@ TEST_CASE("warmup: processes that start together on an empty folder compile each
   if (compiler_absent()) return;
   const char* wanted = std::getenv("Q4_WARMUP_PROCESSES");
   const int processes = wanted ? std::atoi(wanted) : 6;
-  Scratch s;
+  const test::TempFolder s;
   std::vector<pid_t> children;
   for (int p = 0; p < processes; ++p)
     children.push_back(start_on_fake_gpu([&] {
@@ -82,7 +86,7 @@ TEST_CASE("warmup: processes that start together on an empty folder compile each
 
 TEST_CASE("warmup: what matrices in their tensors' memory load and run compiles nothing afterwards, also sealed") {
   if (compiler_absent()) return;
-  Scratch s;
+  const test::TempFolder s;
   CHECK(finish(start_on_fake_gpu([&] {
           const Runtime runtime(in(s / "k"));
           WarmupOptions options;
@@ -95,11 +99,11 @@ TEST_CASE("warmup: what matrices in their tensors' memory load and run compiles 
           const auto backend = runtime.impl().open(kGpu);
           auto tensors = source.tensors();
           tensors.zeros = ZeroFormat::kV1;
-          std::vector<std::unique_ptr<test::DeviceMemory>> memory;
+          std::vector<Buffer> memory;
           for (TensorView* view : {&tensors.qweight, &tensors.qzeros, &tensors.scales}) {
             const auto bytes = static_cast<std::size_t>(view->rows * view->cols) * size_of(view->dtype);
-            memory.push_back(std::make_unique<test::DeviceMemory>(backend, bytes));
-            view->data = memory.back()->get(), view->device = kGpu;
+            memory.emplace_back(backend, bytes);
+            view->data = memory.back().get(), view->device = kGpu;
           }
           auto matrix = QuantizedMatrix::from_gptq(runtime, kGpu, tensors, {.storage = Storage::kReuse});
           Q4_CHILD_CHECK(matrix.in_place() && matrix.scales_in_place());
@@ -117,7 +121,7 @@ TEST_CASE("warmup: what matrices in their tensors' memory load and run compiles 
 
 TEST_CASE("a sealed Runtime neither compiles nor writes to the cache") {
   if (compiler_absent()) return;
-  Scratch s;
+  const test::TempFolder s;
   CHECK(finish(start_on_fake_gpu([&] {
           std::vector<std::string> said;
           RuntimeOptions options = in(s / "k");

@@ -3,8 +3,8 @@
 
 namespace q4::cache {
 
-/// One of as many compiles as this process may run side by side, whoever asks for them: warm-up, plans, tools. The
-/// first compile of NVRTC 13 takes some 60 MiB, each further one at the same time 20 to 35 MiB more (docs/deployment.md).
+/// One of as many compiles as this process may run side by side, whoever asks for them: warm-up, plans, tools. NVRTC 13
+/// was seen to take 90 MiB with one at a time, 210 with 8 and 300 with 16 (docs/deployment.md).
 class CompileSlot {
  public:
   static constexpr int kMost = 16;  ///< and not more than usable_threads()

@@ -88,7 +88,8 @@ void Matrix::update(const MatrixSource& s, void* stream) {
   const bool over_itself = in_place_ && s.qweight == codes.get();
   const bool from_host = qweight.get() || host_scales.get() || !same_groups || x_map.get() || has_bias || over_itself;
   const auto function = kernels_->keep(choose::meta_source(s.device_scales != nullptr, awq, apart));
-  if (from_host) driver_->synchronize();  // earlier work of any stream may read what is overwritten here
+  const bool fresh = groups_.units().empty();
+  if (from_host && !fresh) driver_->synchronize();  // earlier work of any stream may read what is overwritten here
   if (x_map.get()) driver_->copy(x_map.get(), s.order.source.data(), x_map.bytes(), CopyKind::kToDevice);
   if (!same_groups) driver_->copy(unit_group_.get(), s.order.group.data(), unit_group_.bytes(), CopyKind::kToDevice);
   put_bias(s.bias);
@@ -136,8 +137,7 @@ void Matrix::restore() {
   driver_->synchronize();  // earlier work may still read what is overwritten here
   Repacker(driver_, *kernels_, codes_shape())
       .unpack_in_place(codes.get(), packed.as<const i32>(), *scratch_, scratch_bytes_);
-  if (!apart) return;
-  launch_meta(*function, meta_args(), nullptr);
+  if (apart) launch_meta(*function, meta_args(), nullptr);
   driver_->synchronize();
 }
 

@@ -18,7 +18,7 @@ inline Buffer upload(const std::shared_ptr<Driver>& driver, const void* host, st
 
 /// Memory that loads use one after the other: it grows, and stays until it is trimmed.
 struct Scratch {
-  std::mutex mutex;  ///< held from reserve() until the device has finished with it
+  std::mutex mutex;  ///< held from reserve() until its use is in the default stream
   Buffer buffer;
   Staging staging;
   void* reserve(const std::shared_ptr<Driver>& driver, std::size_t bytes) {

@@ -125,8 +125,7 @@ void Repacker::pack_in_place(void* memory, const std::int32_t* source, Scratch& 
   kernels_.keep(choose::copy_rows_source());  // whatever can fail does so before the first write
   if (strips_bytes(most) == shape_.words_bytes()) {
     copy_rows(words, row, space, row, row);
-    pack(space, source, memory, nullptr);
-    return driver_->synchronize();
+    return pack(space, source, memory, nullptr);
   }
   const Transposition transposition(*this, shape_.rows(), shape_.n / kStripColumns);
   kernels_.keep(choose::pack_source(shape_.awq, true));
@@ -138,7 +137,6 @@ void Repacker::pack_in_place(void* memory, const std::int32_t* source, Scratch& 
            pack_shared_bytes());
   });
   transposition.run(*this, memory);
-  driver_->synchronize();
 }
 
 void Repacker::unpack_in_place(void* memory, const std::int32_t* packed, Scratch& scratch, std::size_t most) const {
@@ -150,8 +148,7 @@ void Repacker::unpack_in_place(void* memory, const std::int32_t* packed, Scratch
   if (strips_bytes(most) == shape_.words_bytes()) {
     kernels_.keep(choose::unpack_source(shape_.awq));
     copy_rows(words, row, space, row, row);
-    unpack(space, packed, memory, 0, shape_.rows() * row);
-    return driver_->synchronize();
+    return unpack(space, packed, memory, 0, shape_.rows() * row);
   }
   const Transposition transposition(*this, shape_.n / kStripColumns, shape_.rows());
   kernels_.keep(choose::unpack_source(shape_.awq, true));
@@ -162,7 +159,6 @@ void Repacker::unpack_in_place(void* memory, const std::int32_t* packed, Scratch
                     narrow(shape_.packed_k),        narrow(columns), row};
     launch(choose::unpack_source(shape_.awq, true), unpack_blocks(args.count), pack_threads(), &args, nullptr);
   });
-  driver_->synchronize();
 }
 
 }  // namespace q4::gpu

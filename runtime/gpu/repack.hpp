@@ -33,7 +33,7 @@ class Repacker {
   /// Words first .. first + count - 1 of qweight. `packed`: packed row of each row of W, on the device; null: identity.
   void unpack(const void* codes, const std::int32_t* packed, void* words, std::int64_t first, std::int64_t count) const;
   /// Where the shape fits(): through `scratch`, of which at most max(`most` bytes, a strip and 1/32 of the codes) are
-  /// used. In the order of the default stream.
+  /// used. In the order of the default stream, in which all users of the scratch memory take turns.
   void pack_in_place(void* memory, const std::int32_t* source, Scratch& scratch, std::size_t most) const;
   void unpack_in_place(void* memory, const std::int32_t* packed, Scratch& scratch, std::size_t most) const;
 

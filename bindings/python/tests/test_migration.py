@@ -23,7 +23,7 @@ def test_snippets() -> None:
     }
     text = DOCS.read_text()
     found = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(found) == 4
+    assert len(found) == 5
     for code in found:
         line = text.count("\n", 0, text.index(code))
         exec(compile("\n" * line + code, str(DOCS), "exec"), names)
