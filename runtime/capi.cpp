@@ -214,17 +214,7 @@ q4_status q4_matrix_unpack(q4_runtime* runtime, q4_matrix matrix, const q4_unpac
   return guard(__func__, [&] {
     const auto& found = find(required(runtime, "runtime").matrices, matrix, "matrix");
     const q4_unpacked wanted = options_of(&required(to, "to"), "to");
-    q4::check(!wanted.g_idx || !found.is_awq(), "to.g_idx is set: AWQ matrices have none, pass null");
-    q4::check(!wanted.bias || found.has_bias(), "to.bias is set: the matrix has none, pass null");
-    q4::UnpackedMatrix u = found.unpack();
-    if (u.g_idx.empty())
-      for (std::int64_t r = 0; wanted.g_idx && r < u.k; ++r)
-        u.g_idx.push_back(static_cast<std::int32_t>(r / u.group_size));
-    const auto copy = [](auto* into, const auto& from) {
-      if (into) std::copy(from.begin(), from.end(), into);
-    };
-    copy(wanted.qweight, u.qweight), copy(wanted.qzeros, u.qzeros), copy(wanted.scales, u.scales);
-    copy(wanted.g_idx, u.g_idx), copy(wanted.bias, u.bias);
+    give_unpacked(found, found.unpack(), wanted);
   });
 }
 

@@ -225,6 +225,21 @@ inline q4_matrix_info info_of(const QuantizedMatrix& matrix) {
   return result;
 }
 
+/// Copies what is wanted; `of` is the matrix, or the experts, that it was made of.
+template <class Of>
+void give_unpacked(const Of& of, UnpackedMatrix u, const q4_unpacked& wanted) {
+  check(!wanted.g_idx || !of.is_awq(), "to.g_idx is set: AWQ matrices have none, pass null");
+  check(!wanted.bias || of.has_bias(), "to.bias is set: the matrix has none, pass null");
+  if (u.g_idx.empty())
+    for (std::int64_t r = 0; wanted.g_idx && r < u.k; ++r)
+      u.g_idx.push_back(static_cast<std::int32_t>(r / u.group_size));
+  const auto copy = [](auto* into, const auto& from) {
+    if (into) std::copy(from.begin(), from.end(), into);
+  };
+  copy(wanted.qweight, u.qweight), copy(wanted.qzeros, u.qzeros), copy(wanted.scales, u.scales);
+  copy(wanted.g_idx, u.g_idx), copy(wanted.bias, u.bias);
+}
+
 inline q4_checkpoint_info info_of(const Checkpoint& checkpoint) {
   const QuantConfig& config = checkpoint.config();
   q4_checkpoint_info result{};

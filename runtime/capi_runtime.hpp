@@ -22,6 +22,9 @@ struct q4_runtime {
   q4::Runtime runtime;
   q4::HandleTable<q4::QuantizedMatrix> matrices{q4::capi::first_generation(&matrices)};
   q4::HandleTable<q4::MatmulPlan> plans{q4::capi::first_generation(&plans)};
+  q4::HandleTable<q4::QuantizedExperts> experts{q4::capi::first_generation(&experts)};
+  q4::HandleTable<q4::MoePlan> moe_plans{q4::capi::first_generation(&moe_plans)};
+  q4::HandleTable<q4::GroupedPlan> grouped_plans{q4::capi::first_generation(&grouped_plans)};
   q4::HandleTable<q4::Checkpoint> checkpoints{q4::capi::first_generation(&checkpoints)};
 };
 

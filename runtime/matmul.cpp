@@ -19,18 +19,11 @@ class [[gnu::visibility("hidden")]] MatmulPlan::Impl {
   void run(Stream stream, ConstRows x, Rows out, std::int64_t m, void* workspace) const;
 };
 
-namespace {
-
-/// The range of memory that `m` rows span.
-struct Span {
-  std::uintptr_t begin, end;
-};
 Span span_of(const void* data, std::int64_t stride, std::int64_t cols, std::int64_t m, std::size_t size) {
   const auto begin = reinterpret_cast<std::uintptr_t>(data);
   return {begin, begin + static_cast<std::uintptr_t>((m - 1) * stride + cols) * size};
 }
 
-/// Checks one of x and out, `m` rows of `cols` elements; returns the row stride.
 std::int64_t check_rows(const char* call, const char* name, const void* data, std::int64_t stride, std::int64_t cols,
                         std::int64_t m, std::size_t alignment, std::int64_t stride_multiple) {
   check(data, "{}: {} is null; pass memory of the plan's device (on the CPU, host memory)", call, name);
@@ -45,6 +38,8 @@ std::int64_t check_rows(const char* call, const char* name, const void* data, st
         call, name, stride, m, kMostElements);
   return stride;
 }
+
+namespace {
 
 const MatmulPlan::Impl& require(const std::shared_ptr<const MatmulPlan::Impl>& impl, const char* call) {
   check(impl != nullptr, "{}: the plan is empty (default-constructed or moved from); construct it from a matrix", call);

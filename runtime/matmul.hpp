@@ -1,6 +1,7 @@
-// What MatmulPlan, Runtime::warmup and Runtime::numerics_id do alike before anything is planned.
+// What plans, Runtime::warmup and Runtime::numerics_id do alike with arguments and options, before anything is planned or run.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <q4/matmul.hpp>
 #include <q4/tuning.hpp>
@@ -10,6 +11,16 @@
 #include "runtime/backends/backend.hpp"
 
 namespace q4 {
+
+/// The range of memory that `m` rows span.
+struct Span {
+  std::uintptr_t begin, end;
+};
+Span span_of(const void* data, std::int64_t stride, std::int64_t cols, std::int64_t m, std::size_t size);
+
+/// Checks one of x and out, `m` rows of `cols` elements; returns the row stride.
+std::int64_t check_rows(const char* call, const char* name, const void* data, std::int64_t stride, std::int64_t cols,
+                        std::int64_t m, std::size_t alignment, std::int64_t stride_multiple);
 
 /// Throws kInvalidArgument for options that no plan accepts.
 void check_options(const PlanOptions& options, Device device);

@@ -4,6 +4,7 @@
 #include "runtime/base/check.hpp"
 #include "runtime/matrix_source.hpp"
 #include "runtime/runtime.hpp"
+#include "runtime/unpacked.hpp"
 
 namespace q4 {
 namespace {
@@ -150,16 +151,21 @@ std::size_t QuantizedMatrix::bytes() const { return require(*this, "QuantizedMat
 UnpackedMatrix QuantizedMatrix::unpack() const {
   const auto& m = require(*this, "QuantizedMatrix::unpack");
   check(!m.restored, "QuantizedMatrix::unpack: restore() was called: the matrix has no weights any more");
-  UnpackedSource plain = m.packed->unpack();
+  UnpackedMatrix to = to_unpacked(m.packed->unpack(), m.shape, m.zeros);
+  if (!m.act_order) to.g_idx = m.plain_g_idx;
+  return to;
+}
+
+UnpackedMatrix to_unpacked(UnpackedSource plain, const MatrixShape& shape, ZeroFormat zeros) {
   UnpackedMatrix to;
-  to.k = m.k, to.n = m.n, to.groups = m.groups, to.group_size = m.group_size;
-  to.is_awq = m.awq, to.zeros = m.zeros;
+  to.k = shape.k, to.n = shape.n, to.groups = shape.groups, to.group_size = shape.group_size;
+  to.is_awq = shape.awq, to.zeros = zeros;
   to.qweight = std::move(plain.qweight), to.scales = std::move(plain.scales), to.bias = std::move(plain.bias);
-  to.g_idx = m.act_order ? std::move(plain.g_idx) : m.plain_g_idx;
+  to.g_idx = std::move(plain.g_idx);
   to.qzeros.resize(plain.zeros.size() / 8);
-  const unsigned less = m.zeros == ZeroFormat::kV1 ? 1 : 0;
+  const unsigned less = zeros == ZeroFormat::kV1 ? 1 : 0;
   for (std::size_t i = 0; i < plain.zeros.size(); ++i) {
-    const auto nibble = m.awq ? i % 2 * 4 + i % 8 / 2 : i % 8;
+    const auto nibble = shape.awq ? i % 2 * 4 + i % 8 / 2 : i % 8;
     to.qzeros[i / 8] |= ((plain.zeros[i] - less) & 15u) << (4 * nibble);
   }
   return to;

@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "cpu_device.hpp"
+#include "runtime/backends/experts.hpp"
 
 // A sanitizer has a malloc of its own; GCC and clang name it differently.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -81,6 +82,45 @@ TEST_CASE("cpu: run() allocates nothing") {
         }
       }
     }
+  }
+#else
+  skip("counting needs glibc's malloc");
+#endif
+}
+
+TEST_CASE("cpu: run() of experts allocates nothing") {
+#ifdef COUNTS
+  CpuDevice cpu(3);
+  const auto experts = [&](std::int64_t k, std::int64_t n, bool gate_up) {
+    std::shared_ptr<PackedExperts> made;
+    for (std::uint64_t e = 0; e < 4; ++e) {
+      const GptqMatrix gptq = make_gptq({.k = k, .n = n, .act_order = ActOrder::kPermuted, .seed = e + 1});
+      const MatrixSource source = source_of(unpack(gptq.tensors()), gptq.qweight.data(), 128, false, gptq.g_idx);
+      ExpertsShape shape;
+      static_cast<MatrixShape&>(shape) = source;
+      shape.experts = 4, shape.gate_up = gate_up;
+      if (!made) made = cpu.device->make_experts(shape);
+      made->update(static_cast<std::int64_t>(e), source, nullptr);
+    }
+    return made;
+  };
+  const std::shared_ptr<const PackedExperts> w13 = experts(512, 256, true), w2 = experts(128, 200, false);
+  for (const std::int64_t tokens : {1, 40}) {
+    MoeOptions options;
+    options.topk = 2, options.max_tokens = tokens;
+    const auto plan = cpu.device->plan_moe(w13, w2, options);
+    const HostRows x = random_rows(DType::kF16, tokens, 512);
+    HostRows out(DType::kF16, tokens, 200);
+    std::vector<std::int32_t> ids;
+    const std::vector<float> weights(static_cast<std::size_t>(2 * tokens), 0.5f);
+    for (std::int64_t s = 0; s < 2 * tokens; ++s) ids.push_back(static_cast<std::int32_t>(s % 3));
+    const MoeCall call{nullptr, x.data(), 512, ids.data(), weights.data(), out.data(), 200, tokens, nullptr};
+    allocations = 0;
+    counting = true;
+    for (int i = 0; i < 3; ++i) plan->run(call);
+    counting = false;
+    CAPTURE(tokens);
+    CHECK(allocations == 0);
   }
 #else
   skip("counting needs glibc's malloc");

@@ -8,6 +8,7 @@
 
 #include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
+#include "tools/bench/moe.hpp"
 #include "tools/bench/output.hpp"
 #include "tools/common/common.hpp"
 #include "tools/common/exit.hpp"
@@ -27,6 +28,7 @@ constexpr const char* kExamples =
     "  q4-bench --model llama-3-8b --m 1-64 --untuned --csv decode.csv\n"
     "  q4-bench --shape 8192x8192 --m 16 --tactic 'gemv half2=1'   one tactic of q4-autotune's table\n"
     "  q4-bench --model llama-3-8b --chain 32 --m 1   a decode step's matmuls, with and without overlapped launches\n"
+    "  q4-bench --moe 128,8,2048,768 --m 1-64 --csv moe.csv   a layer of experts, both products\n"
     "  q4-bench --baseline peers.csv --dense         beside other libraries and the dense BLAS\n"
     "\n"
     "Columns: us is the median time of one multiplication whose weights are not in a cache; on a GPU it is a node of "
@@ -63,6 +65,39 @@ struct Inputs {
   std::optional<Baseline> baseline;
 };
 
+void write_csv(const std::string& csv, const std::string& text) {
+  std::ofstream out(csv);
+  out << text;
+  out.flush();
+  if (!out) unwritable(csv);
+}
+
+/// `moe`: E,topk,K,I.
+int bench_moe(const Tool& tool, const std::string& moe, bool zipf, BenchOptions options) {
+  MoeProblem problem = parse_moe(moe);
+  problem.group = options.shapes.group, problem.act_order = options.shapes.act_order;
+  check(problem.group >= 8 && problem.group % 8 == 0, "--group = {}: it must be a multiple of 8", problem.group);
+  const Runtime runtime = bench_runtime(options.untuned);
+  const Device device = tool.device(runtime);
+  if (options.m.empty()) options.m = powers_of_two(traits_of(device).asynchronous ? 4096 : 256);
+  if (!options.csv.empty() && !std::ofstream(options.csv, std::ios::app)) unwritable(options.csv);
+  catch_interrupt();
+  const MoeBenchOptions with{options.m, options.activation, options.tactic, options.batch_invariant,
+                             zipf,      options.seconds};
+  const auto points = measure_moe(runtime, device, problem, with);
+  if (!options.csv.empty()) write_csv(options.csv, moe_csv(points, with));
+  const DeviceInfo info = runtime.info(device);
+  fmt::print("{}\n", tool.json ? moe_json(points, info, with).dump(2) : moe_table(points, info, with));
+  const auto wrong = std::ranges::count_if(points, [](const MoePoint& p) { return !p.exact; });
+  if (wrong > 0)
+    fmt::print(stderr, "{}: error: {} points are over the tolerance {:.0e} or raised an error\n", kName, wrong,
+               options.tolerance());
+  if (interrupted()) return kInterrupted;
+  return std::ranges::all_of(points, [](const MoePoint& p) { return p.refused; }) ? kUsage
+         : wrong > 0                                                              ? kFailed
+                                                                                  : kDone;
+}
+
 int bench(const Tool& tool, BenchOptions options) {
   const Runtime runtime = bench_runtime(options.untuned);
   const Device device = tool.device(runtime);
@@ -79,12 +114,7 @@ int bench(const Tool& tool, BenchOptions options) {
   catch_interrupt();
   BenchRun run{.info = runtime.info(device), .tuning_records = runtime.tuning().size(), .baseline = inputs.baseline};
   measure_points(runtime, device, inputs.problems, options, run);
-  if (!options.csv.empty()) {
-    std::ofstream out(options.csv);
-    out << bench_csv(run);
-    out.flush();
-    if (!out) unwritable(options.csv);
-  }
+  if (!options.csv.empty()) write_csv(options.csv, bench_csv(run));
   fmt::print("{}\n", tool.json ? bench_json(run, options).dump(2) : bench_table(run, options));
   const auto wrong = std::count_if(run.points.begin(), run.points.end(), [](const Point& p) { return !p.exact; });
   if (wrong > 0)
@@ -132,9 +162,18 @@ int main(int argc, char** argv) {
   tool.app->add_option("--chain", options.chain, "time the shapes in order, N times over, as one chain of launches")
       ->type_name("N")
       ->check(CLI::Range(1, 1000));
+  std::string moe, routing = "uniform";
+  tool.app->add_option("--moe", moe, "time a layer of experts: E experts of [K, 2 I] and [I, K], topk of them a token")
+      ->type_name("E,topk,K,I");
+  tool.app
+      ->add_option("--routing", routing, "of --moe: uniform (default) or zipf, where expert e has weight 1 / (e + 1)")
+      ->check(CLI::IsMember({"uniform", "zipf"}))
+      ->type_name("R");
   tool.app->add_option("--seconds", options.seconds, "most time for one point (default 1)")
       ->check(seconds_check(false))
       ->type_name("S");
   tool.add_json("print one JSON object instead of the table");
-  return tool.run(argc, argv, [&] { return bench(tool, options); });
+  return tool.run(argc, argv, [&] {
+    return moe.empty() ? bench(tool, options) : bench_moe(tool, moe, routing == "zipf", options);
+  });
 }

@@ -18,6 +18,7 @@
 #include "tools/common/npy.hpp"
 #include "tools/common/tool.hpp"
 #include "tools/common/weights.hpp"
+#include "tools/verify/expert_layers.hpp"
 
 namespace q4::tools {
 namespace {
@@ -28,7 +29,9 @@ constexpr const char* kPurpose =
     "error is ||out - reference|| / ||reference||; it must be at most 5e-4 (fp16), 4e-3 (bf16), 1e-6 (fp32; 5e-4\n"
     "where scales had to be rounded to fp16). A scale that is not finite and a matrix of zero scales fail.\n"
     "Of large matrices the reference computes a sample of the columns, all rows of each: the first 8, the last 8,\n"
-    "random ones, and any whose output is not finite; --columns 0 computes all.\n\n"
+    "random ones, and any whose output is not finite; --columns 0 computes all.\n"
+    "Experts (...experts.0.gate_proj and so on; w1, w3, w2) are also run as a layer, two of them a token, with "
+    "SiLU.\n\n"
     "CHECKPOINT is a .safetensors file, an index, or a folder with model.safetensors or with shards and their index;\n"
     "GPTQ (v1, v2) and AWQ (gemm) of 4 bits. With --tensor, --x and --out the rows of an .npy file are multiplied\n"
     "instead and nothing is compared: fp16 ('<f2'), fp32 ('<f4') or bf16 ('<V2' as ml_dtypes.bfloat16 is saved, or\n"
@@ -221,6 +224,10 @@ int verify(const Job& job, const Options& options, bool json) {
                ok || !result.failure.empty() ? "" : "  OVER TOLERANCE");
     std::fflush(stdout);
   }
+  VerifiedLayers layers;  // which are loaded as the checkpoint says
+  if (!job.zeros)
+    layers = verify_layers(job.runtime, job.device, job.checkpoint, job.matrices, job.activation, job.m.back(), !json);
+  failed += layers.failed, worst = std::max(worst, layers.worst);
   const DeviceInfo info = job.runtime.info(job.device);
   if (json) {
     Json unsupported = Json::array();
@@ -234,11 +241,13 @@ int verify(const Job& job, const Options& options, bool json) {
                       {"failed", failed},
                       {"load_mb_per_s", speed.mb_per_s()},
                       {"unsupported", unsupported},
-                      {"matrices", list}};
+                      {"matrices", list},
+                      {"layers", layers.list}};
     fmt::print("{}\n", all.dump(2, ' ', false, Json::error_handler_t::replace));
   } else {
-    fmt::print("\n{} matrices on {} ({}), {}, m = {}: ", job.matrices.size(), job.device.str(), info.name,
-               to_string(job.activation), fmt::join(job.m, ", "));
+    fmt::print("\n{} matrices{} on {} ({}), {}, m = {}: ", job.matrices.size(),
+               layers.list.empty() ? "" : fmt::format(" and {} layers of experts", layers.list.size()),
+               job.device.str(), info.name, to_string(job.activation), fmt::join(job.m, ", "));
     fmt::print("{}, tolerance {:.0e}, largest error {:.2e}\n",
                failed == 0 ? "all passed" : fmt::format("{} FAILED", failed), limit, worst);
     if (speed.seconds > 0)

@@ -81,6 +81,16 @@ class PlanBackend {
   virtual std::vector<std::string> tactics(std::int64_t m) const = 0;
 };
 
+// Mixtures of experts: runtime/backends/experts.hpp.
+struct ExpertsShape;
+class PackedExperts;
+struct MoeCall;
+struct GroupedCall;
+template <class Call>
+class ExpertsPlanBackend;
+struct MoeOptions;
+struct GroupedOptions;
+
 enum class CopyKind { kToDevice, kToHost, kOnDevice };
 
 /// Work captured into a graph, for who measures it. Must not outlive its device.
@@ -115,6 +125,15 @@ class DeviceBackend {
   /// `matrix` is one of pack()'s, and remembers the shape. `tuned` may be null.
   virtual std::unique_ptr<PlanBackend> plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
                                             const TuningRecord* tuned) = 0;
+  /// Memory for experts of this shape, without content. A device without kernels for them throws kUnsupported, here and
+  /// in the plans.
+  virtual std::unique_ptr<PackedExperts> make_experts(const ExpertsShape& shape);
+  /// The arguments are make_experts()'s of this device, and options that are already checked against them.
+  virtual std::unique_ptr<ExpertsPlanBackend<MoeCall>> plan_moe(std::shared_ptr<const PackedExperts> w13,
+                                                                std::shared_ptr<const PackedExperts> w2,
+                                                                const MoeOptions& options);
+  virtual std::unique_ptr<ExpertsPlanBackend<GroupedCall>> plan_grouped(std::shared_ptr<const PackedExperts> experts,
+                                                                        const GroupedOptions& options);
   /// One for each kernel that a matrix of these rows and plans of it load: finds or compiles it, keeps it loaded, and
   /// never throws. None where nothing is compiled.
   struct WarmupJob {

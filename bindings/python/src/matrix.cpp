@@ -16,35 +16,6 @@ namespace {
 using namespace nb::literals;
 using MatrixPtr = std::shared_ptr<Matrix>;
 
-Workspaces& workspaces() {
-  static Workspaces* w = new Workspaces;  // never destroyed: see runtime()
-  return *w;
-}
-
-template <class Value>
-Value choice(const char* call, const char* name, const std::string& text,
-             std::initializer_list<std::pair<const char*, Value>> choices) {
-  std::string names;
-  for (const auto& [word, value] : choices) {
-    if (text == word) return value;
-    names += (names.empty() ? "" : ", ") + std::string(word);
-  }
-  fail(ErrorCode::kInvalidArgument, "{}: {} = '{}'; it must be one of {}", call, name, text, names);
-}
-
-/// None: what is current; else an address, or a stream of torch or CuPy.
-void* stream_of(const char* call, nb::handle stream, const Array& x) {
-  if (stream.is_none()) return current_stream(x);
-  nb::object number = nb::borrow(stream);
-  for (const char* name : {"cuda_stream", "ptr"})
-    if (nb::hasattr(stream, name)) number = stream.attr(name);
-  if (!PyLong_Check(number.ptr()))
-    throw nb::type_error(fmt::format("{}: stream is {}; it must be None, an int, or a stream of torch or CuPy", call,
-                                     nb::str(stream.type()).c_str())
-                             .c_str());
-  return reinterpret_cast<void*>(PyLong_AsSize_t(number.ptr()));
-}
-
 struct Arrays {
   Array qweight, qzeros, scales;
   std::optional<Array> g_idx, bias;

@@ -32,16 +32,7 @@ nb::dict unpack(const MatrixPtr& matrix) {
     const GilRelease release;
     u = matrix->weights.unpack();
   }
-  nb::dict d;
-  d["format"] = u.is_awq ? "awq" : "gptq";
-  d["zeros"] = u.zeros == ZeroFormat::kV1 ? "v1" : "v2";
-  d["group_size"] = u.group_size;
-  d["qweight"] = array_of(u.qweight, "int32", u.is_awq ? u.k : u.k / 8, u.is_awq ? u.n / 8 : u.n);
-  d["qzeros"] = array_of(u.qzeros, "int32", u.groups, u.n / 8);
-  d["scales"] = array_of(u.scales, "float16", u.groups, u.n);
-  d["g_idx"] = u.g_idx.empty() ? nb::none() : array_of(u.g_idx, "int32", -1, 0);
-  d["bias"] = u.bias.empty() ? nb::none() : array_of(u.bias, "float32", -1, 0);
-  return d;
+  return dict_of(u);
 }
 
 void update(const MatrixPtr& matrix, nb::handle qweight, nb::handle qzeros, nb::handle scales, nb::handle g_idx,
@@ -170,6 +161,19 @@ void keep_tensors(Matrix& matrix, std::initializer_list<nb::handle> tensors) {
     const GilAcquire gil;
     delete static_cast<std::vector<nb::object>*>(given);
   });
+}
+
+nb::dict dict_of(const UnpackedMatrix& u) {
+  nb::dict d;
+  d["format"] = u.is_awq ? "awq" : "gptq";
+  d["zeros"] = u.zeros == ZeroFormat::kV1 ? "v1" : "v2";
+  d["group_size"] = u.group_size;
+  d["qweight"] = array_of(u.qweight, "int32", u.is_awq ? u.k : u.k / 8, u.is_awq ? u.n / 8 : u.n);
+  d["qzeros"] = array_of(u.qzeros, "int32", u.groups, u.n / 8);
+  d["scales"] = array_of(u.scales, "float16", u.groups, u.n);
+  d["g_idx"] = u.g_idx.empty() ? nb::none() : array_of(u.g_idx, "int32", -1, 0);
+  d["bias"] = u.bias.empty() ? nb::none() : array_of(u.bias, "float32", -1, 0);
+  return d;
 }
 
 Allocator python_allocator() {

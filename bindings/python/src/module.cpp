@@ -41,9 +41,12 @@ NB_MODULE(_native, m) {
   bind_slice(m);
   bind_runtime(m);
   bind_memory(m);
-  for (const char* name : {"Matrix", "Plan", "Checkpoint", "MatrixEntry", "DeviceInfo", "BackendStatus", "Slice"}) {
+  bind_experts(m);
+  for (const char* name :
+       {"Matrix", "Experts", "Plan", "Checkpoint", "MatrixEntry", "DeviceInfo", "BackendStatus", "Slice"}) {
     gives_itself<>(m.attr(name), "__copy__");
-    if (std::string_view(name) != "Matrix") gives_itself<nb::handle>(m.attr(name), "__deepcopy__");  // q4/_matrix.py
+    if (std::string_view(name) != "Matrix" && std::string_view(name) != "Experts")
+      gives_itself<nb::handle>(m.attr(name), "__deepcopy__");  // q4/_matrix.py
   }
   nb::module_ old = m.def_submodule("exllama", "The functions of exllama_kernels.");
   bind_exllama(old);

@@ -40,6 +40,11 @@ Runtime& runtime() {
 
 void configure(RuntimeOptions options) { current.store(make(std::move(options))); }
 
+Workspaces& workspaces() {
+  static Workspaces* w = new Workspaces;  // never destroyed: see runtime()
+  return *w;
+}
+
 void* Workspaces::Scratch::reserve(Device device, std::size_t wanted) {
   if (wanted > bytes) {
     const RelaxedCapture relaxed(device);

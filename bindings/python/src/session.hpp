@@ -47,6 +47,9 @@ class Workspaces {
   std::map<std::pair<std::pair<BackendKind, int>, void*>, std::shared_ptr<Scratch>> scratch_;
 };
 
+/// Of this process.
+Workspaces& workspaces();
+
 /// While it lives, this thread may allocate and load although one of its streams is being captured.
 class RelaxedCapture {
  public:

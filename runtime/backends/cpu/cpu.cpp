@@ -11,6 +11,7 @@
 #include "runtime/backends/context.hpp"
 #include "runtime/backends/cpu/blas.hpp"
 #include "runtime/backends/cpu/kernels.hpp"
+#include "runtime/backends/cpu/moe_plan.hpp"
 #include "runtime/backends/cpu/packed.hpp"
 #include "runtime/backends/cpu/plan.hpp"
 #include "runtime/backends/cpu/thread_pool.hpp"
@@ -79,6 +80,22 @@ class CpuDevice final : public DeviceBackend {
   std::string numerics(const MatrixShape&, const PlanOptions& options, const TuningRecord* tuned) override {
     const auto from = options.reconstruct_from != 0 ? options.reconstruct_from : tuned ? tuned->reconstruct_from : 0;
     return fmt::format("{} {} {}", from, options.batch_invariant, from < 0 ? "" : blas().name);
+  }
+
+  std::unique_ptr<PackedExperts> make_experts(const ExpertsShape& shape) override {
+    return std::make_unique<CpuExperts>(shape, pool_, ledger_);
+  }
+  std::unique_ptr<MoePlanBackend> plan_moe(std::shared_ptr<const PackedExperts> w13,
+                                           std::shared_ptr<const PackedExperts> w2,
+                                           const MoeOptions& options) override {
+    return cpu::plan_moe(std::static_pointer_cast<const CpuExperts>(std::move(w13)),
+                         std::static_pointer_cast<const CpuExperts>(std::move(w2)), options,
+                         {kernels_, pool_, ledger_});
+  }
+  std::unique_ptr<GroupedPlanBackend> plan_grouped(std::shared_ptr<const PackedExperts> experts,
+                                                   const GroupedOptions& options) override {
+    return cpu::plan_grouped(std::static_pointer_cast<const CpuExperts>(std::move(experts)), options,
+                             {kernels_, pool_, ledger_});
   }
 
   void column_remap(void*, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,

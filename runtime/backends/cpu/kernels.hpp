@@ -31,8 +31,9 @@ struct PackX {
   int segment;
   std::int64_t rows;  // of x here; sets the distance between blocks
   void* out;
-  float* sums;              // [block][segment][row]: sum of x over the segment; unused by AMX
-  std::int64_t begin, end;  // blocks to pack here
+  float* sums;                          // [block][segment][row]: sum of x over the segment; unused by AMX
+  std::int64_t begin, end;              // blocks to pack here
+  const std::int32_t* place = nullptr;  // row of x for each row; null: as they are
 };
 
 /// One tile of columns times `rows` packed rows, blocks [begin, end): y = x W, fp32.

@@ -33,6 +33,7 @@ struct Fp32Kernels {
   static void load_block(const PackX& job, std::int64_t row, std::int64_t block, float* values) {
     const std::int64_t first = block * kBlock;
     const std::int64_t there = job.source ? kBlock : job.k - first < kBlock ? job.k - first : kBlock;
+    if (job.place) row = job.place[row];
     if (job.element == Element::kF32) {
       const float* x = static_cast<const float*>(job.x) + row * job.x_stride;
       if (job.source) return gather(x, job.source + first, values);

@@ -165,8 +165,8 @@ void pack_tiles(const MatrixSource& source, const CpuMatrix& matrix, std::int64_
     const std::int64_t group = source.order.group[std::size_t(packed / source.order.unit)];
     for (int octet = -1; octet < matrix.segment / 8; ++octet) {
       for (std::int64_t tile = 0; tile < tiles; ++tile) {
-        const std::int64_t column = (first + tile) * kTile, row = packed + octet * 8;
-        const int columns = int(std::min<std::int64_t>(kTile, source.n - column));
+        const std::int64_t column = matrix.column_of(first + tile), row = packed + octet * 8;
+        const int columns = matrix.columns_of(first + tile);
         std::byte* segment = at + std::size_t(tile) * matrix.tile_bytes();
         if (octet < 0) {
           pack_header(source, group, column, columns, segment);
@@ -195,19 +195,23 @@ void* allocate_aligned(std::size_t bytes) {
   return memory;
 }
 
+CpuMatrix::CpuMatrix(const MatrixShape& shape, bool gate_up, ThreadPool& threads)
+    : k(shape.k),
+      n(shape.n),
+      blocks(shape.packed_k / kBlock),
+      span(gate_up ? shape.n / 2 : shape.n),
+      segment(int(std::min<std::int64_t>(shape.unit, kBlock))),
+      unit(shape.unit),
+      awq(shape.awq),
+      pool(&threads) {
+  tiles = n / span * span_tiles();
+  if (shape.has_bias) bias.resize(std::size_t(tiles * kTile), 0.0f);
+  if (shape.mapped) source.resize(std::size_t(shape.packed_k));
+}
+
 std::unique_ptr<CpuMatrix> pack(const MatrixSource& source, ThreadPool& pool,
                                 const std::shared_ptr<MemoryLedger>& ledger) {
-  auto matrix = std::make_unique<CpuMatrix>();
-  matrix->k = source.k;
-  matrix->n = source.n;
-  matrix->blocks = source.order.k / kBlock;
-  matrix->tiles = (source.n + kTile - 1) / kTile;
-  matrix->segment = int(std::min<std::int64_t>(source.order.unit, kBlock));
-  matrix->unit = source.order.unit;
-  matrix->awq = source.awq, matrix->act_order = !source.g_idx.empty();
-  matrix->pool = &pool;
-  if (!source.bias.empty()) matrix->bias.resize(std::size_t(matrix->tiles * kTile), 0.0f);
-  if (!source.order.identity) matrix->source.resize(source.order.source.size());
+  auto matrix = std::make_unique<CpuMatrix>(source, false, pool);
   matrix->weights = Buffer(ledger, std::size_t(matrix->tiles) * matrix->tile_bytes(), MemoryKind::kWeights);
   matrix->update(source, nullptr);
   return matrix;
@@ -215,8 +219,10 @@ std::unique_ptr<CpuMatrix> pack(const MatrixSource& source, ThreadPool& pool,
 
 void CpuMatrix::update(const MatrixSource& from, void*) {
   groups = PackedGroups(from);
+  act_order = !from.g_idx.empty();
   std::copy(from.order.source.begin(), from.order.source.end(), source.begin());
-  std::copy(from.bias.begin(), from.bias.end(), bias.begin());
+  for (std::int64_t t = 0; t < tiles && !bias.empty(); ++t)
+    std::copy_n(from.bias.begin() + column_of(t), columns_of(t), bias.begin() + t * kTile);
   const std::int64_t together = std::clamp<std::int64_t>(tiles / (2 * pool->threads()), 1, 8);
   pool->run((tiles + together - 1) / together, [&](std::int64_t task, int) {
     const std::int64_t first = task * together;
@@ -237,7 +243,7 @@ UnpackedSource CpuMatrix::unpack() const {
   };
   for (std::int64_t t = 0; t < tiles; ++t) {
     const std::byte* at = tile(t);
-    const std::int64_t first = t * kTile, columns = std::min<std::int64_t>(kTile, n - first);
+    const std::int64_t first = column_of(t), columns = columns_of(t);
     for (std::int64_t packed = 0; packed < blocks * kBlock; packed += segment, at += segment_bytes(segment)) {
       const std::int64_t group = groups.of_unit(packed / unit);
       if (group < 0) continue;
@@ -252,7 +258,9 @@ UnpackedSource CpuMatrix::unpack() const {
     }
   }
   if (act_order) to.g_idx = groups.g_idx(source, unit, k);
-  to.bias.assign(bias.begin(), bias.begin() + (bias.empty() ? 0 : n));
+  if (!bias.empty()) to.bias.resize(std::size_t(n));
+  for (std::int64_t t = 0; t < tiles && !bias.empty(); ++t)
+    std::copy_n(bias.begin() + t * kTile, columns_of(t), to.bias.begin() + column_of(t));
   return to;
 }
 

@@ -18,7 +18,13 @@ namespace q4::cpu {
 void* allocate_aligned(std::size_t bytes);
 
 struct CpuMatrix final : PackedMatrix {
+  CpuMatrix() = default;
+  /// Without weights. With `gate_up` each half of the columns begins with a tile of its own, so that tile i of the one
+  /// has the columns of tile i of the other.
+  CpuMatrix(const MatrixShape& shape, bool gate_up, ThreadPool& pool);
+
   std::int64_t k = 0, n = 0, blocks = 0, tiles = 0;
+  std::int64_t span = 0;             ///< columns that fill whole tiles together: n, or n / 2 of gate and of up
   int segment = 0;                   ///< rows that share scales inside a block
   std::vector<std::int32_t> source;  ///< [blocks * kBlock] row of x for each packed row, -1: padding; empty: identity
   std::vector<float> bias;           ///< [tiles * kTile] or empty
@@ -27,6 +33,12 @@ struct CpuMatrix final : PackedMatrix {
   std::size_t tile_bytes() const { return std::size_t(blocks) * block_bytes(segment); }
   const std::byte* tile(std::int64_t index) const {
     return weights.as<const std::byte>() + std::size_t(index) * tile_bytes();
+  }
+  std::int64_t span_tiles() const { return (span + kTile - 1) / kTile; }
+  /// The first column of a tile, and how many it has.
+  std::int64_t column_of(std::int64_t tile) const { return tile / span_tiles() * span + tile % span_tiles() * kTile; }
+  int columns_of(std::int64_t tile) const {
+    return int(span - tile % span_tiles() * kTile < kTile ? span - tile % span_tiles() * kTile : kTile);
   }
   PackedGroups groups;
   std::int64_t unit = 0;  ///< packed rows of a unit of `groups`

@@ -1,8 +1,6 @@
 // Chooses the path of each m and lays out the workspace.
 #include "runtime/backends/cpu/plan.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -12,35 +10,12 @@
 namespace q4::cpu {
 namespace {
 
-constexpr std::int64_t kUsualRows = 256;  // of a task
-constexpr std::int64_t kFewRows = 4;      // that the fp32 kernels decode and multiply as fast as memory comes
 constexpr std::size_t kAlign = 256;
 // Up to so many rows take k in parts, where there are fewer tiles than so many tasks. Parts have sums of their own, which
 // cost 2 to 5 us: no part has fewer blocks than these, or than the second where there are few tiles.
 constexpr std::int64_t kSplitRows = 64, kSplitTasks = 256, kSplitBlocks = 24, kFewTiles = 16, kFewTilesBlocks = 8;
-constexpr Path kPaths[] = {Path::kDirect, Path::kPanel, Path::kDirectBf16, Path::kPanelBf16,
-                           Path::kAmx,    Path::kInt8,  Path::kBlas};
 
-/// Of the second-level cache; 1 MiB where nobody says.
-std::int64_t l2_bytes() {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  static const long kBytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (kBytes > 0) return kBytes;
-#endif
-  return std::int64_t(1) << 20;
-}
-
-/// Of one row of a block of x.
-std::int64_t amx_block_bytes(Element element) { return kBlock * 2 * bf16_terms(element); }
-
-/// The system gives memory when it is first written, which takes longer than a multiplication: now, not in run().
-void touch(std::byte* memory, std::size_t bytes, ThreadPool& pool) {
-  constexpr std::size_t kPiece = std::size_t(1) << 20;
-  pool.run(std::int64_t((bytes + kPiece - 1) / kPiece), [&](std::int64_t piece, int) {
-    const std::size_t at = std::size_t(piece) * kPiece;
-    std::memset(memory + at, 0, std::min(kPiece, bytes - at));
-  });
-}
+}  // namespace
 
 Element element_of(DType type) {
   switch (type) {
@@ -55,26 +30,14 @@ Element element_of(DType type) {
   }
 }
 
-}  // namespace
-
-const char* to_string(Path path) noexcept {
-  switch (path) {
-    case Path::kDirect:
-      return "cpu-direct math=fp32";
-    case Path::kPanel:
-      return "cpu-panel math=fp32";
-    case Path::kDirectBf16:
-      return "cpu-direct math=bf16";
-    case Path::kPanelBf16:
-      return "cpu-panel math=bf16";
-    case Path::kAmx:
-      return "cpu-amx math=bf16";
-    case Path::kInt8:
-      return "cpu-direct math=int8";
-    case Path::kBlas:
-      return "reconstruct+blas";
-  }
-  return "";
+Buffer touched_buffer(const std::shared_ptr<MemoryLedger>& ledger, std::size_t bytes, ThreadPool& pool) {
+  Buffer buffer(ledger, bytes);
+  constexpr std::size_t kPiece = std::size_t(1) << 20;
+  pool.run(std::int64_t((bytes + kPiece - 1) / kPiece), [&](std::int64_t piece, int) {
+    const std::size_t at = std::size_t(piece) * kPiece;
+    std::memset(buffer.as<std::byte>() + at, 0, std::min(kPiece, bytes - at));
+  });
+  return buffer;
 }
 
 std::string CpuConfig::name() const {
@@ -116,37 +79,7 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
   }
   layout_workspace(options.max_m);
   pool_.ready();
-  if (options.own_workspace) {
-    own_workspace_ = Buffer(ledger, workspace_bytes_);
-    touch(own_workspace_.as<std::byte>(), workspace_bytes_, pool_);
-  }
-}
-
-bool CpuPlan::valid(Path path) const {
-  if (int8_ != (path == Path::kInt8)) return false;  // quantized activations are asked for, never chosen
-  switch (path) {
-    case Path::kDirect:
-    case Path::kPanel:
-    case Path::kInt8:
-      return true;
-    case Path::kDirectBf16:
-    case Path::kPanelBf16:
-      return kernels_.direct_bf16 != nullptr && element_ == Element::kBF16;
-    case Path::kAmx:
-      return kernels_.amx != nullptr && matrix_->segment >= 32;
-    case Path::kBlas:
-      return blas().available;
-  }
-  return false;
-}
-
-// AMX reads x once per tile so fast that only the second-level cache keeps up: half of it is for x. Where it does not
-// hold 64 rows, decoding would take too much of the time: more rows then go through k in parts.
-std::int64_t CpuPlan::task_rows(const CpuConfig& config) const {
-  if (config.rows != 0) return config.rows;
-  if (config.path != Path::kAmx) return kUsualRows;
-  const std::int64_t fit = l2_bytes() / 2 / (matrix_->blocks * amx_block_bytes(element_)) / 32 * 32;
-  return fit < kPartialRows ? kPartialRows : std::min(fit, kUsualRows);
+  if (options.own_workspace) own_workspace_ = touched_buffer(ledger, workspace_bytes_, pool_);
 }
 
 std::int64_t CpuPlan::task_blocks(const CpuConfig& config, std::int64_t rows) const {
@@ -202,30 +135,12 @@ CpuConfig CpuPlan::parse(const std::string& name) const {
        no_blas ? ": there is " + blas().name : "", names);
 }
 
-Path CpuPlan::default_path(std::int64_t m) const {
-  if (int8_) return Path::kInt8;
-  const bool few = m <= kernels_.direct_rows;
-  // One way of adding for every m. A row's sums on AMX depend on nothing but the row; `direct` and `panel` of one math
-  // agree to the bit.
-  if (batch_invariant_) {
-    if (valid(Path::kAmx)) return Path::kAmx;
-    if (valid(Path::kDirectBf16)) return m <= kernels_.direct_rows_bf16 ? Path::kDirectBf16 : Path::kPanelBf16;
-    return few ? Path::kDirect : Path::kPanel;
-  }
-  // AMX multiplies once a term, the fp32 kernels once a row and not slower than memory for a few.
-  if (valid(Path::kAmx) && m > (bf16_terms(element_) == 1 ? 1 : kFewRows)) return Path::kAmx;
-  // Where there is AMX, VDPBF16PS has half the speed of fp32; elsewhere (AMD) twice.
-  if (valid(Path::kDirectBf16) && !kernels_.amx && m > 1)
-    return m <= kernels_.direct_rows_bf16 ? Path::kDirectBf16 : Path::kPanelBf16;
-  return few ? Path::kDirect : Path::kPanel;
-}
-
 CpuConfig CpuPlan::config(std::int64_t m) const {
   if (forced_) return forced_config_;
   if (blas_from_ > 0 && m >= blas_from_) return {Path::kBlas};
   for (const Bucket& bucket : tuned_)
     if (bucket.measured.serves(m)) return bucket.config;
-  return {default_path(m)};
+  return {rules().usual(m)};
 }
 
 std::vector<std::string> CpuPlan::tactics(std::int64_t m) const {

@@ -9,12 +9,9 @@
 #include "runtime/backends/backend.hpp"
 #include "runtime/backends/cpu/kernels.hpp"
 #include "runtime/backends/cpu/packed.hpp"
+#include "runtime/backends/cpu/paths.hpp"
 
 namespace q4::cpu {
-
-/// The ways to multiply; their names begin the tactics.
-enum class Path : std::uint8_t { kDirect, kPanel, kDirectBf16, kPanelBf16, kAmx, kInt8, kBlas };
-const char* to_string(Path path) noexcept;
 
 /// One choice of the tuner. Its name is the path and what is not the default: "cpu-amx math=bf16 rows=128". The bits of
 /// a result depend on the path alone.
@@ -35,6 +32,11 @@ struct CpuConfig {
 
 inline std::size_t round_up(std::size_t value, std::size_t to) { return (value + to - 1) / to * to; }
 
+Element element_of(DType activation);
+/// Workspace of zeros. The system gives memory when it is first written, which takes longer than a multiplication: now,
+/// not in run().
+Buffer touched_buffer(const std::shared_ptr<MemoryLedger>& ledger, std::size_t bytes, ThreadPool& pool);
+
 class CpuPlan final : public PlanBackend {
  public:
   CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels, ThreadPool& pool,
@@ -48,7 +50,6 @@ class CpuPlan final : public PlanBackend {
 
  private:
   static constexpr std::int64_t kChunkRows = 512;           // of a pass over the weights: bounds the workspace
-  static constexpr std::int64_t kPartialRows = 128;         // of a task that takes k in parts
   static constexpr std::int64_t kDenseColumns = 4 * kTile;  // that reconstruct + BLAS takes at a time
   static constexpr std::size_t kThreadScratch = kScratch + kChunkRows * kTile * sizeof(float);
   /// Rows of x and out of one pass over the weights.
@@ -60,9 +61,11 @@ class CpuPlan final : public PlanBackend {
     std::int64_t count;
   };
   CpuConfig config(std::int64_t m) const;
-  Path default_path(std::int64_t m) const;
-  bool valid(Path path) const;
-  std::int64_t task_rows(const CpuConfig& config) const;
+  PathRules rules() const { return {&kernels_, element_, matrix_->segment, int8_, batch_invariant_}; }
+  bool valid(Path path) const { return rules().valid(path); }
+  std::int64_t task_rows(const CpuConfig& config) const {
+    return config.rows != 0 ? config.rows : cpu::task_rows(config.path, element_, matrix_->blocks);
+  }
   /// Blocks of W that AMX takes at a time, so that its part of x stays in the second-level cache.
   std::int64_t task_blocks(const CpuConfig& config, std::int64_t rows) const;
   /// Whether `config` could be better than the default for some m up to this.
@@ -81,9 +84,6 @@ class CpuPlan final : public PlanBackend {
   void run_tiles(const CpuConfig& config, const Rows& rows, std::byte* workspace) const;
   void pack_rows(void (*pack_x)(const PackX&, std::int64_t, std::int64_t), const PackX& packing,
                  const CpuConfig& config) const;
-  /// A rest that the panel kernel's groups of rows would cross belongs to the task before.
-  std::int64_t rest_rows(const CpuConfig& config) const;
-  static std::int64_t end_of(std::int64_t begin, std::int64_t size, std::int64_t count, std::int64_t rest);
   void multiply_parts(Multiply multiply, const PackX& packing, const CpuConfig& config, const Rows& rows,
                       std::int64_t parts, std::byte* workspace) const;
   void multiply_rows(Multiply multiply, const PackX& packing, const CpuConfig& config, const Rows& rows,

@@ -42,21 +42,9 @@ PackX CpuPlan::pack_job(const Rows& rows, std::byte* workspace) const {
 }
 
 void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* workspace) const {
-  const Path path = config.path;
-  const bool bf16 = path == Path::kDirectBf16 || path == Path::kPanelBf16;
   const PackX packing = pack_job(rows, workspace);
-  pack_rows(path == Path::kAmx     ? kernels_.pack_x_amx
-            : path == Path::kInt8  ? kernels_.pack_x_int8
-            : bf16                 ? kernels_.pack_x_bf16
-            : path == Path::kPanel ? kernels_.pack_x_panel
-                                   : kernels_.pack_x,
-            packing, config);
-  const Multiply multiply = path == Path::kAmx          ? kernels_.amx
-                            : path == Path::kInt8       ? kernels_.int8
-                            : path == Path::kDirectBf16 ? kernels_.direct_bf16
-                            : path == Path::kPanelBf16  ? kernels_.panel_bf16
-                            : path == Path::kDirect     ? kernels_.direct
-                                                        : kernels_.panel;
+  const auto [pack_x, multiply] = kernels_of(kernels_, config.path);
+  pack_rows(pack_x, packing, config);
   const std::int64_t parts = k_parts(rows.count);
   if (parts > 1) {
     multiply_parts(multiply, packing, config, rows, parts, workspace);
@@ -65,19 +53,11 @@ void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* wo
   }
 }
 
-std::int64_t CpuPlan::rest_rows(const CpuConfig& config) const {
-  return config.path == Path::kPanel ? kernels_.panel_rows : 1;
-}
-
-std::int64_t CpuPlan::end_of(std::int64_t begin, std::int64_t size, std::int64_t count, std::int64_t rest) {
-  return count - begin - size < rest ? count : begin + size;
-}
-
 void CpuPlan::pack_rows(void (*pack_x)(const PackX&, std::int64_t, std::int64_t), const PackX& packing,
                         const CpuConfig& config) const {
   constexpr std::int64_t kPiece = 1 << 12,
                          kAlone = 4 * kPiece;  // values: so few are packed sooner than threads wake up
-  const std::int64_t rest = rest_rows(config), values = packing.blocks * kBlock;
+  const std::int64_t rest = rest_rows(kernels_, config.path), values = packing.blocks * kBlock;
   if (values * packing.rows <= kAlone) return pack_x(packing, 0, packing.rows);
   const auto some = std::int64_t(round_up(std::size_t(std::max<std::int64_t>(1, kPiece / values)), std::size_t(rest)));
   const std::int64_t row_parts = std::max<std::int64_t>((packing.rows - rest) / some, 0) + 1;
@@ -89,7 +69,7 @@ void CpuPlan::pack_rows(void (*pack_x)(const PackX&, std::int64_t, std::int64_t)
         PackX piece = packing;
         piece.begin = part * packing.blocks / block_parts;
         piece.end = (part + 1) * packing.blocks / block_parts;
-        pack_x(piece, row, end_of(row, some, packing.rows, rest));
+        pack_x(piece, row, end_of_task(row, some, packing.rows, rest));
       },
       config.threads);
 }
@@ -163,21 +143,18 @@ void CpuPlan::multiply_parts(Multiply multiply, const PackX& packing, const CpuC
 
 void CpuPlan::multiply_rows(Multiply multiply, const PackX& packing, const CpuConfig& config, const Rows& rows,
                             std::byte* workspace) const {
-  // Rows that a kernel takes at a time: tasks begin at multiples.
-  const std::size_t step = config.path == Path::kAmx     ? 2 * 16
-                           : config.path == Path::kPanel ? std::size_t(kernels_.panel_rows)
-                                                         : 1;
-  const std::int64_t rest = rest_rows(config);
+  const auto step = std::size_t(step_rows(kernels_, config.path));
+  const std::int64_t rest = rest_rows(kernels_, config.path);
   const std::int64_t most = task_rows(config), parts = (rows.count + most - 1) / most;
   const auto part = std::int64_t(round_up(std::size_t((rows.count + parts - 1) / parts), step));
   const std::int64_t blocks = matrix_->blocks, some = task_blocks(config, part),
-                     step_rows = some < blocks ? part : rows.count;
+                     pass_rows = some < blocks ? part : rows.count;
   std::int64_t first = 0, begin = 0;
   const auto multiply_task = [&](std::int64_t task, int worker) {
     const std::int64_t tile = task % matrix_->tiles;
     TileJob job = tile_job(packing, tile, worker, workspace);
     job.row = first + task / matrix_->tiles * part;
-    job.rows = int(end_of(job.row, part, rows.count, rest) - job.row);
+    job.rows = int(end_of_task(job.row, part, rows.count, rest) - job.row);
     job.begin = begin;
     job.end = std::min(begin + some, blocks);
     job.add = begin > 0;
@@ -186,8 +163,8 @@ void CpuPlan::multiply_rows(Multiply multiply, const PackX& packing, const CpuCo
     multiply(job);
     if (job.end == blocks) store(rows, job.row, job.rows, tile, job.y, kTile, static_cast<std::byte*>(job.scratch));
   };
-  const std::int64_t tasks = (std::max<std::int64_t>((step_rows - rest) / part, 0) + 1) * matrix_->tiles;
-  for (; first < rows.count; first += step_rows)
+  const std::int64_t tasks = (std::max<std::int64_t>((pass_rows - rest) / part, 0) + 1) * matrix_->tiles;
+  for (; first < rows.count; first += pass_rows)
     for (begin = 0; begin < blocks; begin += some) pool_.run(tasks, multiply_task, config.threads);
 }
 

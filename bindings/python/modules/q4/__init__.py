@@ -16,6 +16,7 @@ from q4._native import (  # noqa: E402
     BackendStatus,
     Checkpoint,
     DeviceInfo,
+    Experts,
     Matrix,
     MatrixEntry,
     Plan,
@@ -37,6 +38,7 @@ from q4._native import (  # noqa: E402
     tuning,
     warmup,
 )
+from q4._moe import grouped_matmul, moe  # noqa: E402
 from q4 import _matrix as _matrix  # noqa: E402  (matrices can be pickled from now on)
 from q4._native import version as __version__  # noqa: E402
 from q4.errors import (  # noqa: E402
@@ -78,6 +80,7 @@ __all__ = [
     "DeviceError",
     "DeviceInfo",
     "Error",
+    "Experts",
     "InvalidArgument",
     "IoError",
     "Matrix",
@@ -96,8 +99,10 @@ __all__ = [
     "devices",
     "fuse_awq",
     "fuse_gptq",
+    "grouped_matmul",
     "matmul",
     "memory",
+    "moe",
     "numerics_id",
     "release_workspaces",
     "seal",

@@ -11,6 +11,7 @@ import torch
 import q4
 from q4._native import Checkpoint, MatrixEntry
 from q4._torch_linear import Linear, torch_device
+from q4._torch_moe import Layer, MoE, activation_of, check_layer, expert_layers, module_of
 
 
 def _device_of(module: torch.nn.Module) -> "torch.device | None":
@@ -49,6 +50,27 @@ def bias_to_keep(
             " meta device, without values: load the model's biases first, or make the module with bias=False"
         )
     return bias
+
+
+def moe_layers(
+    model: torch.nn.Module, entries: "list[MatrixEntry]", modules: "dict[str, torch.nn.Module]"
+) -> "dict[str, Layer]":
+    """The layers of experts that the model holds in one module each, by that module's name."""
+    if not any(hasattr(module, "gate_up_proj") and hasattr(module, "down_proj") for module in modules.values()):
+        return {}
+    found: "dict[str, Layer]" = {}
+    for layer in expert_layers(entries):
+        name = module_of(model, layer.prefix, modules)
+        if name is not None:
+            check_layer(layer, modules[name])
+            found[name] = layer
+    return found
+
+
+def text_config(model: torch.nn.Module) -> Any:
+    """Of the language model, which may be a part of the model."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _moved(bias: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -118,7 +140,10 @@ def replace_linears(
     device_mesh: Any = None,
     placements: "Mapping[str, Any] | None" = None,
 ) -> list[str]:
-    """Puts a Linear in the place of each module that the checkpoint has a matrix for; returns their names.
+    """Puts a Linear in the place of each module that the checkpoint has a matrix for; returns the matrices' names.
+
+    Experts that the model holds as one tensor (transformers 5: Mixtral, Qwen3-MoE and the like) get a MoE in the place
+    of their module.
 
     device: where the matrices go; None: where the module is (on the meta device: where the model is, else the best
     device). Shapes must match. A bias comes from the checkpoint; where that has none, the module's own stays. Embeddings
@@ -128,15 +153,21 @@ def replace_linears(
     device_mesh: a DeviceMesh of one dimension, over whose ranks the matrices are divided; placements: pattern of names
     (as fnmatch has them) -> the DTensor placement of an nn.Linear's weight, Shard(0) (out_features), Shard(1)
     (in_features) or Replicate(). None: q, k, v, gate and up projections are Shard(0), o and down projections Shard(1),
-    as transformers divides them, and the others whole. A head of model.config is never divided.
+    as transformers divides them, and the others whole, experts in a MoE too. A head of model.config is never divided.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
     modules = dict(model.named_modules(remove_duplicate=False))
+    layers = moe_layers(model, [entry for entry in checkpoint.matrices if strict or not entry.unsupported], modules)
+    in_layers = {entry.name for layer in layers.values() for entry in layer.entries}
+    for entry in checkpoint.matrices:
+        if entry.name in in_layers and entry.unsupported:
+            raise q4.Unsupported(f"replace_linears: {entry.unsupported}")
     entries = [
         entry
         for entry in checkpoint.matrices
-        if (strict or (entry.name in modules and not entry.unsupported))
+        if entry.name not in in_layers
+        and (strict or (entry.name in modules and not entry.unsupported))
         and not isinstance(modules.get(entry.name), torch.nn.Embedding)
     ]
     kept: "dict[str, torch.Tensor | None]" = {}
@@ -166,4 +197,10 @@ def replace_linears(
         if bias is not None:
             bias = _moved(bias, torch_device(matrix.device))
         setattr(model.get_submodule(parent), last, Linear(matrix, bias))
-    return [entry.name for entry in entries]
+    for name, layer in layers.items():
+        parent, _, last = name.rpartition(".")
+        place = device if device is not None else _device_of(modules[name]) or _device_of(model)
+        moe = MoE(None, None, activation_of(modules[name], text_config(model)), names=layer.names)
+        moe.load(checkpoint, layer, place)
+        setattr(model.get_submodule(parent), last, moe)
+    return [entry.name for entry in checkpoint.matrices if entry.name in in_layers or entry in entries]

@@ -1,6 +1,7 @@
-"""q4 for PyTorch: Linear, an nn.Module over a 4-bit matrix, its parallel forms, and replace_linears. Imports torch."""
+"""q4 for PyTorch: Linear and MoE, modules over a 4-bit matrix and over experts, parallel forms, and replace_linears."""
 
 from q4._torch_linear import Linear
+from q4._torch_moe import MoE
 from q4._torch_parallel import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -14,6 +15,7 @@ __all__ = [
     "ColumnParallelLinear",
     "Linear",
     "MergedColumnParallelLinear",
+    "MoE",
     "QKVParallelLinear",
     "RowParallelLinear",
     "check_ranks_agree",

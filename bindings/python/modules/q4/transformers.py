@@ -17,7 +17,8 @@ import q4
 from q4 import _matrix
 from q4._native import Checkpoint, MatrixEntry
 from q4._torch_linear import Linear, torch_device
-from q4._torch_replace import bias_to_keep, check_shape
+from q4._torch_moe import Layer, MoE, activation_of
+from q4._torch_replace import bias_to_keep, check_shape, moe_layers, text_config
 
 _auto: Any = quantizers.auto
 _Mixin: Any = hf_config.QuantizationConfigMixin
@@ -48,7 +49,7 @@ class Q4Config(_Mixin):  # type: ignore[misc,unused-ignore]
 
 
 class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
-    """Puts a q4.torch.Linear in the place of each module that the checkpoint has a matrix for."""
+    """Puts a q4.torch.Linear in the place of each module that the checkpoint has a matrix for, a MoE for experts."""
 
     requires_calibration = True  # q4 reads quantized checkpoints; it makes none
 
@@ -62,7 +63,9 @@ class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
             raise q4.InvalidArgument("Q4Config: from_pretrained() gave no checkpoint files; pass a folder or a hub name")
         folder = os.path.dirname(os.fspath(checkpoint_files[0]))  # a hub cache's links, not what they lead to
         self._checkpoint = Checkpoint(folder)
-        self._entries = _modules_of(model, self._checkpoint)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self._layers = moe_layers(model, self._checkpoint.matrices, modules)
+        self._entries = _modules_of(model, self._checkpoint, self._layers)
         names = {"qweight", "qzeros", "scales", "g_idx", "bias"}
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
         for name, entry in self._entries.items():
@@ -75,6 +78,11 @@ class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
             setattr(model.get_submodule(parent), last, linear)
             parts = names if linear.bias is None else names - {"bias"}
             ignored.add(rf"(^|\.){re.escape(name)}\.({'|'.join(sorted(parts))})$")
+        for name, layer in self._layers.items():
+            empty = MoE(None, None, activation_of(modules[name], text_config(model)), names=layer.names)
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, empty)
+            ignored.add(rf"(^|\.){re.escape(name)}\.\d+\.\w+\.({'|'.join(sorted(names))})$")
         model._keys_to_ignore_on_load_unexpected = ignored
         return model
 
@@ -83,6 +91,10 @@ class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
             device = self.quantization_config.device
             place = torch_device(str(device)) if device is not None else _device_around(model, name)
             model.get_submodule(name)._take(self._checkpoint.load(entry.name, place))
+        for name, layer in self._layers.items():
+            device = self.quantization_config.device
+            place = torch_device(str(device)) if device is not None else _device_around(model, name)
+            model.get_submodule(name).load(self._checkpoint, layer, place)
         del self._checkpoint
         return model
 
@@ -98,8 +110,15 @@ class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
         return True
 
 
-def _modules_of(model: Any, checkpoint: Checkpoint) -> "dict[str, MatrixEntry]":
-    """Each matrix by the name of its module, which may have the base model's prefix more or less than the checkpoint."""
+def _modules_of(model: Any, checkpoint: Checkpoint, layers: "dict[str, Layer]") -> "dict[str, MatrixEntry]":
+    """Each matrix outside the layers of experts by the name of its module.
+
+    That may have the base model's prefix more or less than the checkpoint.
+    """
+    experts = {entry.name for layer in layers.values() for entry in layer.entries}
+    unsupported = [e.unsupported for e in checkpoint.matrices if e.name in experts and e.unsupported]
+    if unsupported:
+        raise q4.Unsupported(f"Q4Config: {unsupported[0]}")
     modules = dict(model.named_modules(remove_duplicate=False))
     prefix = f"{model.base_model_prefix}."
     # A base model (AutoModel) has no prefix, and no place for what stands beside it in the checkpoint, such as lm_head.
@@ -108,6 +127,8 @@ def _modules_of(model: Any, checkpoint: Checkpoint) -> "dict[str, MatrixEntry]":
     found: "dict[str, MatrixEntry]" = {}
     lost = []
     for entry in checkpoint.matrices:
+        if entry.name in experts:
+            continue
         names = (entry.name, prefix + entry.name, entry.name.removeprefix(prefix))
         name = next((name for name in names if name in modules), None)
         if name is not None:
@@ -121,8 +142,7 @@ def _modules_of(model: Any, checkpoint: Checkpoint) -> "dict[str, MatrixEntry]":
     if lost:
         raise q4.NotFound(
             f"Q4Config: {type(model).__name__} has no modules for {len(lost)} of the checkpoint's matrices, '{lost[0]}'"
-            " among them: their layers would be without weights. Experts that transformers fuses into one tensor are not"
-            " supported yet"
+            " among them: their layers would be without weights"
         )
     return found
 

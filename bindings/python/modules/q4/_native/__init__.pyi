@@ -129,6 +129,106 @@ class Slice:
     @property
     def world(self) -> int: ...
 
+class Experts:
+    def __copy__(self) -> Experts: ...
+    @staticmethod
+    def from_gptq(
+        experts: Sequence[tuple[Any, ...]],
+        *,
+        group_size: int = 0,
+        zeros: _Zeros = "auto",
+        gate_up: bool = False,
+        slice: Slice | None = None,
+        device: Any = None,
+    ) -> Experts: ...
+    @staticmethod
+    def from_awq(
+        experts: Sequence[tuple[Any, ...]], *, group_size: int = 0, gate_up: bool = False, device: Any = None
+    ) -> Experts: ...
+    @staticmethod
+    def from_stacked(
+        qweight: Any,
+        qzeros: Any,
+        scales: Any,
+        g_idx: Any = None,
+        bias: Any = None,
+        *,
+        group_size: int = 0,
+        zeros: _Zeros = "auto",
+        gate_up: bool = False,
+        device: Any = None,
+    ) -> Experts: ...
+    @staticmethod
+    def from_checkpoint(
+        checkpoint: Checkpoint | str | os.PathLike[str],
+        patterns: str | Sequence[str],
+        *,
+        first: int = 0,
+        count: int = -1,
+        gate_up: bool = False,
+        slice: Slice | None = None,
+        device: Any = None,
+    ) -> Experts: ...
+    def unpack(self, expert: int) -> dict[str, Any]: ...
+    def update(
+        self,
+        expert: int,
+        qweight: Any,
+        qzeros: Any,
+        scales: Any,
+        g_idx: Any = None,
+        bias: Any = None,
+        *,
+        group_size: int = 0,
+        zeros: _Zeros = "auto",
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def act_order(self) -> bool: ...
+    @property
+    def has_bias(self) -> bool: ...
+    @property
+    def gate_up(self) -> bool: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def _moe(
+    x: Any,
+    topk_ids: Any,
+    topk_weights: Any,
+    w13: Experts,
+    w2: Experts,
+    activation: str,
+    expert_map: Sequence[int],
+    alpha: float,
+    limit: float,
+    batch_invariant: bool,
+    out: Any,
+    stream: Any,
+) -> Any: ...
+def _grouped(
+    x: Any,
+    experts: Experts,
+    expert_ids: Any,
+    offsets: Any,
+    activation: str,
+    alpha: float,
+    limit: float,
+    batch_invariant: bool,
+    out: Any,
+    stream: Any,
+) -> Any: ...
+
 class MatrixEntry:
     @property
     def name(self) -> str: ...

@@ -1,0 +1,27 @@
+// What a QuantizedExperts handle points to.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <q4/moe.hpp>
+#include <vector>
+
+#include "runtime/backends/experts.hpp"
+
+namespace q4 {
+
+class [[gnu::visibility("hidden")]] QuantizedExperts::Impl {
+ public:
+  Runtime runtime;  ///< keeps caches and backends alive
+  std::shared_ptr<DeviceBackend> device;
+  std::shared_ptr<PackedExperts> packed;
+  std::vector<ZeroFormat> zeros;  ///< [experts] what was applied
+
+  const ExpertsShape& shape() const { return packed->shape(); }
+  Device where() const { return device->info().device; }
+};
+
+/// What every use of a handle begins with.
+const QuantizedExperts::Impl& require(const QuantizedExperts& experts, const char* call);
+
+}  // namespace q4
