@@ -2,6 +2,7 @@
 // rounding, rows of 16 bytes a thread.
 #pragma once
 #include "batch_stage.h"
+#include "epilogue.h"
 
 namespace q4 {
 namespace batch_detail {
@@ -89,35 +90,57 @@ Q4_DEVICE bool sum_parts(Sums<C>& sums, const MatmulArgs& a, const Place<C>& at,
 template <BatchConfig C>
 Q4_DEVICE void store_tile(Sums<C>& sums, const MatmulArgs& a, const Place<C>& at, u32 area) {
   constexpr bool kBf16 = C.p.bf16 != 0;
-  const int g = at.lane >> 2, t = at.lane & 3, odd = g & 1, column = at.first_strip * kStripColumns;
+  constexpr int kStripOuts = out_columns(C.p, kStripColumns), kOuts = out_columns(C.p, C.p.n);
+  const int g = at.lane >> 2, t = at.lane & 3, odd = g & 1, column = at.first_strip * kStripOuts;
   if (at.team == 0) {
-    const u32 to =
-        area + (at.row_warp * warp_rows(C) + 2 * t + odd) * out_row_bytes(C) + at.strip * (kStripColumns * 2);
+    const int row = at.row_warp * warp_rows(C) + 2 * t + odd;
+    const u32 to = area + row * out_row_bytes(C) + at.strip * (kStripOuts * 2);
+    const auto bias_at = [&](int in_strip) {
+      float bias = 0.f;
+      if constexpr (C.p.bias) {
+        const int n = (C.p.gated ? 2 * column : column) + at.strip * kStripColumns + in_strip + g;
+        if (n < C.p.n) bias = bias_of<C.p>(a, n);
+      }
+      return bias;
+    };
 #pragma unroll
     for (int tile = 0; tile < kStripTiles; ++tile)
 #pragma unroll
-      for (int upper = 0; upper < 2; ++upper) {
-        const int in_strip = tile * kTileColumns + 8 * upper;
-        float bias = 0.f;
-        if constexpr (C.p.bias) {
-          const int n = column + at.strip * kStripColumns + in_strip + g;
-          if (n < C.p.n) bias = to_float<kBf16>(a.bias[n]);
-        }
+      for (int upper = 0; upper < (C.p.gated ? 1 : 2); ++upper) {
+        const int in_strip = tile * kTileColumns + 8 * upper, out = out_columns(C.p, in_strip);
+        const float bias = bias_at(in_strip), up_bias = C.p.gated ? bias_at(in_strip + 8) : 0.f;
 #pragma unroll
         for (int octet = 0; octet < Sums<C>::kOctets; ++octet) {
           const float* v = sums.v[tile][octet] + 2 * upper;
-          const u32 mine = pack<kBf16>(v[0] + bias, v[1] + bias), other = shuffle_xor(mine, 4);
-          store_shared(to + octet * 8 * out_row_bytes(C) + (in_strip + g - odd) * 2,
-                       odd ? byte_perm(other, mine, 0x7632) : byte_perm(mine, other, 0x5410));
+          float mine[2];  // rows 2 t and 2 t + 1
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            if constexpr (C.p.gated)
+              mine[e] = finish_pair<C.p>(v[e] + bias, v[2 + e] + up_bias);
+            else
+              mine[e] = finish_one<C.p>(v[e] + bias);
+          u32 pair;                      // columns g - odd and the next of row 2 t + odd
+          if constexpr (C.p.residual) {  // traded before they are rounded
+            const float other = shuffle_xor(odd ? mine[0] : mine[1], 4);
+            const int m = at.row + row + octet * 8, n = column + at.strip * kStripOuts + out + g - odd;
+            u32 residual = 0;
+            if (m < a.m && n < kOuts) residual = *reinterpret_cast<const u32*>(a.residual + m * a.residual_stride + n);
+            const Float2 r = to_float2<kBf16>(residual);
+            pair = pack<kBf16>((odd ? other : mine[0]) + r.x, (odd ? mine[1] : other) + r.y);
+          } else {
+            const u32 both = pack<kBf16>(mine[0], mine[1]), other = shuffle_xor(both, 4);
+            pair = odd ? byte_perm(other, both, 0x7632) : byte_perm(both, other, 0x5410);
+          }
+          store_shared(to + octet * 8 * out_row_bytes(C) + (out + g - odd) * 2, pair);
         }
       }
   }
   sync_block();
-  constexpr int kChunks = C.strips * (kStripColumns / 8);  // of a row
+  constexpr int kChunks = C.strips * (kStripOuts / 8);  // of a row
 #pragma unroll 4
   for (int i = thread_index(); i < C.rows * kChunks; i += threads(C)) {
     const int row = i / kChunks, chunk = i % kChunks;
-    if (at.row + row >= a.m || column + chunk * 8 >= C.p.n) continue;
+    if (at.row + row >= a.m || column + chunk * 8 >= kOuts) continue;
     u32 v[4];
     load_shared4(v, area + row * out_row_bytes(C) + chunk * 16);
     *reinterpret_cast<Words4*>(a.out + (at.row + row) * a.out_stride + column + chunk * 8) = {v[0], v[1], v[2], v[3]};

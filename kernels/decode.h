@@ -151,6 +151,7 @@ Q4_DEVICE void decode(const MatmulArgs& a) {
   if constexpr (C.cluster > 1) open_inbox<C>(inbox, a.m);
   allow_next_kernel();
   wait_previous_kernel();  // weights are constant, x is not
+  if constexpr (C.p.residual) prefetch_l2(first_residual<C>(a, at));
   x.first(a, at, [&] {
     if (late) load_all_words();
   });
@@ -176,9 +177,11 @@ Q4_DEVICE void decode(const MatmulArgs& a) {
       }
     }
   }
+  Words2 residual{};
+  if constexpr (C.p.residual) residual = *first_residual<C>(a, at);
   store_sums<C>(acc, sums, at, a.m);
   sync_block();
-  reduce<C>(a, sums, inbox, at);
+  reduce<C>(a, sums, inbox, at, residual);
 }
 
 }  // namespace q4

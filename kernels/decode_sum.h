@@ -2,6 +2,7 @@
 #pragma once
 #include "async.h"
 #include "decode_weights.h"
+#include "epilogue.h"
 
 namespace q4 {
 namespace decode_detail {
@@ -55,54 +56,105 @@ Q4_DEVICE void sum_teams(float (&v)[4], const float* sums, int row, int quad, in
     for (int e = 0; e < 4; ++e) v[e] += shuffle_xor(v[e], step);
 }
 
+/// Four columns of out in one row: of one quad of sums, or of two whose columns are pairs. A block of the cluster owns
+/// kItems of a row.
 template <DecodeConfig C>
-Q4_DEVICE void store_out(const MatmulArgs& a, float (&v)[4], int row, int column, int quad) {
-  if (column >= C.p.n) return;
+inline constexpr int kItemQuads = C.p.gated ? 2 : 1;
+template <DecodeConfig C>
+inline constexpr int kItems = 4 * C.tiles / C.cluster / kItemQuads<C>;
+/// The quads of item `item` of the block's tiles.
+template <DecodeConfig C>
+Q4_DEVICE int item_quad(int item, int which) {
+  return C.p.gated ? item / 2 * 4 + item % 2 + 2 * which : item;
+}
+template <DecodeConfig C>
+Q4_DEVICE int item_column(int item) {
+  return block_index() / C.cluster * out_columns(C.p, C.tiles * kTileColumns) + item * 4;
+}
+
+/// Items that a warp sums at once, and the first that a lane stores: those of its rank come last.
+template <DecodeConfig C>
+inline constexpr int kGroup = 32 / kParts<C>;
+template <DecodeConfig C>
+Q4_DEVICE const Words2* first_residual(const MatmulArgs& a, const Place<C>& at) {
+  const int item = smaller((thread_index() >> 5) * kGroup<C> + at.lane % kGroup<C>, a.m * kItems<C> - 1);
+  const int column = smaller(item_column<C>(at.rank * kItems<C> + item % kItems<C>), out_columns(C.p, C.p.n) - 4);
+  return reinterpret_cast<const Words2*>(a.residual + item / kItems<C> * a.residual_stride + column);
+}
+
+/// `v`: the sums of an item. `residual`: its four elements.
+template <DecodeConfig C>
+Q4_DEVICE void store_out(const MatmulArgs& a, float (&v)[kItemQuads<C>][4], int row, int item, Words2 residual) {
+  const int column = item_column<C>(item);
+  if (column >= out_columns(C.p, C.p.n)) return;
+  [[maybe_unused]] const int first = C.p.gated ? column / 8 * kTileColumns + column % 8 : column;  // packed
 #pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    v[e] *= column_factor<kBf16<C>>(quad % 4 >= 2);
-    if constexpr (C.p.bias) v[e] += to_float<kBf16<C>>(a.bias[column + e]);
+  for (int q = 0; q < kItemQuads<C>; ++q)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int quad = item_quad<C>(item, q);
+      v[q][e] *= column_factor<kBf16<C>>(quad % 4 >= 2);
+      if constexpr (C.p.bias) v[q][e] += to_float<kBf16<C>>(a.bias[first + 8 * q + e]);
+    }
+#pragma unroll
+  for (int e = 0; e < 4; ++e)
+    v[0][e] = C.p.gated ? finish_pair<C.p>(v[0][e], v[kItemQuads<C> - 1][e]) : finish_one<C.p>(v[0][e]);
+  if constexpr (C.p.residual) {
+    const Float2 low = to_float2<kBf16<C>>(residual.x), high = to_float2<kBf16<C>>(residual.y);
+    v[0][0] += low.x, v[0][1] += low.y, v[0][2] += high.x, v[0][3] += high.y;
   }
-  *reinterpret_cast<Words2*>(a.out + row * a.out_stride + column) = {from_float2<kBf16<C>>(v[0], v[1]),
-                                                                     from_float2<kBf16<C>>(v[2], v[3])};
+  *reinterpret_cast<Words2*>(a.out + row * a.out_stride + column) = {from_float2<kBf16<C>>(v[0][0], v[0][1]),
+                                                                     from_float2<kBf16<C>>(v[0][2], v[0][3])};
 }
 
 /// Each block of the cluster owns its share of the columns: it sends the others theirs, then adds up its own by rank.
+/// `residual`: what first_residual points to.
 template <DecodeConfig C>
-Q4_DEVICE void reduce(const MatmulArgs& a, const float* sums, u8* inbox, const Place<C>& at) {
-  constexpr int kQuads = 4 * C.tiles / C.cluster;  // of one owner, in a row
-  constexpr int kGroup = 32 / kParts<C>;           // quads that a warp sums at once
+Q4_DEVICE void reduce(const MatmulArgs& a, const float* sums, u8* inbox, const Place<C>& at, Words2 residual) {
   const u32 bar = shared_address(inbox + inbox_bytes(C) - 16);
   if constexpr (C.cluster > 1) cluster_wait();  // every block runs, and expects what it will be sent
-  const int part = at.lane / kGroup;
+  const int part = at.lane / kGroup<C>, first = (thread_index() >> 5) * kGroup<C>;
 #pragma unroll
   for (int turn = 1; turn <= C.cluster; ++turn) {
     const int owner = (at.rank + turn) % C.cluster;
-    for (int base = (thread_index() >> 5) * kGroup; base < a.m * kQuads; base += threads(C) / kParts<C>) {
-      const int item = smaller(base + at.lane % kGroup, a.m * kQuads - 1);
-      const bool mine = part == 0 && base + at.lane % kGroup < a.m * kQuads;
-      const int row = item / kQuads, own = item % kQuads, quad = owner * kQuads + own;
-      float v[4];
-      sum_teams<C>(v, sums, row, quad, part);
+    for (int base = first; base < a.m * kItems<C>; base += threads(C) / kParts<C>) {
+      const int index = smaller(base + at.lane % kGroup<C>, a.m * kItems<C> - 1);
+      const bool mine = part == 0 && base + at.lane % kGroup<C> < a.m * kItems<C>;
+      const int row = index / kItems<C>, own = index % kItems<C>, item = owner * kItems<C> + own;
+      float v[kItemQuads<C>][4];
+#pragma unroll
+      for (int q = 0; q < kItemQuads<C>; ++q) sum_teams<C>(v[q], sums, row, item_quad<C>(item, q), part);
       if (!mine) continue;
+      const auto place = [&](int rank, int q) {
+        return ((rank * rows(C) + row) * kItems<C> + own) * kItemQuads<C> + q;
+      };
       if (turn < C.cluster) {
-        const u32 to = shared_address(inbox) + ((at.rank * rows(C) + row) * kQuads + own) * 16;
-        store_remote(remote_address(to, owner), v, remote_address(bar, owner));
+#pragma unroll
+        for (int q = 0; q < kItemQuads<C>; ++q)
+          store_remote(remote_address(shared_address(inbox) + place(at.rank, q) * 16, owner), v[q],
+                       remote_address(bar, owner));
         continue;
       }
       if constexpr (C.cluster > 1) {
         mbar_wait_cluster(bar, 0);
-        float total[4] = {};
 #pragma unroll
-        for (int r = 0; r < C.cluster; ++r) {
-          const float* in = reinterpret_cast<const float*>(inbox) + ((r * rows(C) + row) * kQuads + own) * 4;
+        for (int q = 0; q < kItemQuads<C>; ++q) {
+          float total[4] = {};
 #pragma unroll
-          for (int e = 0; e < 4; ++e) total[e] += r == at.rank ? v[e] : in[e];
+          for (int r = 0; r < C.cluster; ++r) {
+            const float* in = reinterpret_cast<const float*>(inbox) + place(r, q) * 4;
+#pragma unroll
+            for (int e = 0; e < 4; ++e) total[e] += r == at.rank ? v[q][e] : in[e];
+          }
+#pragma unroll
+          for (int e = 0; e < 4; ++e) v[q][e] = total[e];
         }
-#pragma unroll
-        for (int e = 0; e < 4; ++e) v[e] = total[e];
       }
-      store_out<C>(a, v, row, (block_index() / C.cluster * C.tiles) * kTileColumns + quad * 4, quad);
+      if (C.p.residual && base != first) {
+        const int column = smaller(item_column<C>(item), out_columns(C.p, C.p.n) - 4);
+        residual = *reinterpret_cast<const Words2*>(a.residual + row * a.residual_stride + column);
+      }
+      store_out<C>(a, v, row, item, residual);
     }
   }
 }

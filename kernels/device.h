@@ -94,8 +94,11 @@ u32 and_or(u32 w) {
   return (w & kMask) | kBits;
 }
 Words4 load_stream(const void* p);
+inline void prefetch_l2(const void*) {}
 void wait_previous_kernel();
 void allow_next_kernel();
+inline float exp2_fast(float v) { return __builtin_exp2f(v); }
+inline float divide_fast(float a, float b) { return a / b; }
 #else
 // ---- where am I --------------------------------------------------------------------------------------------------
 #if Q4_CUDA
@@ -207,6 +210,25 @@ Q4_DEVICE u32 and_or(u32 w) {
 }
 #endif
 
+// ---- functions of one float, a few units of the last place from exact ------------------------------------------------
+Q4_DEVICE float exp2_fast(float v) {
+#if Q4_CUDA
+  float d;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(v));
+  return d;
+#else
+  return __builtin_amdgcn_exp2f(v);
+#endif
+}
+/// a / b; a / infinity is 0 for a finite a.
+Q4_DEVICE float divide_fast(float a, float b) {
+#if Q4_CUDA
+  return __fdividef(a, b);
+#else
+  return a * __builtin_amdgcn_rcpf(b);
+#endif
+}
+
 // ---- global memory --------------------------------------------------------------------------------------------------
 /// 16 bytes that are read once: past the first cache.
 Q4_DEVICE Words4 load_stream(const void* p) {
@@ -222,6 +244,13 @@ Q4_DEVICE Words4 load_stream(const void* p) {
   return v;
 #else
   return *static_cast<const Words4*>(p);
+#endif
+}
+
+/// Asks for the line at `p`, to be read soon.
+Q4_DEVICE void prefetch_l2([[maybe_unused]] const void* p) {
+#if Q4_CUDA
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 #endif
 }
 

@@ -4,7 +4,7 @@
 //   lane 4 g + t:  16 bytes of codes -> (q - zero) of columns g, g + 8 -> x of rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9
 //                  -> fp32 sum a unit, times its scale -> 4 lanes by shuffle -> warps through shared memory -> out
 #pragma once
-#include "problem.h"
+#include "epilogue.h"
 
 namespace q4 {
 
@@ -210,15 +210,27 @@ Q4_DEVICE void gemv(const MatmulArgs& a) {
         if ((lane & 3) == 0) partial[(warp * C.rows + r) * kColumns + i * kTileColumns + c * 8 + (lane >> 2)] = v;
       }
   sync_block();
-  for (int i = thread_index(); i < C.rows * kColumns; i += threads(C)) {
-    const i64 r = row + i / kColumns;
-    const int col = column_block * kColumns + i % kColumns;
-    if (r >= a.m || col >= C.p.n) continue;
+  constexpr int kOuts = out_columns(C.p, kColumns);
+  const auto sum = [&](int place, int col) {
     float v = 0.f;
 #pragma unroll
-    for (int w = 0; w < C.warps; ++w) v += partial[w * C.rows * kColumns + i];
-    if constexpr (C.p.bias) v += to_float<C.p.bf16 != 0>(a.bias[col]);
-    a.out[r * a.out_stride + col] = from_float<C.p.bf16 != 0>(v);
+    for (int w = 0; w < C.warps; ++w) v += partial[w * C.rows * kColumns + place];
+    if constexpr (C.p.bias) v += bias_of<C.p>(a, col);
+    return v;
+  };
+  for (int i = thread_index(); i < C.rows * kOuts; i += threads(C)) {
+    const i64 r = row + i / kOuts;
+    const int out = column_block * kOuts + i % kOuts;
+    if (r >= a.m || out >= out_columns(C.p, C.p.n)) continue;
+    float v;
+    if constexpr (C.p.gated) {
+      const int gate = i / 8 * kTileColumns + i % 8, col = column_block * kColumns + gate % kColumns;
+      v = finish_pair<C.p>(sum(gate, col), sum(gate + 8, col + 8));
+    } else {
+      v = finish_one<C.p>(sum(i, out));
+    }
+    if constexpr (C.p.residual) v += residual_of<C.p>(a, r, out);
+    a.out[r * a.out_stride + out] = from_float<C.p.bf16 != 0>(v);
   }
 }
 

@@ -29,6 +29,9 @@ void registers_raise() {}
 template <int kRegisters>
 void registers_lower() {}
 void store_matrix4_transposed(u32 address, u32 a, u32 b, u32 c, u32 d);
+void store_matrix2_transposed(u32 address, u32 a, u32 b);
+template <int kCount>
+void load_matrix_transposed(u32 (&d)[kCount], u32 address);
 #else
 
 /// True in one lane of a converged warp; ptxas keeps what only that lane does in uniform registers.
@@ -106,6 +109,26 @@ Q4_DEVICE void store_matrix4_transposed(u32 address, u32 a, u32 b, u32 c, u32 d)
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b),
                "r"(c), "r"(d)
                : "memory");
+}
+/// Two, whose addresses lanes 0 to 15 give.
+Q4_DEVICE void store_matrix2_transposed(u32 address, u32 a, u32 b) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(a), "r"(b)
+               : "memory");
+}
+/// Four or two, as those two store them.
+template <int kCount>
+Q4_DEVICE void load_matrix_transposed(u32 (&d)[kCount], u32 address) {
+  static_assert(kCount == 2 || kCount == 4);
+  if constexpr (kCount == 2)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(d[0]), "=r"(d[1])
+                 : "r"(address)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(address)
+                 : "memory");
 }
 
 #endif

@@ -84,6 +84,18 @@ Q4_BOTH constexpr CodePlace code_place(int k, int p, int col) {
   return {byte / 4 + row % 64 / kStepRows, column / 8 + step / 8 * 2 + step % 2 * 4};
 }
 
+/// Pairs: a W whose columns are n / 2 gates, then their n / 2 ups (n % 16 == 0) may be packed so that each tile has eight
+/// gates, then their ups. Whoever owns columns g and g + 8 of a tile then has both of a pair. The column of W at packed
+/// column `column`, and its inverse.
+Q4_BOTH constexpr int paired_source(int column, int n) {
+  return column / kTileColumns * 8 + column % 8 + (column % kTileColumns < 8 ? 0 : n / 2);
+}
+Q4_BOTH constexpr int paired_place(int source, int n) {
+  const int up = source >= n / 2 ? 1 : 0, pair = source - up * (n / 2);
+  return pair / 8 * kTileColumns + 8 * up + pair % 8;
+}
+static_assert(paired_source(16 + 8 + 3, 64) == 32 + 8 + 3 && paired_place(32 + 8 + 3, 64) == 16 + 8 + 3);
+
 static_assert(nibble_row(0, 1) == 2 && nibble_row(4, 1) == 3 && nibble_row(2, 0) == 8 && nibble_row(7, 3) == 15);
 
 }  // namespace q4

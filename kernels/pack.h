@@ -13,10 +13,11 @@ namespace q4 {
 struct PackConfig {
   int awq = 0;     ///< source is AWQ [k, n/8], nibble order 0 2 4 6 1 3 5 7; else GPTQ [k/8, n]
   int pieces = 0;  ///< packed codes are in the pieces of qweight's rows instead of strip by strip
+  int pairs = 0;   ///< the columns of W are gates, then ups, and packed as pairs (layout.h); not with `pieces`
 
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
-    v("awq", awq), v("pieces", pieces);
+    v("awq", awq), v("pieces", pieces), v("pairs", pairs);
   }
 };
 
@@ -104,20 +105,23 @@ Q4_DEVICE void pack(const PackArgs& a) {
   const int lane = thread_index() & 31, half = thread_index() >> 5 & 1, tile = thread_index() >> 6;
   const int slab = block_index() % slabs(a.k), strip = block_index() / slabs(a.k);
   u32* staged = reinterpret_cast<u32*>(shared_memory());
-  if (!a.source) {
+  const bool in_order = !a.source && !C.pairs;
+  if (in_order) {
     stage_words<C>(staged, a, strip, slab);
     sync_block();
   }
   u32 words[4] = {};
   for (int word = 0; word < 4; ++word) {
-    if (!a.source) {
+    if (in_order) {
       words[word] = staged_word<C>(staged, tile, half, lane, word);
       continue;
     }
     for (int i = 0; i < 8; ++i) {
-      const i64 row = a.source[slab * kSlabRows + half * 64 + word * kStepRows + nibble_row(i, lane & 3)];
-      const i64 col = strip * kStripColumns + tile * kTileColumns + nibble_column(i, lane >> 2);
-      if (row >= 0 && col < a.n) words[word] |= source_code<C>(a, row, col) << (4 * i);
+      const i64 p = slab * kSlabRows + half * 64 + word * kStepRows + nibble_row(i, lane & 3);
+      const int col = strip * kStripColumns + tile * kTileColumns + nibble_column(i, lane >> 2);
+      const i64 row = a.source ? a.source[p] : p < a.source_k ? p : -1;
+      if (row >= 0 && col < a.n)
+        words[word] |= source_code<C>(a, row, C.pairs ? paired_source(col, a.n) : col) << (4 * i);
     }
   }
   const i64 index = static_cast<i64>(block_index()) * (kSlabBytes / 4) + thread_index() * 4;
@@ -134,7 +138,7 @@ Q4_DEVICE void unpack(const UnpackArgs& a) {
   for (int i = 0; i < 8; ++i) {
     const int r = static_cast<int>(C.awq ? row : row * 8 + i);
     const int col = static_cast<int>(C.awq ? column * 8 + awq_column(i) : column);
-    const CodePlace place = code_place(a.k, a.packed ? a.packed[r] : r, col);
+    const CodePlace place = code_place(a.k, a.packed ? a.packed[r] : r, C.pairs ? paired_place(col, a.n) : col);
     const i64 at = C.pieces ? piece_place(place.word, a.k, columns, C.awq) : place.word;
     word |= (a.codes[at] >> (4 * place.nibble) & 15u) << (4 * i);
   }
@@ -145,10 +149,11 @@ struct MetaConfig {
   int words = 0;  ///< zeros are nibbles of qzeros [groups, n/8], to which `add` is added, else bytes [groups, n]
   int awq = 0;    ///< the nibbles are in AWQ's order
   int apart = 0;  ///< scales and zeros are apart, and their memory may be that of the source
+  int pairs = 0;  ///< as PackConfig's
 
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
-    v("words", words), v("awq", awq), v("apart", apart);
+    v("words", words), v("awq", awq), v("apart", apart), v("pairs", pairs);
   }
 };
 
@@ -184,8 +189,9 @@ Q4_DEVICE void pack_meta(const MetaArgs& a) {
   const i64 group = !inside ? -1 : a.group ? a.group[set] : set;
   u32 scales = 0, zeros = 0;
   for (int second = 0; second < 2; ++second) {
-    const i64 col = strip * kStripColumns + tile * kTileColumns + second * 8 + g;
-    if (group < 0 || col >= a.n) continue;
+    const i64 packed = strip * kStripColumns + tile * kTileColumns + second * 8 + g;
+    if (group < 0 || packed >= a.n) continue;
+    const i64 col = C.pairs ? paired_source(static_cast<int>(packed), a.n) : packed;
     const i64 at = group * a.n + col;
     u32 zero = 0;
     if constexpr (C.words) {

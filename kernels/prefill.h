@@ -13,7 +13,7 @@
 // shared_bytes(C) of dynamic shared memory; programmatic stream serialization is allowed. Tensor maps, 2-d, 16-bit type
 // of the problem, element strides 1, no interleave, 128-byte swizzle, zero fill:
 //   x_map    {x_k, m}, row stride x_stride, box {64, x_box_rows(C, m)}; L2 promotion 256 bytes
-//   out_map  {n, m}, row stride out_stride, box {64, rows}; not read where one_tile(C)
+//   out_map  {columns of out, m}, row stride out_stride, box {64 (gated: 32), rows}; not read where one_tile(C)
 #pragma once
 #include "prefill_epilogue.h"
 #include "prefill_producer.h"
@@ -36,21 +36,33 @@ Q4_DEVICE void produce(const MatmulArgs& a, const TensorMap* x_map, const Shared
 
 template <PrefillConfig C>
 Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shared<C>& s, const Place& at) {
+  if constexpr (C.p.residual) wait_previous_kernel();
   Rings<C> rings;
   rings.skip(at.team);
   Schedule<C> schedule(a.m, at.rank);
   for (Work work; schedule.next(work);) {
     float acc[C.rows / 2];
+    SliceResidual<C, C.rows / 2 / slices(C)> residual;
+    if constexpr (C.p.residual) {
+      const int column = (first_strip<C>(work, at.rank) + at.strip) * kStripColumns, row = work.tile_m * C.rows;
+      if constexpr (one_tile(C))
+        residual.begin(a, at, column, row);
+      else if (!C.cut || work.end - work.begin == slabs(C.p.k))
+        load_residual<C>(a, s, at, column, row);
+    }
     if constexpr (C.fold)
       multiply_folded<C>(acc, rings, s, at, work);
     else
       multiply<C>(acc, rings, s, at, work);
     const int column = (first_strip<C>(work, at.rank) + at.strip) * kStripColumns, row = work.tile_m * C.rows;
     if constexpr (one_tile(C)) {  // the only one
-      sum_parts<C>(acc, a, s, at, column, row);
+      sum_parts<C>(acc, residual, a, s, at, column, row);
       return;
     } else {
-      if (C.cut && work.end - work.begin != slabs(C.p.k) && !sum_cut<C>(acc, a, schedule, work, s, at)) continue;
+      if (C.cut && work.end - work.begin != slabs(C.p.k)) {
+        if (!sum_cut<C>(acc, a, schedule, work, s, at)) continue;
+        if constexpr (C.p.residual) load_residual<C>(a, s, at, column, row);
+      }
       store_tile<C>(acc, a, out_map, s, at, column, row);
     }
   }

@@ -1,9 +1,12 @@
-// Prefill, stage "epilogue": parts of k are summed in a fixed order, the bias is added, rows are rounded and stored.
+// Prefill, stage "epilogue": parts of k are summed in a fixed order, epilogue.h makes out of the sums, rows are stored.
 //
 // A thread's sums: element 4 j + 2 c + i is column 16 tile + g + 8 c of its strip, row 8 j + 2 (lane % 4) + i of the
-// tile.
+// tile. Rows of out, and of the residual before them, stand in shared memory in chunks of 16 bytes that change places
+// by row, as the tensor maps' 128-byte swizzle has them.
 #pragma once
+#include "epilogue.h"
 #include "prefill_mma.h"
+#include "prefill_residual.h"
 
 namespace q4::prefill_detail {
 
@@ -18,15 +21,37 @@ struct Bias {
   }
 };
 
-/// 16 rows of the thread's sums (8 elements) to rows of 64 columns, 128 bytes, 16-byte chunks swizzled by row.
+/// 16 rows of the thread's sums (8 elements) to rows of out in shared memory, in place of the residual's.
 template <PrefillConfig C>
 Q4_DEVICE void store_rows16(u32 to, const float* v, const Bias<C>& bias, const Place& at) {
-  const int row = (at.lane & 7) + ((at.lane >> 4) << 3);
-  const u32 chunk = (2 * at.tile + ((at.lane >> 3) & 1)) ^ (row & 7);
-  u32 p[4];
+  constexpr int kWords = C.p.gated ? 2 : 4;  // of pairs of rows: one 8 x 8 matrix each
+  const int row = C.p.gated ? at.lane & 15 : (at.lane & 7) + ((at.lane >> 4) << 3);
+  const u32 address = to + out_place<C>(row, C.p.gated ? at.tile : 2 * at.tile + ((at.lane >> 3) & 1));
+  float out[kWords][2];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) p[i] = pack<C.p.bf16>(v[2 * i] + bias.v[i & 1], v[2 * i + 1] + bias.v[i & 1]);
-  store_matrix4_transposed(to + row * 128 + (chunk << 4), p[0], p[1], p[2], p[3]);
+  for (int i = 0; i < kWords; ++i)
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      if constexpr (C.p.gated)
+        out[i][e] = finish_pair<C.p>(v[4 * i + e] + bias.v[0], v[4 * i + 2 + e] + bias.v[1]);
+      else
+        out[i][e] = finish_one<C.p>(v[2 * i + e] + bias.v[i & 1]);
+  if constexpr (C.p.residual) {
+    u32 r[kWords];
+    load_matrix_transposed(r, address);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      const Float2 pair = to_float2<C.p.bf16 != 0>(r[i]);
+      out[i][0] += pair.x, out[i][1] += pair.y;
+    }
+  }
+  u32 p[kWords];
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) p[i] = pack<C.p.bf16>(out[i][0], out[i][1]);
+  if constexpr (C.p.gated)
+    store_matrix2_transposed(address, p[0], p[1]);
+  else
+    store_matrix4_transposed(address, p[0], p[1], p[2], p[3]);
 }
 
 /// A whole tile: through shared memory, then one tensor store a strip; the map clips rows past m and columns past n.
@@ -35,14 +60,18 @@ Q4_DEVICE void store_tile(const float (&acc)[kRegs], const MatmulArgs& a, const 
                           const Place& at, int column, int row) {
   const u32 out = s.out + at.strip * (C.rows * 128);
   const Bias<C> bias(a, column + kTileColumns * at.tile + at.g);
-  if (at.thread == 0) bulk_wait_read();  // the tile before has left
+  if constexpr (C.p.residual) {
+    async_wait<0>();
+  } else {
+    if (at.thread == 0) bulk_wait_read();  // the tile before has left
+  }
   named_barrier(1 + at.strip, 128);
 #pragma unroll
-  for (int j = 0; j < C.rows / 16; ++j) store_rows16<C>(out + j * 16 * 128, acc + 8 * j, bias, at);
+  for (int j = 0; j < C.rows / 16; ++j) store_rows16<C>(out + j * 16 * kOutRowBytes<C>, acc + 8 * j, bias, at);
   fence_async_shared();
   named_barrier(1 + at.strip, 128);
   if (at.thread == 0) {
-    tensor_store(out_map, out, column, row);
+    tensor_store(out_map, out, out_columns(C.p, column), row);
     bulk_commit();
   }
 }
@@ -88,35 +117,45 @@ Q4_DEVICE bool sum_cut(float (&acc)[kRegs], const MatmulArgs& a, const Schedule<
 
 /// Elements [index, index + kSlice) of a thread's sums, row by row: few rows, straight from registers.
 template <PrefillConfig C, int kSlice>
-Q4_DEVICE void store_elements(const float (&sum)[kSlice], const MatmulArgs& a, const Place& at, int column, int row,
-                              int index) {
+Q4_DEVICE void store_elements(const float (&sum)[kSlice], const SliceResidual<C, kSlice>& residual, const MatmulArgs& a,
+                              const Place& at, int column, int row, int index) {
   const Bias<C> bias(a, column + kTileColumns * at.tile + at.g);
 #pragma unroll
-  for (int i = 0; i < kSlice; ++i) {
-    const int c = ((index + i) / 2) & 1;
-    const int m = row + 8 * ((index + i) / 4) + 2 * (at.lane % 4) + (i & 1);
-    const int n = column + kTileColumns * at.tile + at.g + 8 * c;
-    if (m < a.m && n < C.p.n)
-      a.out[m * a.out_stride + n] = static_cast<u16>(pack<C.p.bf16>(sum[i] + (c ? bias.v[1] : bias.v[0]), 0.f));
+  for (int i = 0; i < SliceResidual<C, kSlice>::kElements; ++i) {
+    const ElementPlace<C> place(at, column, row, index, i);
+    if (place.m >= a.m || place.n >= kOuts<C>) continue;
+    float v;
+    if constexpr (C.p.gated)
+      v = finish_pair<C.p>(sum[i / 2 * 4 + i % 2] + bias.v[0], sum[i / 2 * 4 + 2 + i % 2] + bias.v[1]);
+    else
+      v = finish_one<C.p>(sum[i] + ((i / 2) & 1 ? bias.v[1] : bias.v[0]));
+    if constexpr (C.p.residual) v += to_float<C.p.bf16 != 0>(residual.elements[i]);
+    a.out[place.m * a.out_stride + place.n] = static_cast<u16>(pack<C.p.bf16>(v, 0.f));
   }
 }
 
 /// kSlice / 8 times 16 rows: transposed in shared memory of this warpgroup, then 16 bytes a thread.
 template <PrefillConfig C, int kSlice>
-Q4_DEVICE void store_slice(const float (&sum)[kSlice], const MatmulArgs& a, const Place& at, u32 area, int column,
-                           int row) {
+Q4_DEVICE void store_slice(const float (&sum)[kSlice], const SliceResidual<C, kSlice>& residual, const MatmulArgs& a,
+                           const Place& at, u32 area, int column, int row) {
   const int barrier = 1 + at.team * C.strips + at.strip;
   const Bias<C> bias(a, column + kTileColumns * at.tile + at.g);
   named_barrier(barrier, 128);  // everyone has read the area
+  if constexpr (C.p.residual) {
+    residual.put(area, at);
+    named_barrier(barrier, 128);
+  }
 #pragma unroll
-  for (int j = 0; j < kSlice / 8; ++j) store_rows16<C>(area + j * 16 * 128, sum + 8 * j, bias, at);
+  for (int j = 0; j < kSlice / 8; ++j) store_rows16<C>(area + j * 16 * kOutRowBytes<C>, sum + 8 * j, bias, at);
   named_barrier(barrier, 128);
 #pragma unroll
-  for (int i = 0; i < kSlice / 8; ++i) {
-    const int y = 16 * i + at.thread / 8, chunk = at.thread % 8, m = row + y, n = column + 8 * chunk;
+  for (int i = 0; i < SliceResidual<C, kSlice>::kPasses; ++i) {
+    const ChunkPlace<C> place(at, i);
+    const int m = row + place.row, n = out_columns(C.p, column) + 8 * place.chunk;
+    if (!place.within(2 * kSlice)) continue;
     u32 v[4];
-    load_shared4(v, area + y * 128 + ((chunk ^ (y & 7)) << 4));
-    if (m < a.m && n < C.p.n) *reinterpret_cast<Words4*>(a.out + m * a.out_stride + n) = {v[0], v[1], v[2], v[3]};
+    load_shared4(v, area + out_place<C>(place.row, place.chunk));
+    if (m < a.m && n < kOuts<C>) *reinterpret_cast<Words4*>(a.out + m * a.out_stride + n) = {v[0], v[1], v[2], v[3]};
   }
 }
 
@@ -124,13 +163,13 @@ Q4_DEVICE void store_slice(const float (&sum)[kSlice], const MatmulArgs& a, cons
 /// sums is gathered in block q / teams, and added (in order of parts) and stored by its team q % teams, so by part q.
 /// What goes to another block is counted by the barrier `gathered` there. Parts past the slices only send.
 template <PrefillConfig C, int kRegs>
-Q4_DEVICE void sum_parts(const float (&acc)[kRegs], const MatmulArgs& a, const Shared<C>& s, const Place& at,
-                         int column, int row) {
+Q4_DEVICE void sum_parts(const float (&acc)[kRegs], SliceResidual<C, kRegs / slices(C)>& residual, const MatmulArgs& a,
+                         const Shared<C>& s, const Place& at, int column, int row) {
   constexpr int kParts = parts(C), kSlices = slices(C), kSlice = kRegs / kSlices;
   constexpr int kAll = 15;                              // named barrier of all consumers
   constexpr int kWide = smaller(4, kSlice);             // floats of one store
   constexpr bool kPair = C.split == 2 && C.teams == 1;  // then the slice a block keeps stays in registers
-  const int rank = C.split > 1 ? static_cast<int>(at.rank) : 0, part = rank * C.teams + at.team;
+  const int rank = C.split > 1 ? static_cast<int>(at.rank) : 0, part = part_of<C>(at);
   const auto slot = [&](int team, int part_from, int i) {
     const int slice = (team * kParts + part_from) * C.strips + at.strip;
     return (gather_in_ring(C) ? s.x : s.out) + ((slice * kSlice + i) * 128 + kWide * at.thread) * 4;
@@ -172,6 +211,7 @@ Q4_DEVICE void sum_parts(const float (&acc)[kRegs], const MatmulArgs& a, const S
 #pragma unroll
     for (int i = 0; i < kSlice; ++i) sum[i] = 0.f;
   }
+  if constexpr (C.p.residual && !residual.kEarly) residual.load(a, at, column, row);
   if constexpr (C.split > 1) mbar_wait(s.gathered, 0);
 #pragma unroll
   for (int i = 0; i < kSlice; i += kWide)
@@ -183,9 +223,9 @@ Q4_DEVICE void sum_parts(const float (&acc)[kRegs], const MatmulArgs& a, const S
       for (int j = 0; j < kWide; ++j) sum[i + j] += v[j];
     }
   if constexpr (kSlice % 8 == 0)
-    store_slice<C>(sum, a, at, slot(at.team, 0, 0) - 4 * kWide * at.thread, column, row + 2 * part * kSlice);
+    store_slice<C>(sum, residual, a, at, slot(at.team, 0, 0) - 4 * kWide * at.thread, column, row + 2 * part * kSlice);
   else
-    store_elements<C>(sum, a, at, column, row, part * kSlice);
+    store_elements<C>(sum, residual, a, at, column, row, part * kSlice);
 }
 
 }  // namespace q4::prefill_detail

@@ -14,11 +14,16 @@ struct Problem {
   int bf16 = 0;    ///< activations are bf16, else fp16
   int bias = 0;    ///< the bias is added
   int apart = 0;   ///< scales and zeros are apart (layout.h): MatmulArgs::meta and zeros
+  // The epilogue (epilogue.h). All 0: out is the sum, rounded.
+  int activation = 0;  ///< 0: none, else kSilu, ...
+  int gated = 0;       ///< 1: columns are pairs (layout.h), and out has n / 2 columns, activation(gate) * up
+  int residual = 0;    ///< 1: the residual is added after the activation
 
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
     v("k", k), v("n", n), v("unit", unit), v("x_k", x_k), v("gather", gather), v("bf16", bf16), v("bias", bias);
     v("apart", apart);
+    v("activation", activation), v("gated", gated), v("residual", residual);
   }
 };
 
@@ -39,12 +44,14 @@ struct MatmulArgs {
   const u8* meta;    ///< meta_bytes(k, n, unit); apart: scales alone
   const u16* x;      ///< [m, x_k], row stride x_stride
   const i32* x_map;  ///< [k] when gather
-  const u16* bias;   ///< [n] in the activations' type when bias
-  u16* out;          ///< [m, n], row stride out_stride
+  const u16* bias;   ///< [n] in the activations' type and in packed order when bias
+  u16* out;          ///< [m, n], row stride out_stride; n / 2 columns when gated
   u8* workspace;     ///< workspace_bytes(C, m) of the kernel; its first kCounterBytes are zero
   i64 x_stride, out_stride;
   i32 m;
-  const u8* zeros;  ///< apart: zeros
+  const u8* zeros;      ///< apart: zeros
+  const u16* residual;  ///< as out when residual; may be out itself, with its stride
+  i64 residual_stride;
 };
 
 /// Where a set's scales and zeros are.

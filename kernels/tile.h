@@ -5,8 +5,8 @@
 //   256 threads: 16 bytes of codes each ──▶ shared_w [64 columns][128 k] ─┐
 //                rows / 16 x 16 bytes of x ──▶ shared_x [rows][128 k] ────┴─▶ tiles: a wave has one column of them
 #pragma once
+#include "epilogue.h"
 #include "mma_tile.h"
-#include "problem.h"
 
 namespace q4 {
 
@@ -159,14 +159,20 @@ Q4_DEVICE void tile(const MatmulArgs& a) {
   }
   const int column = strip * kStripColumns + column_tile * kTileColumns + mma_tile::sum_col(lane);
   if (column >= C.p.n) return;
-  float bias = 0.f;
-  if constexpr (C.p.bias) bias = to_float<kBf16>(a.bias[column]);
+  const float bias = bias_of<C.p>(a, column);
+  const int out = out_column(C.p, column);
 #pragma unroll
   for (int i = 0; i < kTiles; ++i)
 #pragma unroll
     for (int j = 0; j < mma_tile::kSums; ++j) {
       const i64 row = first_row + (first_tile + i) * mma_tile::kSide + mma_tile::sum_row(j, lane);
-      if (row < a.m) a.out[row * a.out_stride + column] = from_float<kBf16>(sums[i].v[j] + bias);
+      float v = sums[i].v[j] + bias;
+      if constexpr (C.p.gated)  // a gate's up is eight columns on, so eight lanes
+        v = finish_pair<C.p>(v, shuffle_xor(v, 8));
+      else
+        v = finish_one<C.p>(v);
+      if (C.p.gated && column % kTileColumns >= 8) continue;
+      if (row < a.m) a.out[row * a.out_stride + out] = from_float<kBf16>(v + residual_of<C.p>(a, row, out));
     }
 }
 

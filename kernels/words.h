@@ -17,6 +17,7 @@ u32 load_shared(u32 address);
 u32 load_shared_byte(u32 address);
 void load_shared4(u32 (&d)[4], u32 address);
 void store_shared(u32 address, u32 v);
+void store_shared4(u32 address, const Words4& v);
 template <int kCount>
 void load_shared_floats(float (&v)[kCount], u32 address);
 template <int kCount>
@@ -75,6 +76,10 @@ Q4_DEVICE void load_shared4(u32 (&d)[4], u32 address) {
 }
 Q4_DEVICE void store_shared(u32 address, u32 v) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+Q4_DEVICE void store_shared4(u32 address, const Words4& v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
 }
 /// 2 or 4 floats, aligned to their size.
 template <int kCount>

@@ -25,10 +25,11 @@ constexpr u32 kOffset = 0xffffffu;  // of an address; the block's place in the c
 
 double wide(u16 v, bool bf16) { return bf16 ? bf16_to_float(v) : half_to_float(v); }
 
-/// Where byte `at` of row `row` of a tile with the 128-byte swizzle stands:
-/// 16-byte chunks change places by row.
-u32 swizzled(u32 tile, int row, int at) {
-  return tile + static_cast<u32>(row * 128 + (((at >> 4) ^ (row & 7)) << 4) + (at & 15));
+/// Where byte `at` of row `row` of a tile with the 128-byte swizzle stands: 16-byte chunks change places within their
+/// 128 bytes by which of eight these are.
+u32 swizzled(u32 tile, int row, int at, int row_bytes = 128) {
+  const u32 linear = static_cast<u32>(row * row_bytes + at);
+  return tile + (linear ^ ((linear >> 7 & 7u) << 4));
 }
 
 /// The box at (row, column) of a matrix to a tile of shared memory; zeros
@@ -91,9 +92,9 @@ void tensor_store(const TensorMap* map, u32 from, int column, int row) {
   const MatrixView view = emulation::view_of(*map);
   self().stores.push_back([=] {
     for (int r = 0; r < view.box_rows && row + r < view.rows; ++r)
-      for (int c = 0; c < 64 && column + c < view.cols; ++c)
-        std::memcpy(&view.data[(row + r) * view.row_stride + column + c], at_address(swizzled(from, r, 2 * c), 2, 2),
-                    2);
+      for (int c = 0; c < view.box_cols && column + c < view.cols; ++c)
+        std::memcpy(&view.data[(row + r) * view.row_stride + column + c],
+                    at_address(swizzled(from, r, 2 * c, 2 * view.box_cols), 2, 2), 2);
   });
 }
 void bulk_commit() {}
@@ -114,6 +115,7 @@ u32 load_shared(u32 address) {
 u32 load_shared_byte(u32 address) { return static_cast<u32>(*at_address(address, 1, 1)); }
 void load_shared4(u32 (&d)[4], u32 address) { std::memcpy(d, at_address(address, 16, 16), 16); }
 void store_shared(u32 address, u32 v) { std::memcpy(at_address(address, 4, 4), &v, 4); }
+void store_shared4(u32 address, const Words4& v) { std::memcpy(at_address(address, 16, 16), &v, 16); }
 template <int kCount>
 void load_shared_floats(float (&v)[kCount], u32 address) {
   std::memcpy(v, at_address(address, sizeof v, sizeof v), sizeof v);
@@ -139,19 +141,41 @@ template void store_shared_floats<4>(u32, const float (&)[4]);
 template void store_remote<2>(u32, const float (&)[2], u32);
 template void store_remote<4>(u32, const float (&)[4], u32);
 
-void store_matrix4_transposed(u32 address, u32 a, u32 b, u32 c, u32 d) {
+namespace {
+void store_matrices_transposed(u32 address, int count, u32 a, u32 b, u32 c, u32 d) {
   struct Rows {
-    u32 address, v[4];
+    u32 v[4];
   };
-  const auto all = emulation::exchange(Rows{address, {a, b, c, d}}, "stmatrix");
-  // Lane l writes row l % 8 of matrix l / 8: element c of it is held by lane 4
-  // c + row / 2, lower or upper half.
+  const auto all = emulation::exchange(Rows{{a, b, c, d}}, "stmatrix");
+  // Lane l writes row l % 8 of matrix l / 8: element c of it is held by lane 4 c + row / 2, lower or upper half.
   const int lane = self().thread % 32, matrix = lane / 8, row = lane % 8;
+  if (matrix >= count) return;
   u16 elements[8];
   for (int column = 0; column < 8; ++column)
     elements[column] = static_cast<u16>(all[4 * column + row / 2].v[matrix] >> (16 * (row % 2)));
   std::memcpy(at_address(address, 16, 16), elements, 16);
 }
+}  // namespace
+void store_matrix4_transposed(u32 address, u32 a, u32 b, u32 c, u32 d) {
+  store_matrices_transposed(address, 4, a, b, c, d);
+}
+void store_matrix2_transposed(u32 address, u32 a, u32 b) { store_matrices_transposed(address, 2, a, b, 0, 0); }
+template <int kCount>
+void load_matrix_transposed(u32 (&d)[kCount], u32 address) {
+  const auto addresses = emulation::exchange(address, "ldmatrix.trans");
+  const int lane = self().thread % 32, column = lane / 4, first = lane % 4 * 2;  // elements (first, first + 1; column)
+  for (int i = 0; i < kCount; ++i) {
+    u32 pair = 0;
+    for (int e = 0; e < 2; ++e) {
+      u16 element;
+      std::memcpy(&element, at_address(addresses[8 * i + first + e], 16, 16) + 2 * column, 2);
+      pair |= static_cast<u32>(element) << (16 * e);
+    }
+    d[i] = pair;
+  }
+}
+template void load_matrix_transposed<2>(u32 (&)[2], u32);
+template void load_matrix_transposed<4>(u32 (&)[4], u32);
 
 // ---- between blocks -------------------------------------------------------------------------------------------------
 u32 atomic_add(u32* counter, u32 v) { return std::atomic_ref<u32>(*counter).fetch_add(v); }

@@ -1,5 +1,5 @@
 // The emulator's own content of a TensorMap: a row-major 16-bit matrix seen in
-// boxes of box_rows x 64.
+// boxes of box_rows x box_cols.
 #pragma once
 
 #include <cstring>
@@ -11,7 +11,7 @@ namespace q4::emulation {
 struct MatrixView {
   u16* data;
   i64 rows, cols, row_stride;
-  int box_rows;
+  int box_rows, box_cols = 64;
 };
 
 inline TensorMap map_of(const MatrixView& view) {
