@@ -45,7 +45,7 @@ if(NOT TARGET q4_fmt)  # the wheel includes this file before the library does
     try_compile(Q4_FMT_COMPILED ${PROJECT_BINARY_DIR}/fmt_check
                 SOURCES ${CMAKE_CURRENT_LIST_DIR}/../runtime/base/fmt.cpp ${CMAKE_CURRENT_LIST_DIR}/fmt_check.cpp
                 CMAKE_FLAGS "-DINCLUDE_DIRECTORIES=${q4_fmt_include}"
-                COMPILE_DEFINITIONS ${q4_fmt_flags}
+                COMPILE_DEFINITIONS ${q4_fmt_flags} -O2  # inlining leaves no chance instantiations
                 CXX_STANDARD 20 CXX_STANDARD_REQUIRED ON)
   endif()
   if(Q4_FMT_COMPILED)

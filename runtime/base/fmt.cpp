@@ -14,6 +14,14 @@ template auto thousands_sep_impl<char>(locale_ref) -> thousands_sep_result<char>
 template auto decimal_point_impl<char>(locale_ref) -> char;
 template void buffer<char>::append(const char*, const char*);
 
+#if FMT_VERSION < 120000  // it has moved since
+template auto locale_ref::get<std::locale>() const -> std::locale;
+#endif
+
 }  // namespace detail
+
+#if FMT_VERSION >= 120000
+template auto locale_ref::get<std::locale>() const -> std::locale;
+#endif
 FMT_END_NAMESPACE
 #endif
