@@ -114,6 +114,43 @@ Q4_DEVICE void multiply(float (*acc)[C.batch][4], const Brick<C>& brick, const X
   }
 }
 
+/// acc += this team's slabs of a tile. `follow()` runs once before the first refill that the tile itself has no slab for;
+/// where it is true, it has put what follows into `w.source`, and the refills go on there.
+template <DecodeConfig C, class F>
+Q4_DEVICE void multiply_slabs(float (&acc)[warp_tiles(C)][C.batch][4], Weights<C>& w, XRing<C>& x, const MatmulArgs& a,
+                              const Place<C>& at, F follow) {
+  [[maybe_unused]] bool asked = false, follows = false;
+#pragma unroll 1
+  for (int i = 0; i < at.count; i += C.depth) {
+#pragma unroll
+    for (int d = 0; d < C.depth; ++d) {
+      if (i + d >= at.count) break;
+      x.next(a, at, i + d);
+      const int next = i + d + C.depth;
+      int next_slab = at.slot + next * slots(C);
+      bool more = most_slabs(C) > C.depth && next < at.count;
+      if constexpr (C.p.grouped) {
+        if (!more) {
+          if (!asked) follows = follow();
+          asked = true;
+          more = follows;
+          next_slab = at.slot + d * slots(C);
+        }
+      }
+#pragma unroll
+      for (int b = 0; b < warp_bricks(C); ++b) {
+        multiply<C>(acc + b * C.brick, w.buffer[d][b], x, i + d, [&](int half) {
+          if (C.early && more) load_words<C>(w.buffer[d][b], w.source[b], next_slab, half);
+        });
+        if (more) {
+          load_meta<C>(w.buffer[d][b], w.source[b], next_slab);
+          if (!C.early) load_words<C>(w.buffer[d][b], w.source[b], next_slab);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace decode_detail
 
 /// Launch: grid(C, m) blocks of threads(C), launch bounds (threads(C), 1), shared_bytes(C) of dynamic shared memory,
@@ -121,67 +158,96 @@ Q4_DEVICE void multiply(float (*acc)[C.batch][4], const Brick<C>& brick, const X
 template <DecodeConfig C>
 Q4_DEVICE void decode(const MatmulArgs& a) {
   using namespace decode_detail;
-  constexpr int kBricks = warp_bricks(C);
-  const Place<C> at = place<C>();
+  const Place<C> at = place<C>(block_index() / C.cluster);
   XRing<C> x(a, at);
   float* sums = reinterpret_cast<float*>(shared_memory() + x_bytes(C) + x_sum_bytes(C));
   u8* inbox = shared_memory() + x_bytes(C) + x_sum_bytes(C) + sum_bytes(C);
-
-  BrickSource source[kBricks];
-  Brick<C> buffer[C.depth][kBricks];
-#pragma unroll
-  for (int b = 0; b < kBricks; ++b) source[b] = brick_source<C>(a, at.first_tile + b * C.brick, at.lane);
+  Weights<C> w;
+  w.find(a, at);
   x.load_maps(a, at);
-  const auto load_all_words = [&] {
-#pragma unroll
-    for (int d = 0; d < C.depth; ++d)
-#pragma unroll
-      for (int b = 0; b < kBricks; ++b)
-        if (d < at.count) load_words<C>(buffer[d][b], source[b], at.slot + d * slots(C));
-  };
-#pragma unroll
-  for (int d = 0; d < C.depth; ++d)
-#pragma unroll
-    for (int b = 0; b < kBricks; ++b)
-      if (d < at.count) load_meta<C>(buffer[d][b], source[b], at.slot + d * slots(C));
+  w.ask_meta(at);
   // Staggered: half of the warps asks later, so that the others' weights arrive, and are used, first: less arithmetic
   // is left when the last byte comes.
   const bool late = C.stagger && (thread_index() >> 5) >= C.teams * C.side / 2;
-  if (!late) load_all_words();
+  if (!late) w.ask_words(at);
   if constexpr (C.cluster > 1) open_inbox<C>(inbox, a.m);
   allow_next_kernel();
   wait_previous_kernel();  // weights are constant, x is not
   if constexpr (C.p.residual) prefetch_l2(first_residual<C>(a, at));
+  if constexpr (!C.p.gather) x.ask(a, at);
   x.first(a, at, [&] {
-    if (late) load_all_words();
+    if (late) w.ask_words(at);
   });
-
   float acc[warp_tiles(C)][C.batch][4] = {};
-#pragma unroll 1
-  for (int i = 0; i < at.count; i += C.depth) {
-#pragma unroll
-    for (int d = 0; d < C.depth; ++d) {
-      if (i + d >= at.count) break;
-      x.next(a, at, i + d);
-#pragma unroll
-      for (int b = 0; b < kBricks; ++b) {
-        const int next = i + d + C.depth, next_slab = at.slot + next * slots(C);
-        const bool more = most_slabs(C) > C.depth && next < at.count;
-        multiply<C>(acc + b * C.brick, buffer[d][b], x, i + d, [&](int half) {
-          if (C.early && more) load_words<C>(buffer[d][b], source[b], next_slab, half);
-        });
-        if (more) {
-          load_meta<C>(buffer[d][b], source[b], next_slab);
-          if (!C.early) load_words<C>(buffer[d][b], source[b], next_slab);
-        }
-      }
-    }
-  }
+  multiply_slabs<C>(acc, w, x, a, at, [] { return false; });
   Words2 residual{};
   if constexpr (C.p.residual) residual = *first_residual<C>(a, at);
   store_sums<C>(acc, sums, at, a.m);
   sync_block();
   reduce<C>(a, sums, inbox, at, residual);
+}
+
+/// Grouped: a block goes from item to item. The registers that a slab of weights leaves behind are refilled with the
+/// next item's, so that the memory is kept busy while sums are added up and x is fetched.
+template <DecodeConfig C>
+Q4_DEVICE void decode(const GroupedArgs& g) {
+  using namespace decode_detail;
+  constexpr bool kIndirect = C.p.grouped == kGroupedIndirect;
+  if constexpr (kIndirect) wait_previous_kernel();  // the router
+  constexpr int kBlocks = column_blocks(C);
+  int number = block_index();
+  GroupItem item = group_item<rows(C), kBlocks>(g, number), coming{};  // asked for together with their number
+  const int items = group_items<kBlocks>(g);
+  const bool any = number < items;
+  const int lane = thread_index() & 31;
+  // Row of x of this lane's row of an item.
+  const auto source_of = [&](const GroupItem& of) { return kIndirect && lane < of.rows ? g.x_rows[of.row + lane] : 0; };
+  Place<C> at = place<C>(item.block);
+  MatmulArgs a = item_args(g, item, C.p);
+  Weights<C> w;
+  const bool late = C.stagger && (thread_index() >> 5) >= C.teams * C.side / 2;
+  if (any) {
+    w.find(a, at);
+    w.ask_meta(at);
+    if (!late) w.ask_words(at);
+  }
+  if constexpr (!kIndirect) wait_previous_kernel();
+  allow_next_kernel();  // not before the wait: the next kernel reads the row tiles at once
+  if (!any) return;
+  XRing<C> x(a, at);
+  float* sums = reinterpret_cast<float*>(shared_memory() + x_bytes(C) + x_sum_bytes(C));
+  x.source = source_of(item);
+  x.ask(a, at);
+  bool first = true;
+  while (true) {
+    number += block_count();
+    const bool more = number < items;
+    if (more) coming = group_item<rows(C), kBlocks>(g, number);
+    const i32 coming_source = more ? source_of(coming) : 0;
+    x.first(a, at, [&] {
+      if (late && first) w.ask_words(at);
+    });
+    first = false;
+    float acc[warp_tiles(C)][C.batch][4] = {};
+    multiply_slabs<C>(acc, w, x, a, at, [&] {
+      if (more) w.find(item_args(g, coming, C.p), place<C>(coming.block));
+      return more;
+    });
+    store_sums<C>(acc, sums, at, a.m);
+    sync_block();
+    const MatmulArgs done = a;
+    const Place<C> was = at;
+    if (more) {
+      a = item_args(g, coming, C.p);
+      at = place<C>(coming.block);
+      x.source = coming_source;
+      x.find_rows(a);
+      x.ask(a, at);
+    }
+    reduce<C>(done, sums, shared_memory() + x_bytes(C) + x_sum_bytes(C) + sum_bytes(C), was, {});
+    if (!more) return;
+    sync_block();  // sums have been read
+  }
 }
 
 }  // namespace q4

@@ -6,7 +6,7 @@
 //   team      the warps that meet the same slabs; teams split the block's slabs: slab = slot, slot + slots, ...
 //   warp      tiles / side of the block's tiles; it keeps `depth` slabs of its weights in flight, in registers
 #pragma once
-#include "problem.h"
+#include "grouped.h"
 
 namespace q4 {
 
@@ -38,14 +38,21 @@ struct DecodeConfig {
 
 /// Rows that a config has sums for.
 Q4_BOTH constexpr int rows(const DecodeConfig& c) { return 8 * c.batch; }
-/// Whether it can take so many rows of x.
-Q4_BOTH constexpr bool serves(const DecodeConfig& c, i64 m) { return m <= (c.p.gather ? c.staged : rows(c)); }
+/// Grouped: rows of a row tile.
+Q4_BOTH constexpr int tile_rows(const DecodeConfig& c) { return rows(c); }
+/// Whether it can take so many rows of x; grouped: any number of row tiles.
+Q4_BOTH constexpr bool serves(const DecodeConfig& c, i64 m) {
+  return c.p.grouped || m <= (c.p.gather ? c.staged : rows(c));
+}
 Q4_BOTH constexpr int threads(const DecodeConfig& c) { return 32 * c.side * c.teams; }
 Q4_BOTH constexpr int cluster(const DecodeConfig& c) { return c.cluster; }
-/// Blocks, whatever m is.
-Q4_BOTH constexpr i64 grid(const DecodeConfig& c, i64) {
-  return static_cast<i64>(ceil_div(ceil_div(c.p.n, kTileColumns), c.tiles)) * c.cluster;
+Q4_BOTH constexpr int column_blocks(const DecodeConfig& c) { return ceil_div(ceil_div(c.p.n, kTileColumns), c.tiles); }
+/// Blocks, whatever m is; grouped, of at most m row tiles.
+Q4_BOTH constexpr i64 grid(const DecodeConfig& c, i64 m, const Limits& limits) {
+  if (!c.p.grouped) return static_cast<i64>(column_blocks(c)) * c.cluster;
+  return m * column_blocks(c) < limits.units ? m * column_blocks(c) : limits.units;
 }
+Q4_BOTH constexpr i64 grid(const DecodeConfig& c, i64 m) { return grid(c, m, {}); }
 Q4_BOTH constexpr i64 workspace_bytes(const DecodeConfig&, i64) { return 0; }
 
 // ---- what a warp and a team do --------------------------------------------------------------------------------------
@@ -104,6 +111,7 @@ Q4_BOTH constexpr bool valid(const DecodeConfig& c, const Limits& limits) {
   if (c.tiles % (c.side * c.brick) != 0 || (c.tiles / c.side) % c.brick != 0) return false;
   if (threads(c) > 1024 || (c.side > 1 && c.teams > 15)) return false;  // 15 named barriers
   if (x_ahead(c) < 2 && most_slabs(c) > 1) return false;
+  if (c.p.grouped && (c.cluster > 1 || c.p.gather || c.p.residual)) return false;
   if ((c.staged > 0) != (c.p.gather != 0) || c.staged < 0 || c.staged > rows(c)) return false;
   return shared_bytes(c) <= limits.shared_bytes && wanted_registers(c) <= thread_registers(c, limits);
 }

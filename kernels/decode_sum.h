@@ -68,8 +68,8 @@ Q4_DEVICE int item_quad(int item, int which) {
   return C.p.gated ? item / 2 * 4 + item % 2 + 2 * which : item;
 }
 template <DecodeConfig C>
-Q4_DEVICE int item_column(int item) {
-  return block_index() / C.cluster * out_columns(C.p, C.tiles * kTileColumns) + item * 4;
+Q4_DEVICE int item_column(const Place<C>& at, int item) {
+  return at.block * out_columns(C.p, C.tiles * kTileColumns) + item * 4;
 }
 
 /// Items that a warp sums at once, and the first that a lane stores: those of its rank come last.
@@ -78,14 +78,15 @@ inline constexpr int kGroup = 32 / kParts<C>;
 template <DecodeConfig C>
 Q4_DEVICE const Words2* first_residual(const MatmulArgs& a, const Place<C>& at) {
   const int item = smaller((thread_index() >> 5) * kGroup<C> + at.lane % kGroup<C>, a.m * kItems<C> - 1);
-  const int column = smaller(item_column<C>(at.rank * kItems<C> + item % kItems<C>), out_columns(C.p, C.p.n) - 4);
+  const int column = smaller(item_column<C>(at, at.rank * kItems<C> + item % kItems<C>), out_columns(C.p, C.p.n) - 4);
   return reinterpret_cast<const Words2*>(a.residual + item / kItems<C> * a.residual_stride + column);
 }
 
 /// `v`: the sums of an item. `residual`: its four elements.
 template <DecodeConfig C>
-Q4_DEVICE void store_out(const MatmulArgs& a, float (&v)[kItemQuads<C>][4], int row, int item, Words2 residual) {
-  const int column = item_column<C>(item);
+Q4_DEVICE void store_out(const MatmulArgs& a, const Place<C>& at, float (&v)[kItemQuads<C>][4], int row, int item,
+                         Words2 residual) {
+  const int column = item_column<C>(at, item);
   if (column >= out_columns(C.p, C.p.n)) return;
   [[maybe_unused]] const int first = C.p.gated ? column / 8 * kTileColumns + column % 8 : column;  // packed
 #pragma unroll
@@ -151,10 +152,10 @@ Q4_DEVICE void reduce(const MatmulArgs& a, const float* sums, u8* inbox, const P
         }
       }
       if (C.p.residual && base != first) {
-        const int column = smaller(item_column<C>(item), out_columns(C.p, C.p.n) - 4);
+        const int column = smaller(item_column<C>(at, item), out_columns(C.p, C.p.n) - 4);
         residual = *reinterpret_cast<const Words2*>(a.residual + row * a.residual_stride + column);
       }
-      store_out<C>(a, v, row, item, residual);
+      store_out<C>(a, at, v, row, item, residual);
     }
   }
 }

@@ -11,17 +11,18 @@ inline constexpr bool kBf16 = C.p.bf16 != 0;
 /// What a thread is in its block and grid.
 template <DecodeConfig C>
 struct Place {
-  int lane, side, team, rank, first_tile, slot, count;  // count: slabs of this team
+  int lane, side, team, rank, block, first_tile, slot, count;  // block: of columns; count: slabs of this team
 };
 template <DecodeConfig C>
-Q4_DEVICE Place<C> place() {
+Q4_DEVICE Place<C> place(int block) {
   Place<C> v;
   const int warp = thread_index() >> 5;
+  v.block = block;
   v.lane = thread_index() & 31;
   v.side = warp % C.side;
   v.team = warp / C.side;
   v.rank = block_index() % C.cluster;
-  v.first_tile = block_index() / C.cluster * C.tiles + v.side * warp_tiles(C);
+  v.first_tile = block * C.tiles + v.side * warp_tiles(C);
   v.slot = v.team * C.cluster + v.rank;  // what is over when the slabs do not divide goes to all ranks alike
   v.count = slabs(C.p.k) % slots(C) == 0 ? most_slabs(C) : (slabs(C.p.k) - v.slot + slots(C) - 1) / slots(C);
   return v;
@@ -90,6 +91,33 @@ Q4_DEVICE void spread_meta(u32 (&scales)[C.brick], u32& zeros, const Brick<C>& b
   for (int s = 0; s < C.brick; ++s) scales[s] = of(b.scales[u / 4][s]);
   zeros = of(b.zeros[u / 4]);
 }
+
+/// The weights of a warp on their way: `depth` slabs of its team.
+template <DecodeConfig C>
+struct Weights {
+  static constexpr int kBricks = warp_bricks(C);
+  BrickSource source[kBricks];
+  Brick<C> buffer[C.depth][kBricks];
+
+  Q4_DEVICE void find(const MatmulArgs& a, const Place<C>& at) {
+#pragma unroll
+    for (int b = 0; b < kBricks; ++b) source[b] = brick_source<C>(a, at.first_tile + b * C.brick, at.lane);
+  }
+  Q4_DEVICE void ask_meta(const Place<C>& at) {
+#pragma unroll
+    for (int d = 0; d < C.depth; ++d)
+#pragma unroll
+      for (int b = 0; b < kBricks; ++b)
+        if (d < at.count) load_meta<C>(buffer[d][b], source[b], at.slot + d * slots(C));
+  }
+  Q4_DEVICE void ask_words(const Place<C>& at) {
+#pragma unroll
+    for (int d = 0; d < C.depth; ++d)
+#pragma unroll
+      for (int b = 0; b < kBricks; ++b)
+        if (d < at.count) load_words<C>(buffer[d][b], source[b], at.slot + d * slots(C));
+  }
+};
 
 }  // namespace decode_detail
 }  // namespace q4

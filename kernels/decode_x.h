@@ -44,14 +44,18 @@ struct XRing {
   Words4 maps[x_ahead(C)];
   int lane, side, team;
   int slot = 0;
+  i32 source = 0;  // grouped, indirect: row of x of this lane's row of the item
 
   Q4_DEVICE XRing(const MatmulArgs& a, const Place<C>& at) : lane(at.lane), side(at.side), team(at.team) {
     ring = shared_memory() + at.team * C.x_slots * x_slot_bytes(C);
     sums = reinterpret_cast<float*>(shared_memory() + x_bytes(C)) + at.team * 2 * slab_sets(C) * rows(C);
     whole = reinterpret_cast<u16*>(shared_memory() + shared_bytes(C) - staged_bytes(C));
-    const u32 base = shared_address(ring) + (at.lane >> 3) * 16;
-    fragment = base + smaller(at.lane & 7, a.m - 1) * kXRowBytes;
-    fragment_8 = base + smaller(8 + (at.lane & 7), a.m - 1) * kXRowBytes;
+    find_rows(a);
+  }
+  Q4_DEVICE void find_rows(const MatmulArgs& a) {
+    const u32 base = shared_address(ring) + (lane >> 3) * 16;
+    fragment = base + smaller(lane & 7, a.m - 1) * kXRowBytes;
+    fragment_8 = base + smaller(8 + (lane & 7), a.m - 1) * kXRowBytes;
   }
 
   /// Asks for one slab of x, 8 columns of one row a lane and turn.
@@ -59,8 +63,19 @@ struct XRing {
     const int member = side * 32 + lane, first_row = member >> 4, column = (member & 15) * 8,
               p = slab * kSlabRows + column;
     const bool inside = C.p.x_k >= C.p.k || p < C.p.x_k;
-    const u16* x = a.x + first_row * a.x_stride + (inside ? p : 0);
     u32 to = shared_address(ring) + into * x_slot_bytes(C) + first_row * kXRowBytes + column * 2;
+    if constexpr (C.p.grouped == kGroupedIndirect) {
+      const u16* x = a.x + (inside ? p : 0);
+#pragma unroll 1
+      for (int base = 2 * side; base < a.m; base += 2 * C.side) {
+        const int row = base + (lane >> 4);
+        const i32 from = shuffle(source, row);
+        if (row < a.m) async_copy16(to, x + from * a.x_stride, inside ? 16 : 0);
+        to += 2 * C.side * kXRowBytes;
+      }
+      return;
+    }
+    const u16* x = a.x + first_row * a.x_stride + (inside ? p : 0);
 #pragma unroll 1
     for (int row = first_row; row < a.m; row += 2 * C.side) {
       async_copy16(to, x, inside ? 16 : 0);
@@ -131,7 +146,17 @@ struct XRing {
             sums[(i % 2 * slab_sets(C) + u) * rows(C) + 8 * b + 2 * lane + e] = total_of<C>(total, b, e);
     }
   }
-  /// Asks for the first slabs and sums the first (as `next`). `then` runs when this thread's part of it has come.
+  /// Asks for the first slabs; nobody reads the ring any more.
+  Q4_DEVICE void ask(const MatmulArgs& a, const Place<C>& at) {
+    slot = 0;
+#pragma unroll
+    for (int i = 0; i < x_ahead(C); ++i) {
+      if (i < at.count) stage(a, at.slot + i * slots(C), i);
+      async_commit();
+    }
+  }
+  /// After ask() (act-order: instead of it) sums the first slab (as `next`). `then` runs when this thread's part of it
+  /// has come.
   template <class F>
   Q4_DEVICE void first(const MatmulArgs& a, const Place<C>& at, F then) {
     if constexpr (C.p.gather) {
@@ -145,11 +170,6 @@ struct XRing {
         if (i < at.count) gather(a, maps[i], i);
       if (x_ahead(C) < at.count) maps[0] = load_map(a, at, x_ahead(C));
     } else {
-#pragma unroll
-      for (int i = 0; i < x_ahead(C); ++i) {
-        if (i < at.count) stage(a, at.slot + i * slots(C), i);
-        async_commit();
-      }
       async_wait<x_ahead(C) - 1>();
       then();
     }

@@ -10,7 +10,7 @@
 namespace q4 {
 
 /// Values of Problem::activation.
-enum ActivationKind : int { kNoActivation = 0, kSilu = 1, kGeluTanh = 2, kGeluErf = 3, kRelu2 = 4 };
+enum ActivationKind : int { kNoActivation = 0, kSilu = 1, kGeluTanh = 2, kGeluErf = 3, kRelu2 = 4, kSwigluClamp = 5 };
 
 /// of(v), with an error of some 1e-6 of it.
 template <int kKind>
@@ -77,6 +77,11 @@ Q4_DEVICE float finish_one(float v) {
 /// From the two sums of a pair with their biases.
 template <Problem P>
 Q4_DEVICE float finish_pair(float gate, float up) {
+  if constexpr (P.activation == kSwigluClamp) {  // gpt-oss; a NaN stays one
+    const float alpha = bits_to_float(static_cast<u32>(P.alpha)), limit = bits_to_float(static_cast<u32>(P.limit));
+    const float g = gate > limit ? limit : gate, u = up > limit ? limit : up < -limit ? -limit : up;
+    return divide_fast(g, 1.f + exp2_fast(g * alpha * -1.44269504f)) * (u + 1.f);
+  }
   return ActivationOf<P.activation>::of(gate) * up;
 }
 /// Of out's column; 0 without a residual.

@@ -5,6 +5,7 @@
 //                  -> fp32 sum a unit, times its scale -> 4 lanes by shuffle -> warps through shared memory -> out
 #pragma once
 #include "epilogue.h"
+#include "grouped.h"
 
 namespace q4 {
 
@@ -22,12 +23,15 @@ struct GemvConfig {
   }
 };
 
+/// Grouped: rows of a row tile.
+Q4_BOTH constexpr int tile_rows(const GemvConfig& c) { return c.rows; }
 Q4_BOTH constexpr int threads(const GemvConfig& c) { return 32 * c.warps; }
 Q4_BOTH constexpr int shared_bytes(const GemvConfig& c) { return c.warps * c.rows * c.tiles * kTileColumns * 4; }
 Q4_BOTH constexpr i64 grid(const GemvConfig& c, i64 m) {
-  return static_cast<i64>(strips(c.p.n) * kStripTiles / c.tiles) * ((m + c.rows - 1) / c.rows);
+  return static_cast<i64>(strips(c.p.n) * kStripTiles / c.tiles) * (c.p.grouped ? m : (m + c.rows - 1) / c.rows);
 }
 Q4_BOTH constexpr bool valid(const GemvConfig& c, const Limits& limits) {
+  if (c.p.grouped && (c.p.grouped != kGroupedSorted || c.p.gather || c.p.residual)) return false;
   return !(c.half2 && c.p.bf16) && threads(c) <= 1024 && shared_bytes(c) <= limits.shared_bytes &&
          c.rows * c.tiles * c.warps <= 128;
 }
@@ -180,21 +184,22 @@ Q4_DEVICE void dot(float (&acc)[C.tiles][2][C.rows], const MatmulArgs& a, int fi
 
 }  // namespace gemv_detail
 
+namespace gemv_detail {
+
+/// Columns `column_block` of `C.rows` rows from `row` on.
 template <GemvConfig C>
-Q4_DEVICE void gemv(const MatmulArgs& a) {
-  constexpr int kColumns = C.tiles * kTileColumns, kColumnBlocks = strips(C.p.n) * kStripTiles / C.tiles;
+Q4_DEVICE void multiply(const MatmulArgs& a, int column_block, i64 row) {
+  constexpr int kColumns = C.tiles * kTileColumns;
   const int warp = thread_index() >> 5, lane = thread_index() & 31;
-  const int column_block = block_index() % kColumnBlocks;
-  const i64 row = static_cast<i64>(block_index() / kColumnBlocks) * C.rows;
   float acc[C.tiles][2][C.rows];
-  gemv_detail::dot<C, C.half2 != 0>(acc, a, column_block * C.tiles, row, warp, lane);
+  dot<C, C.half2 != 0>(acc, a, column_block * C.tiles, row, warp, lane);
   if constexpr (C.half2) {
     float sum = 0.f;
 #pragma unroll
     for (int i = 0; i < C.tiles; ++i)
 #pragma unroll
       for (int r = 0; r < C.rows; ++r) sum += acc[i][0][r] * 0.f + acc[i][1][r] * 0.f;
-    if (!(sum == 0.f)) gemv_detail::dot<C, false>(acc, a, column_block * C.tiles, row, warp, lane);  // inf or NaN met
+    if (!(sum == 0.f)) dot<C, false>(acc, a, column_block * C.tiles, row, warp, lane);  // inf or NaN met
   }
 
   float* partial = reinterpret_cast<float*>(shared_memory());  // [warp][row][column]
@@ -232,6 +237,27 @@ Q4_DEVICE void gemv(const MatmulArgs& a) {
     if constexpr (C.p.residual) v += residual_of<C.p>(a, r, out);
     a.out[r * a.out_stride + out] = from_float<C.p.bf16 != 0>(v);
   }
+}
+
+}  // namespace gemv_detail
+
+template <GemvConfig C>
+inline constexpr int kGemvColumnBlocks = strips(C.p.n) * kStripTiles / C.tiles;
+
+template <GemvConfig C>
+Q4_DEVICE void gemv(const MatmulArgs& a) {
+  gemv_detail::multiply<C>(a, block_index() % kGemvColumnBlocks<C>,
+                           static_cast<i64>(block_index() / kGemvColumnBlocks<C>) * C.rows);
+}
+
+/// Grouped: a block has one item, or none.
+template <GemvConfig C>
+Q4_DEVICE void gemv(const GroupedArgs& g) {
+  wait_previous_kernel();
+  allow_next_kernel();
+  if (block_index() >= group_items<kGemvColumnBlocks<C>>(g)) return;
+  const GroupItem item = group_item<C.rows, kGemvColumnBlocks<C>>(g, block_index());
+  gemv_detail::multiply<C>(item_args(g, item, C.p), item.block, 0);
 }
 
 }  // namespace q4

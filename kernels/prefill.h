@@ -34,12 +34,47 @@ Q4_DEVICE void produce(const MatmulArgs& a, const TensorMap* x_map, const Shared
   }
 }
 
+/// Grouped: what is stored of a row tile, the first kRegs of its sums.
+template <PrefillConfig C, int kRegs>
+Q4_DEVICE void store_item(const float (&acc)[C.rows / 2], const GroupedArgs& g, const Shared<C>& s, const Place& at,
+                          const Work& work) {
+  SliceResidual<C, kRegs> none;
+  const int column = (first_strip<C>(work, 0) + at.strip) * kStripColumns;
+  const MatmulArgs a = item_args(g, {work.expert, work.row, work.rows, 0}, C.p);
+  store_slice<C>(reinterpret_cast<const float(&)[kRegs]>(acc), none, a, at, s.out + at.strip * (C.rows * 128), column,
+                 0);
+}
+template <PrefillConfig C>
+Q4_DEVICE void consume_items(const GroupedArgs& g, const Shared<C>& s, const Place& at) {
+  constexpr int kHalf = larger(8, C.rows / 4);
+  Rings<C> rings;
+  Schedule<C> schedule(g, 0);
+  float acc[C.rows / 2];
+  for (Work work; schedule.next(work);) {
+    work.expert = work.row = work.tile_n = 0;  // not kept: registers are short
+    if constexpr (!C.fold) {
+      if (C.rows > kWidth<C> && work.rows <= C.rows - kWidth<C>)
+        multiply<C, (C.rows > kWidth<C>)>(acc, rings, s, at, work);
+      else
+        multiply<C>(acc, rings, s, at, work);
+    } else if (work.rows <= 2 * kHalf)
+      multiply_folded<C>(reinterpret_cast<float(&)[kHalf]>(acc), rings, s, at, work);
+    else
+      multiply_folded<C>(acc, rings, s, at, work);
+    work = schedule.again();
+    if (work.rows <= 2 * kHalf)
+      store_item<C, kHalf>(acc, g, s, at, work);
+    else
+      store_item<C, C.rows / 2>(acc, g, s, at, work);
+  }
+}
+
 template <PrefillConfig C>
 Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shared<C>& s, const Place& at) {
   if constexpr (C.p.residual) wait_previous_kernel();
   Rings<C> rings;
   rings.skip(at.team);
-  Schedule<C> schedule(a.m, at.rank);
+  Schedule<C> schedule(a, at.rank);
   for (Work work; schedule.next(work);) {
     float acc[C.rows / 2];
     SliceResidual<C, C.rows / 2 / slices(C)> residual;
@@ -71,14 +106,16 @@ Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shar
 
 }  // namespace prefill_detail
 
-template <PrefillConfig C>
-Q4_DEVICE void prefill(const MatmulArgs& a, const TensorMap* x_map, const TensorMap* out_map) {
+/// Args: MatmulArgs, or GroupedArgs where the problem is grouped; x and its map are then all sorted rows, and out_map is
+/// not read.
+template <PrefillConfig C, class Args>
+Q4_DEVICE void prefill(const Args& a, const TensorMap* x_map, const TensorMap* out_map) {
   using namespace prefill_detail;
   const Shared<C> s;
   const u32 rank = cluster(C) > 1 ? static_cast<u32>(block_index() % cluster(C)) : 0;
   if (thread_index() == 32) {
     prefetch_map(x_map);
-    if (!one_tile(C)) prefetch_map(out_map);
+    if (!one_tile(C) && !C.p.grouped) prefetch_map(out_map);
   }
   if (thread_index() == 0) s.init_barriers();
   sync_warp();
@@ -94,7 +131,11 @@ Q4_DEVICE void prefill(const MatmulArgs& a, const TensorMap* x_map, const Tensor
   } else {
     registers_raise<consumer_registers(C)>();
     const int index = warpgroup - 1, thread = thread_index() % 128, lane = thread % 32;
-    consume<C>(a, out_map, s, {rank, index % C.strips, index / C.strips, thread, lane, thread / 32, lane / 4});
+    const Place at{rank, index % C.strips, index / C.strips, thread, lane, thread / 32, lane / 4};
+    if constexpr (C.p.grouped)
+      consume_items<C>(a, s, at);
+    else
+      consume<C>(a, out_map, s, at);
   }
   if (C.share > 1) cluster_sync();  // no block leaves while a neighbour may still reach its shared memory
 }

@@ -1,6 +1,6 @@
 // What a launch of the prefill kernel is compiled for, and how large it is.
 #pragma once
-#include "problem.h"
+#include "grouped.h"
 
 namespace q4 {
 
@@ -25,6 +25,8 @@ struct PrefillConfig {
 };
 
 Q4_BOTH constexpr int tile_columns(const PrefillConfig& c) { return kStripColumns * c.strips; }
+/// Grouped: rows of a row tile.
+Q4_BOTH constexpr int tile_rows(const PrefillConfig& c) { return c.rows; }
 Q4_BOTH constexpr int consumers(const PrefillConfig& c) { return c.strips * c.teams; }
 /// Warpgroup 0 produces. Launch bounds threads(c), 1 give all the same registers at entry; then they trade
 /// (setmaxnreg).
@@ -56,7 +58,14 @@ Q4_BOTH constexpr int workers(const PrefillConfig& c, const Limits& limits) {
 
 /// k16 steps of one wgmma commit: more where a step is shorter than its bookkeeping, one where registers are short.
 Q4_BOTH constexpr int steps(const PrefillConfig& c) {
+  if (c.p.grouped && c.rows == 64 && c.strips == 4) return 2;
   return c.rows <= 32 ? 4 : c.rows == 64 ? (c.strips == 4 ? 1 : 4) : c.rows == 128 && consumers(c) <= 2 ? 2 : 1;
+}
+
+/// Batches of wgmma in flight while the next is converted. Two want a third set of fragments, and a slab whole turns of
+/// them, so four.
+Q4_BOTH constexpr int in_flight(const PrefillConfig& c) { 
+  return c.p.grouped && steps(c) <= 2 && !(c.rows == 128 && consumers(c) == 4) ? 2 : 1;
 }
 
 // ---- shared memory: x ring | sums or out | codes and meta ring | barriers ------------------------------------------
@@ -107,12 +116,16 @@ Q4_BOTH constexpr int shared_bytes(const PrefillConfig& c) {
 /// few: rows that no box brings hold anything, and only meet sums that are not stored. Boxes are whole swizzle periods
 /// of 8 rows.
 Q4_BOTH constexpr int x_box_rows(const PrefillConfig& c, i64 m) {
+  if (c.p.grouped) return smaller(c.rows, 32);  // row tiles have any number of rows
   if (m % c.rows == 0) return c.rows / c.share;
   if (m < c.rows) return round_up(ceil_div(static_cast<int>(m), c.share), 8);
   return smaller(c.rows / c.share, 32);
 }
 Q4_BOTH constexpr int tiles_n(const PrefillConfig& c) { return ceil_div(strips(c.p.n), c.strips * c.share); }
-Q4_BOTH constexpr i64 tiles(const PrefillConfig& c, i64 m) { return (m + c.rows - 1) / c.rows * tiles_n(c); }
+/// Grouped: of m row tiles.
+Q4_BOTH constexpr i64 tiles(const PrefillConfig& c, i64 m) {
+  return (c.p.grouped ? m : (m + c.rows - 1) / c.rows) * tiles_n(c);
+}
 /// Tiles cut over `workers` clusters.
 Q4_BOTH constexpr int cut_tiles(const PrefillConfig& c, i64 tiles, int workers) {
   if (c.cut == 0 || tiles % workers == 0) return 0;
@@ -138,7 +151,8 @@ Q4_BOTH constexpr bool valid(const PrefillConfig& c, const Limits& limits) {
   if (!known || limits.arch != 90 || c.p.gather || shared_bytes(c) > limits.shared_bytes) return false;
   if (consumers(c) > (c.rows == 256 ? 2 : 4) || (c.rows == 256 && c.teams > 1)) return false;  // registers
   if (c.rows == 128 && c.strips == 4 && c.cut) return false;                                   // the same
-  if (one_tile(c) && (c.share > 1 || c.cut)) return false;               // its cluster runs along k
+  if (one_tile(c) && (c.share > 1 || c.cut)) return false;  // its cluster runs along k
+  if (c.p.grouped && (c.p.grouped != kGroupedSorted || one_tile(c) || c.share > 1 || c.cut)) return false;
   if (slabs(c.p.k) / c.split < c.teams) return false;                    // every part has a slab
   if (c.split > 2 && tiles_n(c) * c.split > limits.units) return false;  // two parts fill the multiprocessors
   if (gather_in_ring(c) && gather_bytes(c) > x_stages(c) * x_tile_bytes(c)) return false;

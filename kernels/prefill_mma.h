@@ -52,13 +52,31 @@ Q4_DEVICE void start(float (&acc)[kRegs], u32 (&frag)[kSteps][4], u32 x_tile, in
   wgmma_commit();
 }
 
+/// Grouped: wgmma of no more rows than a row tile has, in steps of kWidth, where it has not nearly all: the sums of the
+/// others stay as they are. (One loop over k for all these widths: a loop for each would take more registers than there
+/// are. Full tiles have their own, as the choice costs 5 to 10%.)
+template <PrefillConfig C>
+inline constexpr int kWidth = larger(16, C.rows / 8);
+template <PrefillConfig C, int kFirst, int kLast, int kRegs, int kSteps>
+Q4_DEVICE void start_rows(int rows, float (&acc)[kRegs], u32 (&frag)[kSteps][4], u32 x_tile, int first_step, int add) {
+  constexpr int kMiddle = (kFirst + kLast) / 2;
+  if constexpr (kFirst == kLast)
+    start<C>(reinterpret_cast<float(&)[kLast * kWidth<C> / 2]>(acc), frag, x_tile, first_step, add);
+  else if (rows <= kMiddle * kWidth<C>)
+    start_rows<C, kFirst, kMiddle>(rows, acc, frag, x_tile, first_step, add);
+  else
+    start_rows<C, kMiddle + 1, kLast>(rows, acc, frag, x_tile, first_step, add);
+}
+
 /// acc = this team's slabs of a tile, at least one, weights scaled as they are converted. (A loop that might run no
 /// time would end in a copy that merges its sums with those before it: one more place to touch a wgmma in flight.)
-template <PrefillConfig C, int kRegs>
+template <PrefillConfig C, bool kFewRows = false, int kRegs>
 Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s, const Place& at, const Work& work) {
   constexpr int kSteps = steps(C), kBatches = 4 / kSteps;
   constexpr int kSets = C.p.unit < 64 ? 64 / C.p.unit : 1;  // of meta, in 64 rows
-  u32 frag[2][kSteps][4], words[4];
+  // Batches in flight while the next is converted: one, or two where they are short.
+  constexpr int kInFlight = in_flight(C), kBuffers = 2 * kInFlight;
+  u32 frag[kBuffers][kSteps][4], words[4];
   Scaling scaling[kSets];
   int add = 0;
   u32 held = 0;  // the stage that a wgmma in flight may still read
@@ -77,7 +95,7 @@ Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s
       load_shared4(words, s.strip_codes(stage, at.strip) + at.tile * kTileBytes + half * 512 + at.lane * 16);
 #pragma unroll
       for (int batch = 0; batch < kBatches; ++batch) {
-        auto& next = frag[(half * kBatches + batch) & 1];
+        auto& next = frag[(half * kBatches + batch) % kBuffers];
 #pragma unroll
         for (int j = 0; j < kSteps; ++j) {
           const int step = batch * kSteps + j;
@@ -85,9 +103,13 @@ Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s
         }
         if (batch == 0 && !one_ring(C)) mbar_wait(s.x_full + 8 * rings.x.stage, rings.x.phase);
         const u32 x_stage = one_ring(C) ? 2 * stage + half : rings.x.stage;
-        start<C>(acc, next, s.x_tile(x_stage), batch * kSteps, batch == 0 ? add : 1);
-        wgmma_wait<1>();  // all before this batch are done
-        if (batch == 0) {
+        if constexpr (kFewRows)
+          start_rows<C, 1, C.rows / kWidth<C> - 1>(work.rows, acc, next, s.x_tile(x_stage), batch * kSteps,
+                                                   batch == 0 ? add : 1);
+        else
+          start<C>(acc, next, s.x_tile(x_stage), batch * kSteps, batch == 0 ? add : 1);
+        wgmma_wait<kInFlight>();  // all before these batches are done
+        if (batch == kInFlight - 1) {
           if constexpr (one_ring(C)) {
             if (half == 0) {
               if (add) release_slab(s, held, at.lane);

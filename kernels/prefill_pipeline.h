@@ -62,22 +62,23 @@ struct Ring {
   }
 };
 
-/// Slabs [begin, end) of a tile, which stands at tile_m, tile_n.
+/// Slabs [begin, end) of a tile, which stands at tile_m, tile_n. Grouped: which is of a row tile (grouped.h).
 struct Work {
   int tile, begin, end, tile_m, tile_n;
+  int expert, row, rows;
 };
 
 /// Every role of a block walks the same list: first this worker's range of the cut tiles, then whole tiles, every
 /// `workers`-th. A worker is a cluster.
-template <PrefillConfig C>
+template <PrefillConfig C, bool kGrouped = C.p.grouped != 0>
 struct Schedule {
   static constexpr int kSlabs = slabs(C.p.k), kTilesN = tiles_n(C);
   int workers, worker, tiles_m, tiles, cut, cutters, cut_now, cut_end, whole, first, last;
 
-  Q4_DEVICE Schedule(int m, u32 rank) {
+  Q4_DEVICE Schedule(const MatmulArgs& a, u32 rank) {
     workers = block_count() / cluster(C);
     worker = block_index() / cluster(C);
-    tiles_m = ceil_div(m, C.rows);
+    tiles_m = ceil_div(a.m, C.rows);
     tiles = tiles_m * kTilesN;
     cut = cut_tiles(C, tiles, workers);
     cutters = smaller(workers, cut * kSlabs);
@@ -102,7 +103,7 @@ struct Schedule {
       cut_now += work.end - work.begin;
     } else {
       if (whole >= tiles) return false;
-      work = {whole, first, last, 0, 0};
+      work = {whole, first, last, 0, 0, 0, 0, 0};
       whole += workers;
     }
     place(work);
@@ -118,6 +119,32 @@ struct Schedule {
     work.tile_m = band * kBand + rest - work.tile_n * rows;
   }
 };
+
+/// Grouped: items, every `workers`-th.
+template <PrefillConfig C>
+struct Schedule<C, true> {
+  const GroupedArgs& g;
+  int now = block_index();
+  Q4_DEVICE Schedule(const MatmulArgs& a, u32) : g(static_cast<const GroupedArgs&>(a)) {}
+  Q4_DEVICE bool next(Work& work) {
+    if (now >= group_items<tiles_n(C)>(g)) return false;
+    work = at(now);
+    now += block_count();
+    return true;
+  }
+  /// What the last next() gave, once more: registers are short while it is multiplied.
+  Q4_DEVICE Work again() const { return at(now - block_count()); }
+  Q4_DEVICE Work at(int number) const {
+    const GroupItem item = group_item<C.rows, tiles_n(C)>(g, number);
+    return {0, 0, slabs(C.p.k), 0, item.block, item.expert, item.row, item.rows};
+  }
+};
+
+/// Bytes from the first matrix of a launch to that of a tile.
+template <PrefillConfig C>
+Q4_DEVICE i64 matrix_begin(const MatmulArgs& a, const Work& work) {
+  return C.p.grouped ? work.expert * static_cast<const GroupedArgs&>(a).stride : 0;
+}
 
 /// First strip of this block's part of a tile.
 template <PrefillConfig C>

@@ -23,14 +23,16 @@ Q4_DEVICE void produce_weights(const MatmulArgs& a, const Shared<C>& s, u32 rank
   constexpr int kStrips = strips(C.p.n), kMeta = slab_sets(C.p) * kMetaBytes;
   constexpr i64 kNextCodes = codes_offset(C.p.k, 1, 0, 0, 0, 0), kNextMeta = meta_offset(C.p.k, C.p.unit, 1, 0);
   Ring<stages(C)> ring;
-  Schedule<C> schedule(a.m, rank);
+  Schedule<C> schedule(a, rank);
   for (Work work; schedule.next(work);) {
     const int strip = first_strip<C>(work, rank);
     const int here = smaller(C.strips, larger(0, kStrips - strip));  // the last tile may hold fewer
     for (int slab = work.begin; slab < work.end; ++slab) {
       const int set = C.p.unit < kSlabRows ? slab * slab_sets(C.p) : slab / (C.p.unit / kSlabRows);
-      const u8* codes = a.codes + codes_offset(C.p.k, strip, slab, 0, 0, 0);
-      const SetPlace meta = set_place(C.p, a, strip, set);
+      const i64 begin = matrix_begin<C>(a, work);
+      const u8* codes = a.codes + begin + codes_offset(C.p.k, strip, slab, 0, 0, 0);
+      SetPlace meta = set_place(C.p, a, strip, set);
+      meta.scales += begin;
       const u32 full = s.full + 8 * ring.stage;
       mbar_wait(s.empty + 8 * ring.stage, ring.phase ^ 1);
       if (leader) {
@@ -48,7 +50,7 @@ Q4_DEVICE void produce_weights(const MatmulArgs& a, const Shared<C>& s, u32 rank
       ring.advance();
     }
   }
-  allow_next_kernel();
+  if (!C.p.grouped) allow_next_kernel();
 }
 
 /// Which boxes of x a block loads for a tile: of its slice, those that hold a row before m.
@@ -57,6 +59,12 @@ struct Boxes {
   int rows, slice, count, bytes;  // of a box; rows of a block's slice; boxes of this block; bytes from all blocks
   Q4_DEVICE Boxes(int m, int row, u32 rank) {
     rows = x_box_rows(C, m);
+    if constexpr (C.p.grouped) {
+      slice = C.rows;
+      count = boxes(m - row);
+      bytes = count * rows * 128;
+      return;
+    }
     slice = m < C.rows ? rows : C.rows / C.share;
     count = boxes(m - row - static_cast<int>(rank) * slice);
     bytes = 0;
@@ -71,11 +79,12 @@ Q4_DEVICE void produce_x(const MatmulArgs& a, const TensorMap* x_map, const Shar
   wait_previous_kernel();
   Ring<stages(C)> ring;
   Ring<x_stages(C)> x_ring;
-  Schedule<C> schedule(a.m, rank);
+  Schedule<C> schedule(a, rank);
   for (Work work; schedule.next(work);) {
     const u32 slice_of = C.share > 1 ? rank : 0;
-    const Boxes<C> boxes(a.m, work.tile_m * C.rows, slice_of);
-    const int first = slice_of * boxes.slice, row = work.tile_m * C.rows + first;
+    const int tile_row = C.p.grouped ? work.row : work.tile_m * C.rows;
+    const Boxes<C> boxes(C.p.grouped ? work.row + work.rows : a.m, tile_row, slice_of);
+    const int first = slice_of * boxes.slice, row = tile_row + first;
     const auto load = [&](u32 tile, int column, u32 full) {
 #pragma unroll 1
       for (int i = 0; i < boxes.count; ++i) {
@@ -109,6 +118,8 @@ Q4_DEVICE void produce_x(const MatmulArgs& a, const TensorMap* x_map, const Shar
       }
     }
   }
+  // Grouped, the next kernel reads the row tiles before its own wait: all before this kernel must have ended.
+  if (C.p.grouped) allow_next_kernel();
 }
 
 }  // namespace q4::prefill_detail

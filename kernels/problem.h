@@ -15,17 +15,23 @@ struct Problem {
   int bias = 0;    ///< the bias is added
   int apart = 0;   ///< scales and zeros are apart (layout.h): MatmulArgs::meta and zeros
   // The epilogue (epilogue.h). All 0: out is the sum, rounded.
-  int activation = 0;  ///< 0: none, else kSilu, ...
-  int gated = 0;       ///< 1: columns are pairs (layout.h), and out has n / 2 columns, activation(gate) * up
-  int residual = 0;    ///< 1: the residual is added after the activation
+  int activation = 0;        ///< 0: none, else kSilu, ...
+  int gated = 0;             ///< 1: columns are pairs (layout.h), and out has n / 2 columns, activation(gate) * up
+  int residual = 0;          ///< 1: the residual is added after the activation
+  int alpha = 0, limit = 0;  ///< of kSwigluClamp: the bits of floats
+  int grouped = 0;  ///< one of many matrices, which the rows choose (grouped.h): kGroupedSorted or kGroupedIndirect
 
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
     v("k", k), v("n", n), v("unit", unit), v("x_k", x_k), v("gather", gather), v("bf16", bf16), v("bias", bias);
     v("apart", apart);
     v("activation", activation), v("gated", gated), v("residual", residual);
+    v("alpha", alpha), v("limit", limit), v("grouped", grouped);
   }
 };
+
+/// Values of Problem::grouped: x is read in sorted order, or through the list of its rows.
+constexpr int kGroupedSorted = 1, kGroupedIndirect = 2;
 
 /// What one device offers a config.
 struct Limits {

@@ -79,6 +79,19 @@ Q4_DEVICE void wgmma(float (&d)[16], const u32 (&a)[4], u64 b, int add) {
 }
 #undef Q4_TEXT
 
+#define Q4_TEXT(type) \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, %29, 0;\nwgmma.mma_async.sync.aligned.m64n48k16.f32." type " {" \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23" \
+  "}, {%24,%25,%26,%27}, %28, p, 1, 1, 0;\n}\n"
+template <bool kBf16>
+Q4_DEVICE void wgmma(float (&d)[24], const u32 (&a)[4], u64 b, int add) {
+  if constexpr (kBf16)
+    Q4_WGMMA(Q4_TEXT("bf16.bf16"), Q4_SUMS8(0), Q4_SUMS8(8), Q4_SUMS8(16));
+  else
+    Q4_WGMMA(Q4_TEXT("f16.f16"), Q4_SUMS8(0), Q4_SUMS8(8), Q4_SUMS8(16));
+}
+#undef Q4_TEXT
+
 #define Q4_TEXT(type)                                                                               \
   "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type " {" \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"          \
@@ -90,6 +103,49 @@ Q4_DEVICE void wgmma(float (&d)[32], const u32 (&a)[4], u64 b, int add) {
     Q4_WGMMA(Q4_TEXT("bf16.bf16"), Q4_SUMS32(0));
   else
     Q4_WGMMA(Q4_TEXT("f16.f16"), Q4_SUMS32(0));
+}
+#undef Q4_TEXT
+
+#define Q4_TEXT(type) \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, %45, 0;\nwgmma.mma_async.sync.aligned.m64n80k16.f32." type " {" \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
+  "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39" \
+  "}, {%40,%41,%42,%43}, %44, p, 1, 1, 0;\n}\n"
+template <bool kBf16>
+Q4_DEVICE void wgmma(float (&d)[40], const u32 (&a)[4], u64 b, int add) {
+  if constexpr (kBf16)
+    Q4_WGMMA(Q4_TEXT("bf16.bf16"), Q4_SUMS32(0), Q4_SUMS8(32));
+  else
+    Q4_WGMMA(Q4_TEXT("f16.f16"), Q4_SUMS32(0), Q4_SUMS8(32));
+}
+#undef Q4_TEXT
+
+#define Q4_TEXT(type) \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\nwgmma.mma_async.sync.aligned.m64n96k16.f32." type " {" \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
+  "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" \
+  "}, {%48,%49,%50,%51}, %52, p, 1, 1, 0;\n}\n"
+template <bool kBf16>
+Q4_DEVICE void wgmma(float (&d)[48], const u32 (&a)[4], u64 b, int add) {
+  if constexpr (kBf16)
+    Q4_WGMMA(Q4_TEXT("bf16.bf16"), Q4_SUMS32(0), Q4_SUMS8(32), Q4_SUMS8(40));
+  else
+    Q4_WGMMA(Q4_TEXT("f16.f16"), Q4_SUMS32(0), Q4_SUMS8(32), Q4_SUMS8(40));
+}
+#undef Q4_TEXT
+
+#define Q4_TEXT(type) \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, %61, 0;\nwgmma.mma_async.sync.aligned.m64n112k16.f32." type " {" \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
+  "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
+  "%48,%49,%50,%51,%52,%53,%54,%55" \
+  "}, {%56,%57,%58,%59}, %60, p, 1, 1, 0;\n}\n"
+template <bool kBf16>
+Q4_DEVICE void wgmma(float (&d)[56], const u32 (&a)[4], u64 b, int add) {
+  if constexpr (kBf16)
+    Q4_WGMMA(Q4_TEXT("bf16.bf16"), Q4_SUMS32(0), Q4_SUMS8(32), Q4_SUMS8(40), Q4_SUMS8(48));
+  else
+    Q4_WGMMA(Q4_TEXT("f16.f16"), Q4_SUMS32(0), Q4_SUMS8(32), Q4_SUMS8(40), Q4_SUMS8(48));
 }
 #undef Q4_TEXT
 
@@ -105,6 +161,55 @@ Q4_DEVICE void wgmma(float (&d)[64], const u32 (&a)[4], u64 b, int add) {
     Q4_WGMMA(Q4_TEXT("bf16.bf16"), Q4_SUMS32(0), Q4_SUMS32(32));
   else
     Q4_WGMMA(Q4_TEXT("f16.f16"), Q4_SUMS32(0), Q4_SUMS32(32));
+}
+#undef Q4_TEXT
+
+#define Q4_TEXT(type) \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, %85, 0;\nwgmma.mma_async.sync.aligned.m64n160k16.f32." type " {" \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
+  "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
+  "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71," \
+  "%72,%73,%74,%75,%76,%77,%78,%79" \
+  "}, {%80,%81,%82,%83}, %84, p, 1, 1, 0;\n}\n"
+template <bool kBf16>
+Q4_DEVICE void wgmma(float (&d)[80], const u32 (&a)[4], u64 b, int add) {
+  if constexpr (kBf16)
+    Q4_WGMMA(Q4_TEXT("bf16.bf16"), Q4_SUMS32(0), Q4_SUMS32(32), Q4_SUMS8(64), Q4_SUMS8(72));
+  else
+    Q4_WGMMA(Q4_TEXT("f16.f16"), Q4_SUMS32(0), Q4_SUMS32(32), Q4_SUMS8(64), Q4_SUMS8(72));
+}
+#undef Q4_TEXT
+
+#define Q4_TEXT(type) \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, %101, 0;\nwgmma.mma_async.sync.aligned.m64n192k16.f32." type " {" \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
+  "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
+  "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71," \
+  "%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95" \
+  "}, {%96,%97,%98,%99}, %100, p, 1, 1, 0;\n}\n"
+template <bool kBf16>
+Q4_DEVICE void wgmma(float (&d)[96], const u32 (&a)[4], u64 b, int add) {
+  if constexpr (kBf16)
+    Q4_WGMMA(Q4_TEXT("bf16.bf16"), Q4_SUMS32(0), Q4_SUMS32(32), Q4_SUMS32(64));
+  else
+    Q4_WGMMA(Q4_TEXT("f16.f16"), Q4_SUMS32(0), Q4_SUMS32(32), Q4_SUMS32(64));
+}
+#undef Q4_TEXT
+
+#define Q4_TEXT(type) \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, %117, 0;\nwgmma.mma_async.sync.aligned.m64n224k16.f32." type " {" \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
+  "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
+  "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71," \
+  "%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95," \
+  "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" \
+  "}, {%112,%113,%114,%115}, %116, p, 1, 1, 0;\n}\n"
+template <bool kBf16>
+Q4_DEVICE void wgmma(float (&d)[112], const u32 (&a)[4], u64 b, int add) {
+  if constexpr (kBf16)
+    Q4_WGMMA(Q4_TEXT("bf16.bf16"), Q4_SUMS32(0), Q4_SUMS32(32), Q4_SUMS32(64), Q4_SUMS8(96), Q4_SUMS8(104));
+  else
+    Q4_WGMMA(Q4_TEXT("f16.f16"), Q4_SUMS32(0), Q4_SUMS32(32), Q4_SUMS32(64), Q4_SUMS8(96), Q4_SUMS8(104));
 }
 #undef Q4_TEXT
 

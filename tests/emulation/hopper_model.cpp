@@ -195,6 +195,7 @@ void wgmma_wait() {
 }
 template void wgmma_wait<0>();
 template void wgmma_wait<1>();
+template void wgmma_wait<2>();
 
 template <bool kBf16, int kRegs>
 void wgmma(float (&d)[kRegs], const u32 (&a)[4], u64 b, int add) {
@@ -230,11 +231,25 @@ void wgmma(float (&d)[kRegs], const u32 (&a)[4], u64 b, int add) {
 }
 template void wgmma<false, 8>(float (&)[8], const u32 (&)[4], u64, int);
 template void wgmma<false, 16>(float (&)[16], const u32 (&)[4], u64, int);
+template void wgmma<false, 24>(float (&)[24], const u32 (&)[4], u64, int);
+template void wgmma<false, 48>(float (&)[48], const u32 (&)[4], u64, int);
+template void wgmma<false, 40>(float (&)[40], const u32 (&)[4], u64, int);
+template void wgmma<false, 56>(float (&)[56], const u32 (&)[4], u64, int);
+template void wgmma<false, 80>(float (&)[80], const u32 (&)[4], u64, int);
+template void wgmma<false, 96>(float (&)[96], const u32 (&)[4], u64, int);
+template void wgmma<false, 112>(float (&)[112], const u32 (&)[4], u64, int);
 template void wgmma<false, 32>(float (&)[32], const u32 (&)[4], u64, int);
 template void wgmma<false, 64>(float (&)[64], const u32 (&)[4], u64, int);
 template void wgmma<false, 128>(float (&)[128], const u32 (&)[4], u64, int);
 template void wgmma<true, 8>(float (&)[8], const u32 (&)[4], u64, int);
 template void wgmma<true, 16>(float (&)[16], const u32 (&)[4], u64, int);
+template void wgmma<true, 24>(float (&)[24], const u32 (&)[4], u64, int);
+template void wgmma<true, 48>(float (&)[48], const u32 (&)[4], u64, int);
+template void wgmma<true, 40>(float (&)[40], const u32 (&)[4], u64, int);
+template void wgmma<true, 56>(float (&)[56], const u32 (&)[4], u64, int);
+template void wgmma<true, 80>(float (&)[80], const u32 (&)[4], u64, int);
+template void wgmma<true, 96>(float (&)[96], const u32 (&)[4], u64, int);
+template void wgmma<true, 112>(float (&)[112], const u32 (&)[4], u64, int);
 template void wgmma<true, 32>(float (&)[32], const u32 (&)[4], u64, int);
 template void wgmma<true, 64>(float (&)[64], const u32 (&)[4], u64, int);
 template void wgmma<true, 128>(float (&)[128], const u32 (&)[4], u64, int);

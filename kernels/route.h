@@ -1,0 +1,335 @@
+// route: sorts the slots of a mixture of experts by expert, stably, and lists the row tiles of grouped.h: what the
+// host would otherwise have to wait for. The order follows from the ids alone, whatever runs when. One block, or for many
+// slots two launches of several: the first counts the slots of each block (kCountPart), the second does the rest.
+//
+//   for each range of experts that shared memory holds counts for:
+//     count     each warp counts its own run of slots: counts[warp][expert]
+//     offset    over the blocks and warps of an expert, then over the experts (some a thread, scanned by warps)
+//     tiles     an expert's thread lists its row tiles, for either matmul
+//     scatter   each warp goes through its slots again: place = offset of (warp, expert) + rank among equals
+#pragma once
+#include "grouped.h"
+
+namespace q4 {
+
+struct RouteConfig {
+  int threads = 1024;  ///< a multiple of 32; 32: one warp, for at most 32 slots
+  int experts = 512;   ///< of a range: a multiple of `threads`, or of 32 and fewer
+  int part = 0;        ///< 0: everything, in one block; else kCountPart or kPlacePart, in as many blocks
+
+  template <class V>
+  Q4_BOTH constexpr void fields(V&& v) {
+    v("threads", threads), v("experts", experts), v("part", part);
+  }
+};
+constexpr int kCountPart = 1, kPlacePart = 2;
+
+/// Row tiles of one matmul.
+struct RouteTiles {
+  i32* count;
+  GroupTile* tiles;  ///< room for most_tiles()
+  i32 rows;          ///< of a tile, a power of two; 0: not wanted
+};
+
+struct RouteArgs {
+  const i32* ids;      ///< [slots]; or null, and `offsets` says it: slot i is expert e's where offsets[e] <= i
+  const i32* offsets;  ///< [experts + 1] < offsets[e + 1]
+  const i32* map;      ///< [map_size] from an id to an expert or -1; null: an id is an expert
+  i32* x_rows;         ///< [slots] row of x (slot / topk) of each sorted row
+  i32* row_experts;    ///< [slots] expert of each sorted row; null: not wanted
+  i32* places;         ///< [slots] sorted row of each slot, -1: none
+  i32* row_count;      ///< sorted rows
+  i32* block_counts;   ///< with parts: [blocks, experts]
+  RouteTiles lists[2];
+  i32 slots, topk, experts, map_size;
+  u32 topk_inverse;  ///< 2^32 / topk, rounded up: slot / topk by a multiplication, for slots below 2^27
+};
+
+/// Row tiles that so many slots can have at most.
+Q4_BOTH constexpr i64 most_tiles(i64 slots, i64 experts, i64 rows) {
+  const i64 some = slots < experts ? slots : experts;  // each expert has at most one that is not full
+  return some + (slots - some) / rows;
+}
+
+Q4_BOTH constexpr int threads(const RouteConfig& c) { return c.threads; }
+/// [warp][expert] counts, where each expert's rows begin, 3 sums a warp, 3 running totals.
+Q4_BOTH constexpr int shared_bytes(const RouteConfig& c) {
+  return c.threads == 32 ? 0 : (c.threads / 32 * (c.experts + 3) + c.experts + 3) * 4;
+}
+Q4_BOTH constexpr u32 route_inverse(i32 topk) {
+  return topk == 1 ? 0u : static_cast<u32>((0xffffffffull + topk) / static_cast<u32>(topk));
+}
+
+namespace route_detail {
+
+/// The lanes of a warp (of 32) that have the same value, of which only the low `bits` bits differ. (match.any takes a
+/// turn for each value that there is: 2000 clocks for 32 warps.)
+Q4_DEVICE u32 equal_lanes(u32 v, [[maybe_unused]] int bits) {
+#if Q4_CUDA
+  u32 mask = 0xffffffffu;
+  for (int i = 0; i < bits; ++i) {
+    const u32 set = __ballot_sync(0xffffffffu, v >> i & 1u);
+    mask &= v >> i & 1u ? set : ~set;
+  }
+  return mask;
+#else
+  u32 mask = 0;
+  for (int lane = 0; lane < 32; ++lane) mask |= static_cast<u32>(shuffle(v, lane) == v) << lane;
+  return mask;
+#endif
+}
+/// Bits that tell 0 .. count - 1 apart.
+Q4_DEVICE int bits_of(int count) {
+  int bits = 0;
+  while (1 << bits < count) ++bits;
+  return bits;
+}
+Q4_DEVICE int bit_count(u32 v) {
+#if Q4_CUDA
+  return __popc(v);
+#else
+  return __builtin_popcount(v);
+#endif
+}
+
+/// Row of x of a slot.
+Q4_DEVICE i32 x_row_of(const RouteArgs& a, i32 slot) {
+  if (a.topk == 1) return slot;
+  if (slot >= 1 << 27) return slot / a.topk;
+  return static_cast<i32>(static_cast<u64>(static_cast<u32>(slot)) * a.topk_inverse >> 32);
+}
+
+/// Row tiles of so many rows.
+Q4_DEVICE i32 tiles_of(const RouteTiles& list, i32 rows) {
+  return list.rows ? (rows + list.rows - 1) >> bits_of(list.rows) : 0;
+}
+
+/// Sums over the lanes before this one and itself.
+Q4_DEVICE i32 scan(i32 v, int lane) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const i32 before = shuffle(v, (lane - step) & 31);
+    if (lane >= step) v += before;
+  }
+  return v;
+}
+
+/// Expert of a slot; -1: none.
+Q4_DEVICE i32 expert_of(const RouteArgs& a, i32 slot) {
+  if (a.offsets) {
+    if (slot < a.offsets[0] || slot >= a.offsets[a.experts]) return -1;
+    i32 low = 0, high = a.experts;  // offsets[low] <= slot < offsets[high]
+    while (high - low > 1) {
+      const i32 middle = (low + high) / 2;
+      (a.offsets[middle] <= slot ? low : high) = middle;
+    }
+    return low;
+  }
+  const i32 id = a.ids[slot];
+  if (!a.map) return id >= 0 && id < a.experts ? id : -1;
+  return id >= 0 && id < a.map_size ? a.map[id] : -1;
+}
+
+/// The experts of kBatch x 32 slots of a warp, as places in the range that begins at `first`: -1 where it is in another
+/// range or there is none. All loads are on their way at once.
+constexpr int kBatch = 8;
+struct Batch {
+  i32 expert[kBatch], index[kBatch];
+  u32 equal[kBatch];  ///< lanes of the same index
+  template <RouteConfig C>
+  Q4_DEVICE void load(const RouteArgs& a, i32 first, i32 base, i32 end, int lane, int bits) {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const i32 slot = base + 32 * i + lane;
+      expert[i] = slot < end ? expert_of(a, slot) : -1;
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const i32 at = expert[i] - first;
+      index[i] = expert[i] >= 0 && at >= 0 && at < C.experts ? at : -1;
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      if (base + 32 * i < end) equal[i] = equal_lanes(static_cast<u32>(index[i] + 1), bits);
+  }
+};
+
+}  // namespace route_detail
+
+namespace route_detail {
+
+/// At most 32 slots, one a lane: every lane meets every other.
+Q4_DEVICE void route_warp(const RouteArgs& a) {
+  const int lane = thread_index();
+  const i32 expert = lane < a.slots ? expert_of(a, lane) : -1;
+  i32 begin = 0, rank = 0, rows = 0, total = 0;
+#pragma unroll
+  for (int other = 0; other < 32; ++other) {
+    const i32 theirs = shuffle(expert, other);
+    begin += theirs >= 0 && theirs < expert;
+    rank += theirs == expert && other < lane;
+    rows += theirs == expert;
+    total += theirs >= 0;
+  }
+  const bool leads = expert >= 0 && rank == 0;
+  if (lane < a.slots) a.places[lane] = expert >= 0 ? begin + rank : -1;
+  if (expert >= 0) {
+    a.x_rows[begin + rank] = x_row_of(a, lane);
+    if (a.row_experts) a.row_experts[begin + rank] = expert;
+  }
+  if (lane == 0) *a.row_count = total;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (!a.lists[i].rows) continue;
+    const i32 tiles = leads ? tiles_of(a.lists[i], rows) : 0;
+    i32 first = 0, all = 0;
+#pragma unroll
+    for (int other = 0; other < 32; ++other) {
+      const i32 theirs = shuffle(tiles, other);
+      if (shuffle(expert, other) < expert) first += theirs;
+      all += theirs;
+    }
+    for (i32 t = 0; t < tiles; ++t) a.lists[i].tiles[first + t] = {expert, begin, begin + rows, first};
+    if (lane == 0) *a.lists[i].count = all;
+  }
+}
+
+}  // namespace route_detail
+
+/// Launch: one block of threads(C), or with parts as many as block_counts has room for; shared_bytes(C).
+template <RouteConfig C>
+Q4_DEVICE void route(const RouteArgs& a) {
+  using namespace route_detail;
+  if constexpr (C.threads == 32) {
+    wait_previous_kernel();
+    allow_next_kernel();
+    route_warp(a);
+    return;
+  }
+  constexpr int kWarps = C.threads / 32, kEach = C.experts / C.threads > 0 ? C.experts / C.threads : 1;
+  i32* counts = reinterpret_cast<i32*>(shared_memory());  // [warp][expert], then where the warp's rows of it begin
+  i32* begins = counts + kWarps * C.experts;              // [expert]
+  i32(*warp_sums)[3] = reinterpret_cast<i32(*)[3]>(begins + C.experts);
+  i32* totals = reinterpret_cast<i32*>(warp_sums + kWarps);
+  const int thread = thread_index(), warp = thread >> 5, lane = thread & 31;
+  const int blocks = C.part ? block_count() : 1, block = C.part ? block_index() : 0;
+  const i32 each = ceil_div(ceil_div(a.slots, 32), kWarps * blocks) * 32;  // slots of a warp
+  const i32 begin = smaller(a.slots, (block * kWarps + warp) * each), end = smaller(a.slots, begin + each);
+  const u32 lower = (1u << lane) - 1u;
+  i32* mine = counts + warp * C.experts;
+  if (thread < 3) totals[thread] = 0;
+  wait_previous_kernel();  // ids may be its, and what is written here may still be read by an earlier run
+  allow_next_kernel();
+  for (i32 first = 0; first < a.experts; first += C.experts) {
+    const int range = smaller(C.experts, a.experts - first), bits = bits_of(range + 1);
+    for (int i = lane; i < range; i += 32) mine[i] = 0;
+    sync_warp();
+    Batch batch;
+    for (i32 base = begin; base < end; base += 32 * kBatch) {
+      batch.load<C>(a, first, base, end, lane, bits);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (base + 32 * i >= end) break;
+        const i32 slot = base + 32 * i + lane, index = batch.index[i];
+        const u32 equal = batch.equal[i];
+        if (index >= 0 && (equal & lower) == 0) mine[index] += bit_count(equal);
+        if (C.part != kCountPart && first == 0 && slot < end && batch.expert[i] < 0) a.places[slot] = -1;
+        sync_warp();
+      }
+    }
+    sync_block();
+    // kEach experts a thread: their rows, and their row tiles for either matmul.
+    i32 rows[kEach], earlier[kEach], sum[3] = {}, before[3];  // earlier: of the blocks before
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int expert = thread * kEach + j;
+      rows[j] = earlier[j] = 0;
+      if (expert >= range) continue;
+      i32 of_warp[kWarps];
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) of_warp[w] = counts[w * C.experts + expert];
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        counts[w * C.experts + expert] = rows[j];
+        rows[j] += of_warp[w];
+      }
+      if constexpr (C.part == kCountPart) {
+        a.block_counts[static_cast<i64>(block) * a.experts + first + expert] = rows[j];
+        continue;
+      }
+      if constexpr (C.part == kPlacePart) {
+        rows[j] = 0;
+        for (int b = 0; b < blocks; ++b) {
+          if (b == block) earlier[j] = rows[j];
+          rows[j] += a.block_counts[static_cast<i64>(b) * a.experts + first + expert];
+        }
+      }
+      sum[0] += rows[j];
+      for (int i = 0; i < 2; ++i) sum[1 + i] += tiles_of(a.lists[i], rows[j]);
+    }
+    if constexpr (C.part == kCountPart) {
+      sync_block();
+    } else {
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        const i32 through = scan(sum[i], lane);
+        before[i] = through - sum[i];
+        if (lane == 31) warp_sums[warp][i] = through;
+      }
+      sync_block();
+      if (warp == 0) {
+#pragma unroll
+        for (int i = 0; i < 3; ++i) {
+          const i32 of_warp = lane < kWarps ? warp_sums[lane][i] : 0, through = scan(of_warp, lane), total = totals[i];
+          if (lane < kWarps) warp_sums[lane][i] = total + through - of_warp;
+          sync_warp();
+          if (lane == 31) totals[i] = total + through;
+        }
+      }
+      sync_block();
+#pragma unroll
+      for (int i = 0; i < 3; ++i) before[i] += warp_sums[warp][i];
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) {
+        const int expert = thread * kEach + j;
+        if (expert >= range) break;
+        begins[expert] = before[0] + earlier[j];
+        for (int i = 0; i < 2; ++i) {
+          const i32 tiles = tiles_of(a.lists[i], rows[j]);
+          for (i32 t = 0; t < tiles && block == 0; ++t)
+            a.lists[i].tiles[before[1 + i] + t] = {first + expert, before[0], before[0] + rows[j], before[1 + i]};
+          before[1 + i] += tiles;
+        }
+        before[0] += rows[j];
+      }
+      sync_block();
+      for (i32 base = begin; base < end; base += 32 * kBatch) {
+        if (end - begin > 32 * kBatch) batch.load<C>(a, first, base, end, lane, bits);  // else it still is
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          if (base + 32 * i >= end) break;
+          const i32 slot = base + 32 * i + lane, index = batch.index[i];
+          const u32 equal = batch.equal[i];
+          const int rank = bit_count(equal & lower);
+          const i32 place = index >= 0 ? begins[index] + mine[index] + rank : 0;
+          sync_warp();
+          if (index >= 0) {
+            a.x_rows[place] = x_row_of(a, slot);
+            a.places[slot] = place;
+            if (a.row_experts) a.row_experts[place] = batch.expert[i];
+            if (rank == 0) mine[index] += bit_count(equal);
+          }
+          sync_warp();
+        }
+      }
+      sync_block();
+    }
+  }
+  if (thread == 0 && block == 0 && C.part != kCountPart) {
+    *a.row_count = totals[0];
+    for (int i = 0; i < 2; ++i)
+      if (a.lists[i].rows) *a.lists[i].count = totals[1 + i];
+  }
+}
+
+}  // namespace q4
