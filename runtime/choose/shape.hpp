@@ -12,6 +12,7 @@ struct MatrixShape {
   std::int64_t k = 0, n = 0, groups = 0, group_size = 0;  ///< of W as it was given
   bool awq = false;                                       ///< qweight is in AWQ's order, else in GPTQ's
   bool has_bias = false;
+  bool gate_up = false;       ///< columns are gates, then ups, and packed as pairs (kernels/layout.h)
   bool act_order = false;     ///< it has a g_idx that says more than row / group_size
   bool mapped = false;        ///< packed rows are in another order than x's columns: x is gathered or permuted
   std::int64_t packed_k = 0;  ///< packed rows, a multiple of 128

@@ -21,18 +21,19 @@ struct ReconstructPolicy {
 
 }  // namespace
 
-jit::Source pack_source(bool awq, bool pieces) {
-  return jit::generate("pack", "pack.h", "PackConfig", jit::initializer(PackConfig{awq, pieces}), {"PackArgs"},
+jit::Source pack_source(bool awq, bool pieces, bool pairs) {
+  return jit::generate("pack", "pack.h", "PackConfig", jit::initializer(PackConfig{awq, pieces, pairs}), {"PackArgs"},
                        pack_threads(), 1);
 }
 
-jit::Source unpack_source(bool awq, bool pieces) {
-  return jit::generate("unpack", "pack.h", "PackConfig", jit::initializer(PackConfig{awq, pieces}), {"UnpackArgs"},
-                       pack_threads(), 1);
+jit::Source unpack_source(bool awq, bool pieces, bool pairs) {
+  return jit::generate("unpack", "pack.h", "PackConfig", jit::initializer(PackConfig{awq, pieces, pairs}),
+                       {"UnpackArgs"}, pack_threads(), 1);
 }
 
-jit::Source meta_source(bool words, bool awq, bool apart) {
-  return jit::generate("pack_meta", "pack.h", "MetaConfig", jit::initializer(MetaConfig{words, words && awq, apart}),
+jit::Source meta_source(bool words, bool awq, bool apart, bool pairs) {
+  return jit::generate("pack_meta", "pack.h", "MetaConfig",
+                       jit::initializer(MetaConfig{words, words && awq, apart, pairs}),
                        {"MetaArgs"}, pack_threads(), 1);
 }
 
@@ -65,7 +66,9 @@ std::vector<jit::Source> loading_sources(const MatrixShape& matrix) {
         all.push_back(source);
     return all;
   }
-  return {pack_source(awq), meta_source(false, awq), meta_source(true, awq), copy_rows_source()};
+  const bool pairs = matrix.gate_up;
+  return {pack_source(awq, false, pairs), meta_source(false, awq, false, pairs), meta_source(true, awq, false, pairs),
+          copy_rows_source()};
 }
 
 jit::Source read_source(int threads, int loads) {
@@ -73,8 +76,8 @@ jit::Source read_source(int threads, int loads) {
                        threads, 1);
 }
 
-jit::Source remap_source(bool staged) {
-  const RemapConfig config{remap_threads(staged), staged};
+jit::Source remap_source(bool staged, bool grouped) {
+  const RemapConfig config{remap_threads(staged), staged, grouped};
   return jit::generate("remap", "remap.h", "RemapConfig", jit::initializer(config), {"RemapArgs"}, config.threads, 2);
 }
 

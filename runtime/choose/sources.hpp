@@ -8,16 +8,17 @@
 
 namespace q4::choose {
 
-jit::Source pack_source(bool awq, bool pieces = false);
-jit::Source unpack_source(bool awq, bool pieces = false);
-jit::Source meta_source(bool words, bool awq, bool apart = false);
+/// `pairs`: columns are gates, then ups; not with `pieces`.
+jit::Source pack_source(bool awq, bool pieces = false, bool pairs = false);
+jit::Source unpack_source(bool awq, bool pieces = false, bool pairs = false);
+jit::Source meta_source(bool words, bool awq, bool apart = false, bool pairs = false);
 jit::Source unmeta_source(bool awq);
 jit::Source transpose_source(bool save, bool awq = false);
 jit::Source copy_rows_source();
 /// Those of them that loads and updates use, and restoring what was packed in place.
 std::vector<jit::Source> loading_sources(const MatrixShape& matrix);
 jit::Source read_source(int threads, int loads);
-jit::Source remap_source(bool staged);
+jit::Source remap_source(bool staged, bool grouped = false);
 /// What column_remap() of the public API launches.
 inline jit::Source column_remap_source() { return remap_source(false); }
 

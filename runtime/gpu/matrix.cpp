@@ -55,6 +55,42 @@ Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSou
   driver_->synchronize();
 }
 
+namespace {
+
+/// Where the parts of a matrix stand in one memory.
+struct Parts {
+  explicit Parts(const MatrixShape& s) {
+    const auto take = [&](std::size_t bytes) {
+      const std::size_t at = total;
+      total += (bytes + 255) / 256 * 256;
+      return at;
+    };
+    const int k = static_cast<int>(s.packed_k), n = static_cast<int>(s.n), unit = static_cast<int>(s.unit);
+    codes = take(static_cast<std::size_t>(codes_bytes(k, n)));
+    meta = take(static_cast<std::size_t>(meta_bytes(k, n, unit)));
+    x_map = take(s.mapped ? static_cast<std::size_t>(s.packed_k) * 4 : 0);
+    for (auto& place : bias) place = take(s.has_bias ? static_cast<std::size_t>(s.n) * 2 : 0);
+    unit_group = take(static_cast<std::size_t>(sets(k, unit)) * 4);
+  }
+  std::size_t codes, meta, x_map, bias[2], unit_group, total = 0;
+};
+
+}  // namespace
+
+std::size_t Matrix::placed_bytes(const MatrixShape& shape) { return Parts(shape).total; }
+
+Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixShape& shape, Scratch& scratch,
+               void* memory)
+    : MatrixShape(shape), driver_(std::move(driver)), kernels_(&kernels), scratch_(&scratch) {
+  const Parts parts(shape);
+  const auto place = [&](std::size_t at) { return Buffer::borrowed(static_cast<std::uint8_t*>(memory) + at); };
+  codes = place(parts.codes), meta = place(parts.meta), unit_group_ = place(parts.unit_group);
+  sets_ = sets(static_cast<int>(packed_k), static_cast<int>(unit));
+  if (mapped) x_map = place(parts.x_map);
+  for (int i = 0; i < 2; ++i)
+    if (has_bias) bias16_[i] = place(parts.bias[i]);
+}
+
 MetaArgs Matrix::meta_args() const {
   MetaArgs args{};
   args.group = unit_group_.as<const i32>(), args.meta = meta.as<u8>(), args.meta_zeros = zeros.as<u8>();
@@ -83,15 +119,17 @@ void Matrix::update(const MatrixSource& s, void* stream) {
   }
   PackedGroups groups(s);
   const Repacker repacker(driver_, *kernels_, codes_shape());
-  const auto pack = kernels_->keep(choose::pack_source(awq));  // compiled, if it must be, before anything is written
+  const auto pack =
+      kernels_->keep(choose::pack_source(awq, false, gate_up));  // compiled, if it must be, before anything is written
   const bool same_groups = groups_.units() == s.order.group || (!unit_group_.get() && in_order(s.order.group));
   const bool over_itself = in_place_ && s.qweight == codes.get();
   const bool from_host = qweight.get() || host_scales.get() || !same_groups || x_map.get() || has_bias || over_itself;
-  const auto function = kernels_->keep(choose::meta_source(s.device_scales != nullptr, awq, apart));
+  const auto function = kernels_->keep(choose::meta_source(s.device_scales != nullptr, awq, apart, gate_up));
   const bool fresh = groups_.units().empty();
   if (from_host && !fresh) driver_->synchronize();  // earlier work of any stream may read what is overwritten here
-  if (x_map.get()) driver_->copy(x_map.get(), s.order.source.data(), x_map.bytes(), CopyKind::kToDevice);
-  if (!same_groups) driver_->copy(unit_group_.get(), s.order.group.data(), unit_group_.bytes(), CopyKind::kToDevice);
+  if (x_map.get()) driver_->copy(x_map.get(), s.order.source.data(), map_bytes(), CopyKind::kToDevice);
+  if (!same_groups)
+    driver_->copy(unit_group_.get(), s.order.group.data(), s.order.group.size() * 4, CopyKind::kToDevice);
   put_bias(s.bias);
   if (over_itself)
     repacker.pack_in_place(codes.get(), x_map.as<const i32>(), *scratch_, scratch_bytes_);
@@ -111,14 +149,17 @@ void Matrix::put_bias(const std::vector<float>& values) {
   for (const bool bf16 : {false, true}) {
     if (!bias16_[bf16].get()) continue;
     std::vector<std::uint16_t> converted;
-    for (const float v : values) converted.push_back(bf16 ? bf16_from_float(v) : half_from_float(v));
+    for (std::size_t packed = 0; packed < values.size(); ++packed) {
+      const float v = values[static_cast<std::size_t>(source_column(static_cast<int>(packed)))];
+      converted.push_back(bf16 ? bf16_from_float(v) : half_from_float(v));
+    }
     driver_->copy(bias16_[bf16].get(), converted.data(), converted.size() * 2, CopyKind::kToDevice);
   }
 }
 
 std::vector<std::int32_t> Matrix::host_map() const {
-  std::vector<std::int32_t> source(x_map.bytes() / 4);
-  if (!source.empty()) driver_->copy(source.data(), x_map.get(), x_map.bytes(), CopyKind::kToHost);
+  std::vector<std::int32_t> source(map_bytes() / 4);
+  if (!source.empty()) driver_->copy(source.data(), x_map.get(), map_bytes(), CopyKind::kToHost);
   return source;
 }
 
@@ -173,7 +214,7 @@ UnpackedSource Matrix::unpack() const {
     for (int col = 0; col < columns; ++col) {
       const int tile = col % kStripColumns / kTileColumns, g = col % 8, second = col / 8 % 2;
       const SetPlace from = set_place(problem, args, col / kStripColumns, set);
-      const auto at = static_cast<std::size_t>(group * n + col);
+      const auto at = static_cast<std::size_t>(group * n + source_column(col));
       std::memcpy(&to.scales[at], from.scales + scale_offset(tile, g) + 2 * second, 2);
       to.zeros[at] = from.zeros[zero_place(tile, g)] >> (4 * second) & 15;
     }

@@ -17,6 +17,9 @@ class Matrix : public PackedMatrix, public MatrixShape {
   Matrix() = default;  ///< nothing of it on a device: what plans choose follows from the numbers alone
   /// Everything is packed by kernels on the device. With source.reuse the codes take that memory where they fit.
   Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSource& source, Scratch& scratch);
+  /// In placed_bytes(shape) of somebody else's memory, 256-byte aligned, without content until the first update().
+  Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixShape& shape, Scratch& scratch, void* memory);
+  static std::size_t placed_bytes(const MatrixShape& shape);
 
   std::size_t bytes() const override {
     return codes.bytes() + meta.bytes() + zeros.bytes() + x_map.bytes() + bias16_[0].bytes() + bias16_[1].bytes();
@@ -27,7 +30,7 @@ class Matrix : public PackedMatrix, public MatrixShape {
   bool scales_in_place() const override { return apart; }
   void restore() override;
 
-  /// fp16 or bf16 [n] on the device; null: none.
+  /// fp16 or bf16 [n] in packed order on the device; null: none.
   const std::uint16_t* bias_of(bool bf16) const { return bias16_[bf16].as<const std::uint16_t>(); }
 
   Buffer codes, meta;       ///< apart: of meta the scales
@@ -36,7 +39,10 @@ class Matrix : public PackedMatrix, public MatrixShape {
   std::vector<float> bias;  ///< [n] or empty
 
  private:
-  CodesShape codes_shape() const { return {k, n, packed_k, awq}; }
+  /// The column of W at packed column `column`.
+  int source_column(int column) const { return gate_up ? paired_source(column, static_cast<int>(n)) : column; }
+  CodesShape codes_shape() const { return {k, n, packed_k, awq, gate_up}; }
+  std::size_t map_bytes() const { return mapped ? static_cast<std::size_t>(packed_k) * 4 : 0; }
   Buffer inverse_map(const std::vector<std::int32_t>& source) const;
   std::vector<std::int32_t> host_map() const;
   std::vector<std::uint32_t> unpack_codes(const std::vector<std::int32_t>& source) const;

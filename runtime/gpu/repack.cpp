@@ -54,7 +54,7 @@ void Repacker::launch(const jit::Source& source, std::int64_t blocks, int thread
 void Repacker::pack(const void* qweight, const std::int32_t* source, void* codes, void* stream) const {
   PackArgs args{static_cast<const u32*>(qweight), source,          static_cast<u32*>(codes), narrow(shape_.k),
                 narrow(shape_.packed_k),          narrow(shape_.n)};
-  launch(choose::pack_source(shape_.awq), pack_blocks(args.k, args.n), pack_threads(), &args, stream,
+  launch(choose::pack_source(shape_.awq, false, shape_.pairs), pack_blocks(args.k, args.n), pack_threads(), &args, stream,
          pack_shared_bytes());
 }
 
@@ -62,7 +62,7 @@ void Repacker::unpack(const void* codes, const std::int32_t* packed, void* words
                       std::int64_t count) const {
   UnpackArgs args{static_cast<const u32*>(codes), packed,          static_cast<u32*>(words), first, count,
                   narrow(shape_.packed_k),        narrow(shape_.n)};
-  launch(choose::unpack_source(shape_.awq), unpack_blocks(count), pack_threads(), &args, nullptr);
+  launch(choose::unpack_source(shape_.awq, false, shape_.pairs), unpack_blocks(count), pack_threads(), &args, nullptr);
 }
 
 void Repacker::copy_rows(const void* from, std::int64_t from_stride, void* to, std::int64_t to_stride,

@@ -13,14 +13,14 @@ namespace q4::gpu {
 struct CodesShape {
   std::int64_t k = 0, n = 0;  ///< of W
   std::int64_t packed_k = 0;
-  bool awq = false;
+  bool awq = false, pairs = false;  ///< `pairs`: MatrixShape::gate_up
 
   std::size_t words_bytes() const { return static_cast<std::size_t>(k / 8 * n) * 4; }  ///< of qweight
   std::int64_t rows() const { return awq ? k : k / 8; }                                ///< of qweight
   std::int64_t row_words() const { return awq ? n / 8 : n; }
   std::size_t packed_bytes() const;
   /// The packed codes take exactly qweight's bytes.
-  bool fits() const { return packed_bytes() == words_bytes() && packed_k == k && n % 64 == 0; }
+  bool fits() const { return packed_bytes() == words_bytes() && packed_k == k && n % 64 == 0 && !pairs; }
 };
 
 class Repacker {
