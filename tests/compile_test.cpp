@@ -13,6 +13,7 @@
 #include "report.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
 #include "runtime/choose/defaults/remap.hpp"
+#include "runtime/choose/moe.hpp"
 #include "runtime/choose/sources.hpp"
 #include "runtime/jit/cubin_info.hpp"
 
@@ -151,6 +152,35 @@ TEST_CASE("sm_89: every kernel compiles, no default spills") { check_table("sm_8
 TEST_CASE("sm_90a: every kernel compiles, no default spills") { check_table("sm_90a", 4); }
 TEST_CASE("sm_100: every kernel compiles, no default spills") { check_table("sm_100", 0); }
 TEST_CASE("sm_120: every kernel compiles, no default spills") { check_table("sm_120", 0); }
+
+/// What plans over experts load for few and for many rows: plain; in bf16 with small groups, a bias and a clamped
+/// activation; in act-order; batch-invariant.
+void check_grouped(const std::string& arch, std::initializer_list<int> variants) {
+  const cuda::Nvrtc* nvrtc = compiler(arch);
+  if (nvrtc == nullptr) return;
+  const choose::Gpu gpu{"cuda:0", arch, limits_of(arch)};
+  for (const int variant : variants) {
+    choose::MoeShape shape;
+    const std::int64_t group = variant == 1 ? 32 : 128;
+    shape.products = {matrix_shape(2048, 1536, group, variant == 2, variant == 1, false),
+                      matrix_shape(768, 2048, group, variant == 2, variant == 1, false)};
+    shape.products[0].gate_up = true;
+    shape.experts = 128, shape.topk = 8, shape.bf16 = variant == 1, shape.batch_invariant = variant == 3;
+    shape.activation = variant == 1 ? MoeActivation::kSwigluClamp : MoeActivation::kSiluMul;
+    shape.alpha = 1.702f, shape.limit = 7.f;
+    const auto choices = choose::choose_moe(shape, 4096, {}, gpu);
+    for (const auto& choice : choices)
+      for (const auto& product : choice.products)
+        check(*nvrtc, product.kernel->source(), arch, product.kernel->threads());
+    for (const auto& source : choose::moe_sources(shape, 4096, choices, gpu.limits))
+      if (source.name.starts_with("route") || source.name.starts_with("combine") || source.name.starts_with("remap"))
+        check(*nvrtc, source, arch, 512);
+  }
+}
+TEST_CASE("sm_75: the kernels of experts compile, no default spills") { check_grouped("sm_75", {1}); }
+TEST_CASE("sm_80: the kernels of experts compile, no default spills") { check_grouped("sm_80", {0, 2}); }
+TEST_CASE("sm_90a: the kernels of experts compile, no default spills") { check_grouped("sm_90a", {0, 1, 2, 3}); }
+TEST_CASE("sm_120: the kernels of experts compile, no default spills") { check_grouped("sm_120", {1}); }
 
 // NVRTC 13 begins at sm_75: Q4_NVRTC=.../libnvrtc.so.12 (PyPI: nvidia-cuda-nvrtc-cu12) runs this one.
 TEST_CASE("sm_61: what a GPU without fast fp16 runs compiles") {

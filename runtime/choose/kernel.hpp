@@ -33,6 +33,9 @@ class BoundKernel {
   virtual std::int64_t grid(std::int64_t m) const = 0;
   virtual std::int64_t workspace_bytes(std::int64_t m) const = 0;
   virtual TensorBoxes boxes(std::int64_t m) const = 0;  ///< of a kernel with tensor_maps
+  /// With a grouped problem: rows of a row tile (kernels/grouped.h). m counts row tiles, at most so many, in grid(),
+  /// serves() and boxes(). 0: the kernel has no grouped form.
+  virtual int tile_rows() const = 0;
   virtual jit::Source source() const = 0;
 };
 

@@ -86,6 +86,20 @@ int cluster_of(const C& config) {
     return 1;
 }
 template <class C>
+int tile_rows_of(const C& config) {
+  if constexpr (requires { tile_rows(config); })
+    return tile_rows(config);
+  else
+    return 0;
+}
+template <class C>
+bool is_grouped(const C& config) {
+  if constexpr (requires { config.p.grouped; })
+    return config.p.grouped != 0;
+  else
+    return false;
+}
+template <class C>
 int resident_blocks(const C& config) {
   if constexpr (requires { blocks_per_unit(config); })
     return blocks_per_unit(config);
@@ -159,8 +173,9 @@ class BoundConfig : public BoundKernel {
     else
       return {};
   }
+  int tile_rows() const override { return row_detail::tile_rows_of(config_); }
   jit::Source source() const override {
-    std::vector<std::string> parameters = {P::arguments};
+    std::vector<std::string> parameters = {row_detail::is_grouped(config_) ? "GroupedArgs" : P::arguments};
     if constexpr (row_detail::kTensorMaps<P>) parameters.insert(parameters.end(), 2, "TensorMap");
     return jit::generate(P::name, P::header, P::type, jit::initializer(config_), parameters, threads(),
                          row_detail::resident_blocks(config_));
@@ -185,6 +200,7 @@ class Row : public Kernel {
                                           const Limits& limits) const override {
     const C config = row_detail::make_config<C>(problem, values);
     if (!row_detail::in_range(config) || !valid(config, limits)) return nullptr;
+    if (problem.grouped && !row_detail::tile_rows_of(config)) return nullptr;
     return std::make_shared<const BoundConfig<P>>(config, limits);
   }
   std::optional<Values> defaults(const Problem& problem, std::int64_t m, const Limits& limits) const override {
