@@ -213,6 +213,7 @@ inline std::vector<Device> moe_devices() {
   return devices;
 }
 
-inline double moe_limit(DType type) { return type == DType::kF32 ? 2e-6 : tolerance(type); }
+/// Two products, one after the other, with their roundings between.
+inline double moe_limit(DType type) { return 2 * tolerance(type); }
 
 }  // namespace q4::test

@@ -120,7 +120,8 @@ struct MoeOptions : ExpertsPlanOptions {
 /// A slot whose id (after expert_map) names no expert of w13 adds nothing, its weight is not used, and this is no error:
 /// a token without any slot left has zeros. Other weights count as they are: one that is NaN makes its token NaN. The
 /// slots' products are added in order of the slots in fp32 and rounded once to the type of out; the activation is rounded to
-/// that type in between, as the model itself does. The same input gives the same bits each time.
+/// that type in between, as the model itself does, and on GPUs each slot's product is too. The same input gives the same
+/// bits each time.
 ///
 /// run() only launches: it reads neither ids nor weights on the host, allocates, compiles and synchronizes nothing, and
 /// can be captured in a graph that is replayed with other ids. Threads, streams and lifetimes as for MatmulPlan.

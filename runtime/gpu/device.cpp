@@ -7,6 +7,7 @@
 #include "runtime/choose/defaults/remap.hpp"
 #include "runtime/choose/sources.hpp"
 #include "runtime/gpu/matrix.hpp"
+#include "runtime/gpu/moe_plan.hpp"
 #include "runtime/gpu/plan.hpp"
 
 namespace q4::gpu {
@@ -24,6 +25,26 @@ void GpuDevice::trim() {
 std::unique_ptr<PlanBackend> GpuDevice::plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
                                              const TuningRecord* tuned) {
   return std::make_unique<Plan>(driver_, kernels_, std::static_pointer_cast<const Matrix>(matrix), options, tuned);
+}
+
+std::unique_ptr<PackedExperts> GpuDevice::make_experts(const ExpertsShape& shape) {
+  return std::make_unique<Experts>(driver_, kernels_, shape, scratch_);
+}
+
+std::unique_ptr<MoePlanBackend> GpuDevice::plan_moe(std::shared_ptr<const PackedExperts> w13,
+                                                    std::shared_ptr<const PackedExperts> w2,
+                                                    const MoeOptions& options) {
+  return std::make_unique<MoePlanOnGpu>(ExpertsPlan(
+      driver_, kernels_,
+      {std::static_pointer_cast<const Experts>(std::move(w13)), std::static_pointer_cast<const Experts>(std::move(w2))},
+      options, options.max_tokens, options.topk, options.expert_map));
+}
+
+std::unique_ptr<GroupedPlanBackend> GpuDevice::plan_grouped(std::shared_ptr<const PackedExperts> experts,
+                                                            const GroupedOptions& options) {
+  return std::make_unique<GroupedPlanOnGpu>(ExpertsPlan(driver_, kernels_,
+                                                        {std::static_pointer_cast<const Experts>(std::move(experts))},
+                                                        options, options.max_rows, 1, {}));
 }
 
 std::vector<DeviceBackend::WarmupJob> GpuDevice::warmup(const MatrixShape& shape, const PlanOptions& options,

@@ -39,6 +39,12 @@ class GpuDevice : public DeviceBackend {
   std::unique_ptr<PackedMatrix> pack(const MatrixSource& source) override;
   std::unique_ptr<PlanBackend> plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
                                     const TuningRecord* tuned) override;
+  std::unique_ptr<PackedExperts> make_experts(const ExpertsShape& shape) override;
+  std::unique_ptr<ExpertsPlanBackend<MoeCall>> plan_moe(std::shared_ptr<const PackedExperts> w13,
+                                                        std::shared_ptr<const PackedExperts> w2,
+                                                        const MoeOptions& options) override;
+  std::unique_ptr<ExpertsPlanBackend<GroupedCall>> plan_grouped(std::shared_ptr<const PackedExperts> experts,
+                                                                const GroupedOptions& options) override;
   std::vector<WarmupJob> warmup(const MatrixShape& shape, const PlanOptions& options,
                                 const TuningRecord* tuned) override;
   std::string numerics(const MatrixShape& shape, const PlanOptions& options, const TuningRecord* tuned) override;

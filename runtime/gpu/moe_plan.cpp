@@ -1,0 +1,288 @@
+// Acquires what was chosen for a mixture of experts (kernels, workspace), and launches it.
+#include "runtime/gpu/moe_plan.hpp"
+
+#include <algorithm>
+
+#include "runtime/base/check.hpp"
+#include "runtime/choose/defaults/remap.hpp"
+#include "runtime/choose/sources.hpp"
+#include "runtime/gpu/plan.hpp"
+
+namespace q4::gpu {
+namespace {
+
+std::size_t align(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
+/// Rows in the workspace begin at whole lines.
+std::int64_t row_stride(std::int64_t columns) { return (columns + 63) / 64 * 64; }
+
+/// Blocks of the kernels that walk rows with a grid stride: a few for each multiprocessor.
+constexpr std::int64_t kRowBlocks = 8;
+
+}  // namespace
+
+/// One run(): the call, where its parts of the workspace are, and what was chosen for its rows.
+struct ExpertsPlan::Run {
+  const Call& call;
+  const Path& path;
+  std::uint8_t* workspace;
+  std::int64_t slots;
+
+  template <class T>
+  T* at(std::size_t place) const {
+    return reinterpret_cast<T*>(workspace + place);
+  }
+};
+
+ExpertsPlan::ExpertsPlan(std::shared_ptr<Driver> driver, Kernels& kernels,
+                         std::vector<std::shared_ptr<const Experts>> experts, const ExpertsPlanOptions& options,
+                         std::int64_t max_rows, std::int64_t topk, const std::vector<std::int32_t>& expert_map)
+    : driver_(std::move(driver)),
+      experts_(std::move(experts)),
+      max_rows_(max_rows),
+      limits_(driver_->limits()),
+      map_size_(static_cast<std::int64_t>(expert_map.size())) {
+  for (const auto& each : experts_) shape_.products.push_back(each->first());
+  shape_.experts = experts_.front()->shape().experts, shape_.topk = topk;
+  shape_.bf16 = options.dtype == DType::kBF16, shape_.batch_invariant = options.batch_invariant;
+  shape_.overlap_previous = options.overlap_previous;
+  shape_.activation = options.activation, shape_.alpha = options.alpha, shape_.limit = options.limit;
+  if (map_size_) map_ = upload(driver_, expert_map.data(), expert_map.size() * 4);
+  acquire(choose::choose_moe(shape_, max_rows, options.tactic, gpu_of(*driver_)), kernels);
+  place();
+  if (!options.own_workspace) return;
+  workspace_ = Buffer(driver_, places_.total);
+  driver_->fill(workspace_.get(), 0, places_.total);
+}
+
+void ExpertsPlan::acquire(std::vector<choose::MoeChoice> choices, Kernels& kernels) {
+  std::vector<jit::Source> sources;
+  for (const auto& choice : choices)
+    for (const auto& product : choice.products) sources.push_back(product.kernel->source());
+  const auto functions = kernels.get_all(sources);
+  std::size_t next = 0;
+  for (auto& choice : choices) {
+    Path path{std::move(choice), {}};
+    for (std::size_t i = 0; i < path.choice.products.size(); ++i) {
+      Product product{functions[next++], nullptr};
+      if (path.choice.products[i].tactic.remap)
+        product.remap = kernels.keep(choose::remap_source(choose::stages_grouped(shape_.products[i], limits_), true));
+      path.products.push_back(std::move(product));
+    }
+    paths_.push_back(std::move(path));
+  }
+  for (std::int64_t rows = 1;; rows = std::min(2 * rows, max_rows_)) {
+    Router router{rows * shape_.topk, choose::route_launch(rows * shape_.topk, shape_.experts, limits_), {}};
+    for (const auto& source : choose::route_sources(router.launch.config))
+      router.kernels.push_back(kernels.keep(source));
+    routers_.push_back(std::move(router));
+    if (rows >= max_rows_) break;
+  }
+  combine_ = kernels.keep(choose::combine_source(shape_.bf16));
+}
+
+std::int64_t ExpertsPlan::out_columns(std::size_t product) const {
+  const auto& matrix = shape_.products[product];
+  return matrix.gate_up ? matrix.n / 2 : matrix.n;
+}
+
+bool ExpertsPlan::any_mapped() const {
+  return std::any_of(shape_.products.begin(), shape_.products.end(), [](const auto& m) { return m.mapped; });
+}
+
+void ExpertsPlan::place() {
+  const std::int64_t slots = max_rows_ * shape_.topk;
+  std::size_t end = kCounterBytes;  // dense plans that share the workspace count there
+  const auto take = [&](std::int64_t bytes) {
+    const std::size_t at = end;
+    end += align(static_cast<std::size_t>(bytes));
+    return at;
+  };
+  places_.counts = take(64);
+  std::int64_t blocks = 0;
+  for (const Router& router : routers_)
+    if (router.launch.config.part) blocks = std::max(blocks, router.launch.blocks);
+  places_.block_counts = take(blocks * shape_.experts * 4);
+  std::int64_t tiles[2] = {}, x = 0, h = 0;
+  for (const Path& path : paths_)
+    for (std::size_t i = 0; i < path.choice.products.size(); ++i) {
+      const auto& product = path.choice.products[i];
+      const std::int64_t most = std::min(slots, path.choice.up_to * shape_.topk);
+      tiles[i] = std::max<std::int64_t>(tiles[i], most_tiles(most, shape_.experts, product.kernel->tile_rows()));
+      // x and, with act-order, h as the products read them share a place: the one is over when the other begins. What
+      // the second one makes takes the place that its x does not have.
+      const std::int64_t out = most * row_stride(out_columns(i)) * 2;
+      const std::int64_t sorted = product.tactic.remap ? most * row_stride(product.problem.x_k) * 2 : 0;
+      x = std::max(x, sorted);
+      if (i == 0 || product.tactic.remap)
+        h = std::max(h, out);
+      else
+        x = std::max(x, out);
+    }
+  for (int i = 0; i < 2; ++i) places_.tiles[i] = take(tiles[i] * static_cast<std::int64_t>(sizeof(GroupTile)));
+  places_.x_rows = take(slots * 4), places_.slots = take(slots * 4);
+  if (any_mapped()) places_.row_experts = take(slots * 4);
+  places_.x = take(x), places_.h = take(h);
+  places_.total = end;
+}
+
+const ExpertsPlan::Path& ExpertsPlan::path(std::int64_t rows) const {
+  for (const auto& path : paths_)
+    if (rows <= path.choice.up_to) return path;
+  return paths_.back();
+}
+
+void ExpertsPlan::run(const Call& call) const {
+  const auto reach = [&](const char* name, const void* memory) {
+    if (!memory) return;
+    if (const auto reached = driver_->reachable(memory); !reached)
+      fail(ErrorCode::kInvalidArgument, "{}: {} = {} is {}; it must be memory of {}", call.name, name, memory,
+           reached.reason(), driver_->info().device.str());
+  };
+  reach("x", call.x), reach(experts_.size() > 1 ? "topk_ids" : "expert_ids", call.ids), reach("offsets", call.offsets);
+  reach("topk_weights", call.weights), reach("out", call.out);
+  const Run run{call, path(call.rows), static_cast<std::uint8_t*>(call.workspace ? call.workspace : workspace_.get()),
+                call.rows * shape_.topk};
+  route(run);
+  auto* const first = run.at<u16>(places_.x);
+  auto* const second = run.at<u16>(places_.h);
+  const u16* x = static_cast<const u16*>(call.x);
+  std::int64_t x_stride = call.x_stride;
+  u16* out = second;
+  for (std::size_t i = 0; i < experts_.size(); ++i) {
+    if (run.path.products[i].remap) {
+      remap(run, i, x, x_stride, first);
+      out = second;
+    } else if (i > 0) {
+      out = first;
+    }
+    multiply(run, i, x, x_stride, out, row_stride(out_columns(i)));
+    x = out, x_stride = row_stride(out_columns(i));
+  }
+  combine(run, x, x_stride);
+}
+
+void ExpertsPlan::route(const Run& run) const {
+  RouteArgs args{};
+  args.ids = run.call.ids, args.offsets = run.call.offsets;
+  if (map_size_) args.map = map_.as<const i32>(), args.map_size = static_cast<i32>(map_size_);
+  args.x_rows = run.at<i32>(places_.x_rows), args.places = run.at<i32>(places_.slots);
+  if (any_mapped()) args.row_experts = run.at<i32>(places_.row_experts);
+  auto* counts = run.at<i32>(places_.counts);
+  args.row_count = counts;
+  for (std::size_t i = 0; i < experts_.size(); ++i)
+    args.lists[i] = {counts + 1 + i, run.at<GroupTile>(places_.tiles[i]),
+                     run.path.choice.products[i].kernel->tile_rows()};
+  args.slots = static_cast<i32>(run.slots), args.topk = static_cast<i32>(shape_.topk);
+  args.experts = static_cast<i32>(shape_.experts), args.topk_inverse = route_inverse(args.topk);
+  args.block_counts = run.at<i32>(places_.block_counts);
+  const auto router =
+      std::find_if(routers_.begin(), routers_.end(), [&](const Router& r) { return run.slots <= r.up_to; });
+  LaunchShape shape;
+  shape.blocks = router->launch.blocks;
+  shape.threads = threads(router->launch.config), shape.shared_bytes = shared_bytes(router->launch.config);
+  shape.overlap_previous = shape_.overlap_previous && limits_.arch >= 90;
+  void* parameters[] = {&args};
+  for (const auto& kernel : router->kernels) {
+    driver_->launch(*kernel, shape, run.call.stream, parameters);
+    shape.overlap_previous = limits_.arch >= 90;
+  }
+}
+
+void ExpertsPlan::remap(const Run& run, std::size_t product, const u16*& x, std::int64_t& x_stride, u16* to) const {
+  const MatrixShape& matrix = shape_.products[product];
+  const auto columns = static_cast<std::int64_t>(run.path.choice.products[product].problem.x_k);
+  // Without maps, which only the first product's x comes to: rows of x go to their places. Else rows of x_new are made.
+  const std::int64_t rows = matrix.mapped ? run.slots : run.call.rows;
+  RemapArgs args{x,
+                 to,
+                 matrix.mapped ? experts_[product]->first().x_map.as<const i32>() : nullptr,
+                 x_stride,
+                 row_stride(columns),
+                 rows,
+                 static_cast<i32>(columns),
+                 static_cast<i32>(matrix.k),
+                 1,
+                 1};
+  args.places = run.at<const i32>(places_.slots), args.topk = static_cast<i32>(shape_.topk);
+  args.row_count = run.at<const i32>(places_.counts);
+  if (product == 0) args.x_rows = run.at<const i32>(places_.x_rows);
+  if (matrix.mapped)
+    args.row_experts = run.at<const i32>(places_.row_experts), args.map_stride = experts_[product]->stride() / 4;
+  LaunchShape shape;
+  const bool staged = choose::stages_grouped(matrix, limits_);
+  shape.threads = choose::remap_threads(staged), shape.overlap_previous = limits_.arch >= 90;
+  const std::int64_t most = kRowBlocks * limits_.units;
+  if (staged && matrix.mapped) {
+    args.pieces = choose::remap_pieces(run.slots, columns, limits_.units);
+    shape.blocks = std::min<std::int64_t>(run.slots * args.pieces, most);
+    shape.shared_bytes = static_cast<int>(choose::remap_shared_bytes(matrix.k, 1));
+  } else if (staged) {
+    shape.blocks = std::min<std::int64_t>(choose::remap_blocks(rows, columns / 8, shape.threads), most);
+  } else {
+    shape.blocks = std::min<std::int64_t>(choose::remap_blocks(run.slots, columns, shape.threads), most);
+  }
+  void* parameters[] = {&args};
+  driver_->launch(*run.path.products[product].remap, shape, run.call.stream, parameters);
+  x = to, x_stride = row_stride(columns);
+}
+
+void ExpertsPlan::multiply(const Run& run, std::size_t product, const u16* x, std::int64_t x_stride, u16* out,
+                           std::int64_t out_stride) const {
+  const auto& chosen = run.path.choice.products[product];
+  const Matrix& matrix = experts_[product]->first();
+  GroupedArgs args{};
+  args.codes = matrix.codes.as<const u8>(), args.meta = matrix.meta.as<const u8>();
+  args.bias = matrix.bias_of(shape_.bf16), args.stride = experts_[product]->stride();
+  args.x = x, args.x_stride = x_stride, args.out = out, args.out_stride = out_stride;
+  args.m = static_cast<i32>(run.slots);
+  args.tile_count = run.at<const i32>(places_.counts) + 1 + product;
+  args.tiles = run.at<const GroupTile>(places_.tiles[product]);
+  args.x_rows = run.at<const i32>(places_.x_rows);
+  const std::int64_t tiles = most_tiles(run.slots, shape_.experts, chosen.kernel->tile_rows());
+  LaunchShape shape = chosen.shape;
+  shape.blocks = chosen.kernel->grid(tiles);
+  if (!chosen.tactic.kernel->tensor_maps) {
+    void* parameters[] = {&args};
+    return driver_->launch(*run.path.products[product].kernel, shape, run.call.stream, parameters);
+  }
+  const auto box = chosen.kernel->boxes(tiles);
+  TensorMapBytes map =
+      driver_->encode({x, run.slots, chosen.problem.x_k, x_stride, box.x_rows, box.columns, shape_.bf16});
+  void* parameters[] = {&args, &map, &map};
+  driver_->launch(*run.path.products[product].kernel, shape, run.call.stream, parameters);
+}
+
+void ExpertsPlan::combine(const Run& run, const u16* y, std::int64_t y_stride) const {
+  const std::int64_t columns = out_columns(experts_.size() - 1);
+  CombineArgs args{y,
+                   run.at<const i32>(places_.slots),
+                   run.call.weights,
+                   static_cast<u16*>(run.call.out),
+                   y_stride,
+                   run.call.out_stride,
+                   run.call.rows,
+                   static_cast<i32>(columns),
+                   static_cast<i32>(shape_.topk)};
+  const auto config = choose::combine_config(shape_.bf16);
+  LaunchShape shape;
+  shape.threads = threads(config), shape.overlap_previous = limits_.arch >= 90;
+  shape.blocks = std::min<std::int64_t>(blocks(config, run.call.rows, columns), kRowBlocks * limits_.units);
+  void* parameters[] = {&args};
+  driver_->launch(*combine_, shape, run.call.stream, parameters);
+}
+
+std::vector<std::string> ExpertsPlan::tactics(std::int64_t rows) const {
+  return choose::moe_tactics(shape_, rows, gpu_of(*driver_));
+}
+
+void MoePlanOnGpu::run(const MoeCall& c) const {
+  plan_.run({"MoePlan::run", c.stream, c.x, c.x_stride, c.ids, nullptr, c.weights, c.out, c.out_stride, c.tokens,
+             c.workspace});
+}
+
+void GroupedPlanOnGpu::run(const GroupedCall& c) const {
+  plan_.run({"GroupedPlan::run", c.stream, c.x, c.x_stride, c.ids, c.offsets, nullptr, c.out, c.out_stride, c.rows,
+             c.workspace});
+}
+
+}  // namespace q4::gpu
