@@ -14,6 +14,9 @@ inline double tolerance(DType activation, Math math = Math::kAuto) {
   return activation == DType::kF16 ? 5e-4 : activation == DType::kBF16 ? 4e-3 : 1e-6;
 }
 
+/// Of a layer of experts: two products, one after the other, and the roundings between.
+inline double tolerance_of_experts(DType activation) { return 2 * tolerance(activation); }
+
 /// Of weights whose scales had to be rounded to fp16 when they were loaded.
 inline double tolerance_of_rounded_scales(DType activation) {
   return std::max(tolerance(activation), tolerance(DType::kF16));

@@ -217,7 +217,7 @@ Q4_DEVICE float exp2_fast(float v) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(v));
   return d;
 #else
-  return __builtin_amdgcn_exp2f(v);
+  return __builtin_exp2f(v);
 #endif
 }
 /// a / b; a / infinity is 0 for a finite a.

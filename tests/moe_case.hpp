@@ -213,7 +213,6 @@ inline std::vector<Device> moe_devices() {
   return devices;
 }
 
-/// Two products, one after the other, with their roundings between.
-inline double moe_limit(DType type) { return 2 * tolerance(type); }
+inline double moe_limit(DType type) { return autotune::tolerance_of_experts(type); }
 
 }  // namespace q4::test

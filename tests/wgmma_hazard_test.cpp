@@ -154,10 +154,11 @@ TEST_CASE("sm_90a: no instruction touches what a wgmma in flight owns") {
   const bool sweep = all != nullptr && *all == '1';
   const Problem problems[] = {{.k = 4096, .n = 28672, .unit = 128, .x_k = 4096},
                               {.k = 4096, .n = 5120, .unit = 32, .x_k = 4096, .bf16 = 1, .bias = 1},
+                              {.k = 4096, .n = 3072, .unit = 128, .x_k = 4096, .gated = 1, .grouped = kGroupedSorted},
                               {.k = 13824, .n = 5120, .unit = 64, .x_k = 13824},
                               {.k = 1152, .n = 5000, .unit = 16, .x_k = 1088, .bf16 = 1},
                               {.k = 8192, .n = 8192, .unit = 8192, .x_k = 8192, .bf16 = 1}};
-  for (const Problem& p : std::span(problems).first(sweep ? std::size(problems) : 2)) {
+  for (const Problem& p : std::span(problems).first(sweep ? std::size(problems) : 3)) {
     std::set<jit::Values> chosen;
     for (const std::int64_t m : {16, 64, 256, 1024, 4096})
       if (const auto values = prefill.defaults(p, m, limits)) chosen.insert(*values);
@@ -169,8 +170,13 @@ TEST_CASE("sm_90a: no instruction touches what a wgmma in flight owns") {
     for (const char* once : {"rows=16 strips=4 teams=1 split=1 share=1 cut=2 fold=0",
                              "rows=16 strips=2 teams=1 split=1 share=2 cut=2 fold=0"})
       chosen.insert(*choose::parse_values(prefill, once));
+    if (p.grouped)
+      for (const char* each : {"rows=16 strips=4 fold=1", "rows=32 strips=4 fold=1", "rows=64 strips=4",
+                               "rows=64 strips=3", "rows=128 strips=4", "rows=128 strips=3", "rows=256 strips=2"})
+        chosen.insert(*choose::parse_values(prefill, each));
     for (const auto& values : chosen) {
       const auto bound = prefill.bind(p, values, limits);
+      if (!bound && p.grouped) continue;  // no grouped form cuts tiles
       REQUIRE(bound != nullptr);
       const auto source = bound->source();
       const auto lines = parse(disassemble(nvdisasm, nvrtc.compile(source, "sm_90a", {"-std=c++20"}), sandbox));

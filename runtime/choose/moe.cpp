@@ -89,7 +89,7 @@ std::vector<Tactic> product_tactics(const MoeShape& shape, std::size_t i, std::i
     all.resize(1);
     return all;
   }
-  const auto decode_default = grouped_decode(problem, active, limits);
+  const auto decode_default = grouped_decode(problem, active, active_spread(shape.experts, shape.topk, rows), limits);
   const auto prefill_default = grouped_prefill(problem, active, each, limits);
   if (decode_default && (each <= kGroupedDecodeRows || !prefill_default)) decode(*decode_default);
   if (prefill_default) prefill(*prefill_default);

@@ -233,6 +233,7 @@ void add_real(Table& t) {
   t["v_mac_f32"] = accumulate<[](float a, float b, float c) { return a * b + c; }>;
   t["v_mad_f32"] = three<[](float a, float b, float c) { return a * b + c; }>;
   t["v_rcp_f32"] = t["v_rcp_iflag_f32"] = one<[](float a) { return 1.f / a; }>;
+  t["v_exp_f32"] = one<[](float a) { return std::exp2(a); }>;
   t["v_trunc_f32"] = one<[](float a) { return std::trunc(a); }>;
   t["v_floor_f32"] = one<[](float a) { return std::floor(a); }>;
   add_packed(t), add_conversions(t);

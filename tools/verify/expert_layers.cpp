@@ -97,7 +97,9 @@ LayerResult verify_layer(const Runtime& runtime, Device where, const Checkpoint&
   device->copy(out.data(), dout.get(), out.size(), CopyKind::kToHost);
   const bool exact_scales = fit_fp16(checkpoint, layer);
   // Two products, one after the other.
-  const double limit = exact_scales ? autotune::tolerance(type) : autotune::tolerance_of_rounded_scales(type);
+  const double limit =
+      exact_scales ? autotune::tolerance_of_experts(type)
+                   : std::max(autotune::tolerance_of_experts(type), autotune::tolerance_of_rounded_scales(type));
   LayerResult result{0, type == DType::kF32 ? 2 * limit : limit, plan.tactic(m)};
   double difference = 0, norm = 0;
   for (std::int64_t i = 0; i < m * w2.n(); ++i)

@@ -17,6 +17,12 @@ inline double active_experts(std::int64_t experts, std::int64_t topk, std::int64
   const auto all = static_cast<double>(experts), each = static_cast<double>(topk) / all;
   return each >= 1 ? all : all * (1 - std::pow(1 - each, static_cast<double>(rows)));
 }
+/// And how much that varies.
+inline double active_spread(std::int64_t experts, std::int64_t topk, std::int64_t rows) {
+  if (rows == 1) return 0;
+  const double active = active_experts(experts, topk, rows);
+  return 0.7 * std::sqrt(active * (1 - active / static_cast<double>(experts)));
+}
 /// Rows of each of them.
 inline double rows_of_expert(std::int64_t experts, std::int64_t topk, std::int64_t rows) {
   return static_cast<double>(rows * topk) / active_experts(experts, topk, rows);
@@ -24,19 +30,26 @@ inline double rows_of_expert(std::int64_t experts, std::int64_t topk, std::int64
 /// Up to so many rows of an expert decode is faster than prefill.
 constexpr double kGroupedDecodeRows = 6;
 
-/// Configs of decode worth measuring: bricks of four tiles, side by side, or six tiles a warp.
+/// Teams that divide the slabs evenly, if they are nearly as many as could be; else as many as have something to do.
+constexpr int even_teams(int slabs, int most) {
+  for (int teams = smaller(most, slabs); 4 * teams >= 3 * smaller(most, slabs); --teams)
+    if (slabs % teams == 0) return teams;
+  return ceil_div(slabs, ceil_div(slabs, most));
+}
+
+/// Configs of decode worth measuring: bricks of four tiles or of two, side by side; six tiles a warp where a team has
+/// one slab (else they spill).
 inline std::vector<DecodeConfig> grouped_decode_space(const Problem& p, const Limits& limits) {
   std::vector<DecodeConfig> all;
   for (const int side : {1, 2, 3, 4, 6, 7})
     for (const int each : {4, 6, 2}) {
-      if (each == 6 && side > 1) continue;
       DecodeConfig c{p};
       c.side = side, c.tiles = each * side, c.brick = each == 4 ? 4 : 2, c.early = each == 4;
       c.stagger = c.tiles < 16 || side == 1;
-      c.teams = smaller(16 / side, slabs(p.k));
-      c.depth = each != 6 && side * c.teams <= 12 && p.unit >= kSlabRows ? 2 : 1;
+      c.teams = even_teams(slabs(p.k), 16 / side);
+      if (each == 6 && (side > 1 || most_slabs(c) > 1)) continue;
+      c.depth = each == 2 || (each == 4 && side * c.teams <= 12 && p.unit >= kSlabRows) ? 2 : 1;
       while (c.depth > most_slabs(c)) --c.depth;
-      if (each == 2) c.depth = smaller(2, most_slabs(c));
       c.x_slots = smaller(3, most_slabs(c));
       while (!valid(c, limits) && c.depth > 1) --c.depth;
       while (!valid(c, limits) && c.teams > 1) --c.teams, c.x_slots = smaller(3, most_slabs(c));
@@ -45,15 +58,18 @@ inline std::vector<DecodeConfig> grouped_decode_space(const Problem& p, const Li
   return all;
 }
 
-/// The least rounds of tiles; every round costs its ends.
-inline std::optional<DecodeConfig> grouped_decode(const Problem& p, double active, const Limits& limits) {
+/// The least rounds of tiles, each of which costs its ends. `active` experts, more or less `spread`.
+inline std::optional<DecodeConfig> grouped_decode(const Problem& p, double active, double spread,
+                                                  const Limits& limits) {
   std::optional<DecodeConfig> best;
   double least = 1e30;
   for (const DecodeConfig& c : grouped_decode_space(p, limits)) {
-    const double rounds = std::ceil(active * column_blocks(c) / limits.units - 0.02);
-    // A warp with two tiles has little in flight; one that is alone on its tiles, or teams of one slab, sum the most.
-    const double factor = c.brick == 2 && c.tiles != 6 ? 1.1 : c.side == 1 ? 1.04 : 1;
-    const double cost = rounds * (c.tiles * factor + 0.4);
+    double rounds = 0;
+    for (const double experts : {active - spread, active, active + spread})
+      rounds += std::ceil(experts * column_blocks(c) / limits.units - 1e-6) / 3;
+    // Warps with two tiles have little in flight, and few warps side by side sum more.
+    const double factor = c.tiles == 2 * c.side ? 1.15 : c.side == 2 ? 1.1 : c.side == 1 ? 1.04 : 1;
+    const double cost = rounds * (c.tiles * factor + 1.2);
     if (cost < least) least = cost, best = c;
   }
   return best;
@@ -64,8 +80,9 @@ inline std::optional<PrefillConfig> grouped_prefill(const Problem& p, double act
                                                     const Limits& limits) {
   std::optional<PrefillConfig> best;
   double least = 1e30;
-  // Half of the experts have more rows than the average: from 110 on, two tiles of 128 would be common.
-  const int rows = each <= 10 ? 16 : each <= 24 ? 32 : each <= 48 ? 64 : each <= 110 || each > 180 ? 128 : 256;
+  // Half of the experts have more rows than the average: where these would be two tiles of 128, and few in all.
+  const bool wide = each > 110 && each <= 180 && active <= 16;
+  const int rows = each <= 10 ? 16 : each <= 24 ? 32 : each <= 48 ? 64 : wide ? 256 : 128;
   for (const int strips : {4, 3, 2, 1}) {
     PrefillConfig c{.p = p, .rows = rows, .strips = strips};
     c.fold = rows <= 32 && p.unit >= kSlabRows;
