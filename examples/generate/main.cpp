@@ -98,7 +98,7 @@ void run(const Options& options) {
   runtime_options.cpu_threads = threads;
   runtime_options.parallel_for = [&pool](int count, const std::function<void(int)>& task) { pool.run(count, task); };
   const q4::Runtime runtime(runtime_options);
-  const q4::Device device = q4::Device::parse(options.device.empty() ? "cpu" : options.device);
+  const q4::Device device = options.device.empty() ? runtime.best_device() : q4::Device::parse(options.device);
 
   const double start = seconds();
   const generate::Model model = generate::load_model(runtime, device, options.folder);
@@ -110,9 +110,8 @@ void run(const Options& options) {
     if (id >= model.config.vocab)
       throw std::invalid_argument("token " + std::to_string(id) + " of the prompt is not below vocab_size " +
                                   std::to_string(model.config.vocab));
-  if (device.kind != q4::BackendKind::kCpu)
-    throw std::invalid_argument("--device " + device.str() + ": only the CPU is supported");
-  const auto engine = cpu_engine(runtime, model, pool, length);
+  const auto engine = device.kind == q4::BackendKind::kCpu ? cpu_engine(runtime, model, pool, length)
+                                                           : gpu_engine(runtime, model, length);
   const double loaded = seconds();
 
   if (options.ids)

@@ -204,3 +204,9 @@ class Llama:
             leads.append(float(logits[token] - np.partition(logits, -2)[-2]) / float(logits.std()))
             tokens.append(token)
         return tokens, leads
+
+
+if __name__ == "__main__":  # llama.py FOLDER: a random model of the shape of Llama 3 8B, 4.7 GB
+    import sys
+
+    make(pathlib.Path(sys.argv[1]), LLAMA_3_8B)

@@ -1,0 +1,180 @@
+// A Llama on an NVIDIA GPU: q4's plans and the example's own kernels on one stream, a whole step as one CUDA graph.
+#include <algorithm>
+#include <stdexcept>
+
+#include "cuda.hpp"
+#include "engine.hpp"
+#include "kernels.hpp"
+
+namespace generate {
+namespace {
+
+constexpr int kChunk = 64;  // tokens of a prompt that are read at once
+
+struct State {  // as the kernels have it
+  int position, blocks;
+  unsigned long long best;
+};
+
+class GpuEngine : public Engine {
+ public:
+  GpuEngine(const q4::Runtime& runtime, const Model& model, int capacity)
+      : runtime_(runtime), model_(model), c_(model.config), capacity_(capacity), cuda_(device(model).ordinal) {
+    const KernelSource source = kernel_source(c_);
+    cuda_.load(compile(source.text, cuda_.capability(), source.options));
+    add_norm_ = cuda_.function("add_norm"), store_ = cuda_.function("store"), attend_ = cuda_.function("attend");
+    silu_mul_ = cuda_.function("silu_mul"), likeliest_ = cuda_.function("likeliest");
+
+    embedding_ = upload_halves(model.embedding);
+    head_ = model.quantized_head                      ? nullptr
+            : model.head.data == model.embedding.data ? embedding_
+                                                      : upload_halves(model.head);
+    final_norm_ = upload_floats(model.final_norm);
+    rope_ = upload_floats(rope_table(c_, capacity));
+    for (const Layer& layer : model.layers)
+      layers_.push_back({plan(layer.q), plan(layer.k), plan(layer.v), plan(layer.o), plan(layer.gate), plan(layer.up),
+                         plan(layer.down), upload_floats(layer.attention_norm), upload_floats(layer.mlp_norm),
+                         halves(2LL * capacity * c_.kv_columns())});
+    if (model.quantized_head) head_plan_ = plan(model.quantized_head);
+    state_ = cuda_.allocate(sizeof(State));
+    tokens_ = cuda_.allocate(sizeof(int) * (capacity + 1));
+    std::tie(told_, told_device_) = cuda_.allocate_shared(sizeof(int) * (capacity + 1));
+    x_ = cuda_.allocate(sizeof(float) * kChunk * c_.hidden);
+    normed_ = halves(kChunk * c_.hidden), added_ = halves(kChunk * c_.hidden), mixed_ = halves(kChunk * c_.q_columns());
+    qkv_ = halves(kChunk * (c_.q_columns() + 2 * c_.kv_columns()));
+    gate_up_ = halves(kChunk * 2LL * c_.intermediate),
+    product_ = halves(kChunk * static_cast<long long>(c_.intermediate));
+    logits_ = halves(c_.vocab);
+    partial_ = cuda_.allocate(sizeof(float) * kChunk * kSplits * c_.heads * (c_.head_dim + 2));
+    arrived_ = cuda_.allocate(sizeof(int) * kChunk * c_.kv_heads);
+    for (void*& event : events_) event = cuda_.event();
+  }
+
+  void generate(std::span<const int> prompt, int count, const std::function<bool(int)>& token) override {
+    const int length = static_cast<int>(prompt.size());
+    if (length + count > capacity_) throw std::runtime_error("the text is longer than the capacity");
+    cuda_.upload(tokens_, prompt.data(), prompt.size() * sizeof(int));
+    for (int at = 0; at < length; at += kChunk) {
+      const State state = {at, 0, 0};
+      cuda_.upload(state_, &state, sizeof state);
+      read(std::min(kChunk, length - at), at + kChunk >= length);
+    }
+    cuda_.record(events_[0]);
+    if (!step_ && count > 1) {
+      cuda_.begin_capture();
+      read(1, true);
+      step_ = cuda_.end_capture();
+    }
+    // The GPU is one step ahead of the host, so that it never waits for it.
+    for (int i = 0; i < count; ++i) {
+      if (i + 1 < count) {
+        cuda_.launch_graph(step_);
+        cuda_.record(events_[(i + 1) % 2]);
+      }
+      cuda_.wait(events_[i % 2]);
+      if (!token(static_cast<const volatile int*>(told_)[length + i])) break;
+    }
+  }
+
+ private:
+  struct LayerState {
+    q4::MatmulPlan q, k, v, o, gate, up, down;
+    void *attention_norm, *mlp_norm;
+    void* cache;  ///< [2][kv_heads][capacity][head_dim]: keys and values
+  };
+
+  static q4::Device device(const Model& model) {
+    const q4::Device device = model.layers.at(0).q.device();
+    if (device.kind != q4::BackendKind::kCuda)
+      throw std::runtime_error("--device " + device.str() + ": the example runs on the CPU and on NVIDIA GPUs");
+    if (model.config.head_dim % 32 != 0 || model.config.hidden % 8 != 0)
+      throw std::runtime_error("the example's kernels take a head_dim that is a multiple of 32 and a hidden_size of 8");
+    return device;
+  }
+
+  q4::MatmulPlan plan(const q4::QuantizedMatrix& matrix) const {
+    return {runtime_, matrix, {.max_m = kChunk, .overlap_previous = true}};
+  }
+  void* halves(long long count) const { return cuda_.allocate(2 * count); }
+  void* upload_floats(const std::vector<float>& values) const {
+    void* const memory = cuda_.allocate(values.size() * sizeof(float));
+    cuda_.upload(memory, values.data(), values.size() * sizeof(float));
+    return memory;
+  }
+  void* upload_halves(const q4::TensorView& tensor) const {
+    void* const memory = halves(tensor.rows * tensor.cols);
+    std::vector<float> row(tensor.cols);
+    std::vector<std::uint16_t> words;
+    for (std::int64_t r = 0, sent = 0; r < tensor.rows; ++r) {
+      read_row(tensor, r, row.data());
+      for (const float value : row) words.push_back(float_to_half(value));
+      if (words.size() < (1u << 22) && r + 1 < tensor.rows) continue;
+      cuda_.upload(static_cast<char*>(memory) + sent, words.data(), 2 * words.size());
+      sent += 2 * static_cast<std::int64_t>(words.size());
+      words.clear();
+    }
+    return memory;
+  }
+
+  template <class... Arguments>
+  void launch(void* kernel, unsigned x, unsigned y, unsigned z, unsigned threads, Arguments... arguments) const {
+    cuda_.launch(kernel, x, y, z, threads, {static_cast<void*>(&arguments)...}, true);
+  }
+  void multiply(const q4::MatmulPlan& plan, const void* x, void* out, int columns_before, int row_stride, int m) const {
+    plan.run({cuda_.stream()}, {x}, {static_cast<std::uint16_t*>(out) + columns_before, row_stride}, m);
+  }
+
+  /// Launches all that reads m tokens at the text's position, and with `want_next` appends the likeliest next one.
+  void read(int m, bool want_next) const {
+    void* const none = nullptr;
+    const int q = c_.q_columns(), kv = c_.kv_columns(), width = q + 2 * kv, fresh = m == 1,
+              together = heads_together(c_);
+    void* added = nullptr;  // first the tokens' embeddings, from then on a layer's output
+    const auto norm = [&](void* weight) {
+      launch(add_norm_, m, 1, 1, 512, x_, added, added ? none : embedding_, tokens_, state_, weight, normed_);
+      added = added_;
+    };
+    for (const LayerState& layer : layers_) {
+      norm(layer.attention_norm);
+      multiply(layer.q, normed_, qkv_, 0, width, m);
+      multiply(layer.k, normed_, qkv_, q, width, m);
+      multiply(layer.v, normed_, qkv_, q + kv, width, m);
+      if (!fresh) launch(store_, m, c_.kv_heads, 1, 16, qkv_, layer.cache, rope_, state_, capacity_);
+      launch(attend_, c_.kv_heads / together, kSplits, m, 256 * together, qkv_, layer.cache, rope_, state_, capacity_,
+             fresh, partial_, arrived_, mixed_);
+      multiply(layer.o, mixed_, added_, 0, c_.hidden, m);
+      norm(layer.mlp_norm);
+      multiply(layer.gate, normed_, gate_up_, 0, 2 * c_.intermediate, m);
+      multiply(layer.up, normed_, gate_up_, c_.intermediate, 2 * c_.intermediate, m);
+      launch(silu_mul_, (c_.intermediate + 255) / 256, m, 1, 256, gate_up_, product_);
+      multiply(layer.down, product_, added_, 0, c_.hidden, m);
+    }
+    if (!want_next) return;
+    norm(final_norm_);
+    void* const last = static_cast<std::uint16_t*>(normed_) + static_cast<long long>(m - 1) * c_.hidden;
+    if (head_plan_) multiply(head_plan_, last, logits_, 0, c_.vocab, 1);
+    launch(likeliest_, kHeadBlocks, 1, 1, 256, head_, last, head_plan_ ? logits_ : none, state_, tokens_, told_device_,
+           m);
+  }
+
+  const q4::Runtime runtime_;
+  const Model& model_;
+  const Config& c_;
+  const int capacity_;
+  Cuda cuda_;
+  void *add_norm_, *store_, *attend_, *silu_mul_, *likeliest_;
+  void *embedding_, *head_, *final_norm_, *rope_;
+  std::vector<LayerState> layers_;
+  q4::MatmulPlan head_plan_;
+  void *state_, *tokens_, *told_, *told_device_;
+  void *x_, *normed_, *added_, *qkv_, *mixed_, *gate_up_, *product_, *logits_, *partial_, *arrived_;
+  void *events_[2], *step_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> gpu_engine(const q4::Runtime& runtime, const Model& model, int capacity) {
+  return std::make_unique<GpuEngine>(runtime, model, capacity);
+}
+
+}  // namespace generate

@@ -1,0 +1,334 @@
+// Norm, RoPE, attention and the output layer of one Llama as CUDA kernels.
+#include "kernels.hpp"
+
+#include <cstdio>
+
+namespace generate {
+namespace {
+
+// Activations are fp16, what is added up from layer to layer (x) and all sums are fp32. Every kernel lets the next one
+// of the stream start at once (allow_next), so that q4's kernels ask for their weights while this one still computes,
+// and itself waits for the one before (wait_previous) before it touches what others write.
+const char* const kKernels = R"cuda(
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+constexpr int kGroup = HEADS / KV_HEADS;         // heads of queries that share one of keys and values
+constexpr int kPart = HEAD_DIM / 16;             // elements of a head in each of 16 lanes
+constexpr int kWidth = (HEADS + 2 * KV_HEADS) * HEAD_DIM;  // of a row of q, k and v
+static_assert(HEAD_DIM % 32 == 0 && HIDDEN % 8 == 0, "");
+
+struct State { int position; int blocks; u64 best; };  // of the text; of the output layer in this step
+
+__device__ float to_float(u16 h) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h)); return f; }
+__device__ u16 to_half(float f) { u16 h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f)); return h; }
+__device__ void allow_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ void wait_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ float warp_sum(float v) {
+  for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
+  return v;
+}
+__device__ void unpack(uint4 v, float* out) {
+  const u32 words[4] = {v.x, v.y, v.z, v.w};
+  for (int i = 0; i < 4; ++i) {
+    out[2 * i] = to_float((u16)words[i]);
+    out[2 * i + 1] = to_float((u16)(words[i] >> 16));
+  }
+}
+
+// A block a row: x = embedding[token] (where `embedding` is given) or x + added; normed = x / rms(x) * weight.
+extern "C" __global__ void __launch_bounds__(512) add_norm(float* x, const u16* added, const u16* embedding, const int* tokens,
+                                                           const State* state, const float* weight, u16* normed) {
+  constexpr int kEach = (HIDDEN / 4 + 511) / 512;  // pieces of 4 elements a thread
+  __shared__ float sums[16];
+  const int row = blockIdx.x, t = threadIdx.x;
+  float4 v[kEach], w[kEach];
+  allow_next();
+#pragma unroll
+  for (int i = 0; i < kEach; ++i)  // nobody writes the weights: before the wait
+    if (t + 512 * i < HIDDEN / 4) w[i] = ((const float4*)weight)[t + 512 * i];
+  wait_previous();
+  const u16* const from = embedding ? embedding + (long long)tokens[state->position + row] * HIDDEN : added + (long long)row * HIDDEN;
+  float4* const mine = (float4*)(x + (long long)row * HIDDEN);
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int at = t + 512 * i;
+    v[i] = make_float4(0, 0, 0, 0);
+    if (at < HIDDEN / 4) {
+      const uint2 a = ((const uint2*)from)[at];
+      if (!embedding) v[i] = mine[at];
+      v[i].x += to_float((u16)a.x); v[i].y += to_float((u16)(a.x >> 16));
+      v[i].z += to_float((u16)a.y); v[i].w += to_float((u16)(a.y >> 16));
+      mine[at] = v[i];
+      sum += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
+    }
+  }
+  sum = warp_sum(sum);
+  if (t % 32 == 0) sums[t / 32] = sum;
+  __syncthreads();
+  sum = warp_sum(t % 32 < 16 ? sums[t % 32] : 0.f);
+  const float scale = rsqrtf(sum / HIDDEN + EPSILON);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int at = t + 512 * i;
+    if (at < HIDDEN / 4) {
+      uint2 out;
+      out.x = to_half(v[i].x * scale * w[i].x) | (u32)to_half(v[i].y * scale * w[i].y) << 16;
+      out.y = to_half(v[i].z * scale * w[i].z) | (u32)to_half(v[i].w * scale * w[i].w) << 16;
+      ((uint2*)(normed + (long long)row * HIDDEN))[at] = out;
+    }
+  }
+}
+
+// A lane's elements of a head, and numbers for them: loaded at once.
+struct alignas(kPart % 8 == 0 ? 16 : kPart % 4 == 0 ? 8 : 4) Part { u16 h[kPart]; };
+struct alignas(kPart % 4 == 0 ? 16 : 8) Floats { float f[kPart]; };
+__device__ void load_part(const u16* head, int lane, float* out) {
+  const Part part = ((const Part*)head)[lane];
+  for (int e = 0; e < kPart; ++e) out[e] = to_float(part.h[e]);
+}
+__device__ void store_part(u16* head, int lane, const float* v) {
+  Part part;
+  for (int e = 0; e < kPart; ++e) part.h[e] = to_half(v[e]);
+  ((Part*)head)[lane] = part;
+}
+
+// The angles of a position for this lane's elements, from [2][HEAD_DIM / 2] cos and sin.
+struct Angles {
+  Floats cos, sin;
+  __device__ Angles(const float* rope, int position) {
+    const Floats* const table = (const Floats*)(rope + (long long)position * HEAD_DIM);
+    cos = table[threadIdx.x % 8];
+    sin = table[8 + threadIdx.x % 8];
+  }
+  // This lane's elements of a head, each rotated with the one half a head away.
+  __device__ void rotate(const u16* head, float* out) const {
+    const int lane = threadIdx.x % 16;
+    float other[kPart];
+    load_part(head, lane, out);
+    load_part(head, lane ^ 8, other);
+    for (int e = 0; e < kPart; ++e) out[e] = out[e] * cos.f[e] + (lane < 8 ? -other[e] : other[e]) * sin.f[e];
+  }
+};
+
+// Where a head's key or value of a position is: [2][KV_HEADS][capacity][HEAD_DIM].
+__device__ u16* cached(u16* cache, int what, int kv, int position, int capacity) {
+  return cache + (((long long)what * KV_HEADS + kv) * capacity + position) * HEAD_DIM;
+}
+
+// The keys, rotated, and values of new tokens into the cache: 16 lanes for each row (x) and head (y).
+extern "C" __global__ void __launch_bounds__(16) store(const u16* qkv, u16* cache, const float* rope, const State* state, int capacity) {
+  allow_next();
+  wait_previous();
+  const int position = state->position + blockIdx.x, kv = blockIdx.y;
+  const u16* const head = qkv + (long long)blockIdx.x * kWidth + (HEADS + kv) * HEAD_DIM;
+  float v[kPart];
+  Angles(rope, position).rotate(head, v);
+  store_part(cached(cache, 0, kv, position, capacity), threadIdx.x, v);
+  load_part(head + KV_HEADS * HEAD_DIM, threadIdx.x, v);
+  store_part(cached(cache, 1, kv, position, capacity), threadIdx.x, v);
+}
+
+// mixed = softmax(q k^T / sqrt(HEAD_DIM)) v. Blocks: heads of keys, TOGETHER in each (x), shares of the positions (y), rows
+// (z). Half a warp takes every sixteenth position of its block's share for all heads of queries that use it. What the
+// blocks find is put together by the last of them. Few blocks: where one runs, q4's next kernel cannot ask for weights
+// yet. `fresh`: the row's own key and value are not in the cache yet and are put there.
+extern "C" __global__ void __launch_bounds__(256 * TOGETHER) attend(const u16* qkv, u16* cache, const float* rope, const State* state,
+                                                                     int capacity, int fresh, float* partial, int* arrived, u16* mixed) {
+  constexpr int kFound = HEAD_DIM + 2;  // the largest score, the sum of weights, the weighted sum of values
+  __shared__ float found_of[TOGETHER][8][kGroup][kFound];
+  __shared__ int last;
+  const int part = threadIdx.x / 256, kv = blockIdx.x * TOGETHER + part, split = blockIdx.y, row = blockIdx.z;
+  const int t = threadIdx.x % 256, warp = t / 32, half = t % 32 / 16, lane = t % 16;
+  auto& found = found_of[part];
+  allow_next();
+  // What earlier steps wrote can be read at once: the position, and with it which keys and values will be needed.
+  const int position = state->position + row, seen = position + 1;
+  const int splits = min(SPLITS, (seen + 255) / 256), share = (seen + splits - 1) / splits;
+  if (split >= splits) return;
+  const int begin = split * share, end = min(seen, begin + share);
+  const Angles angles(rope, position);
+  for (int p = begin + 2 * warp + half; p < end; p += 16)
+    for (int what = 0; what < 2; ++what)
+      asm volatile("prefetch.global.L2 [%0];" :: "l"((const Part*)cached(cache, what, kv, p, capacity) + lane));
+  wait_previous();
+  const u16* const mine = qkv + (long long)row * kWidth;
+  const u16* const new_key = mine + (HEADS + kv) * HEAD_DIM;
+  float q[kGroup][kPart], sum[kGroup][kPart] = {}, most[kGroup], weights[kGroup] = {};
+#pragma unroll
+  for (int g = 0; g < kGroup; ++g) {
+    angles.rotate(mine + (kv * kGroup + g) * HEAD_DIM, q[g]);
+    most[g] = -1e30f;
+    for (int e = 0; e < kPart; ++e) q[g][e] *= rsqrtf((float)HEAD_DIM);
+  }
+  for (int first = begin + 2 * warp; first < end; first += 16) {
+    const int p = min(first + half, end - 1);
+    float k[kPart], v[kPart];
+    u16* const key = cached(cache, 0, kv, p, capacity);
+    u16* const value = cached(cache, 1, kv, p, capacity);
+    const bool own = fresh && p == position;
+    load_part(own ? new_key + KV_HEADS * HEAD_DIM : value, lane, v);
+    if (own) {
+      angles.rotate(new_key, k);
+      store_part(key, lane, k);
+      store_part(value, lane, v);
+    } else {
+      load_part(key, lane, k);
+    }
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+      float score = 0;
+      for (int e = 0; e < kPart; ++e) score += q[g][e] * k[e];
+      for (int d = 8; d > 0; d /= 2) score += __shfl_xor_sync(~0u, score, d);
+      if (first + half >= end) score = -1e30f;  // this half has no position left
+      const float top = fmaxf(most[g], score), old = __expf(most[g] - top), w = first + half < end ? __expf(score - top) : 0.f;
+      most[g] = top;
+      weights[g] = weights[g] * old + w;
+      for (int e = 0; e < kPart; ++e) sum[g][e] = sum[g][e] * old + w * v[e];
+    }
+  }
+#pragma unroll
+  for (int g = 0; g < kGroup; ++g) {  // what both halves of the warp found
+    const float top = fmaxf(most[g], __shfl_xor_sync(~0u, most[g], 16)), scale = __expf(most[g] - top);
+    most[g] = top;
+    weights[g] *= scale;
+    weights[g] += __shfl_xor_sync(~0u, weights[g], 16);
+    for (int e = 0; e < kPart; ++e) {
+      sum[g][e] *= scale;
+      sum[g][e] += __shfl_xor_sync(~0u, sum[g][e], 16);
+    }
+  }
+#pragma unroll
+  for (int g = 0; g < kGroup; ++g) {
+    found[warp][g][0] = most[g];
+    found[warp][g][1] = weights[g];
+    for (int e = 0; e < kPart; ++e) found[warp][g][2 + lane * kPart + e] = sum[g][e];  // the halves write the same
+  }
+  __syncthreads();
+  float* const parts = partial + ((long long)row * KV_HEADS + kv) * SPLITS * kGroup * kFound;
+  for (int i = t; i < kGroup * HEAD_DIM; i += 256) {
+    const int g = i / HEAD_DIM, d = i % HEAD_DIM;
+    float top = -1e30f, all = 0, value = 0;
+    for (int w = 0; w < 8; ++w) top = fmaxf(top, found[w][g][0]);
+    for (int w = 0; w < 8; ++w) {
+      const float scale = __expf(found[w][g][0] - top);
+      all += scale * found[w][g][1];
+      value += scale * found[w][g][2 + d];
+    }
+    float* const own = parts + (split * kGroup + g) * kFound;
+    if (d == 0) own[0] = top, own[1] = all;
+    own[2 + d] = value;
+    if (splits == 1) mixed[((long long)row * HEADS + kv * kGroup + g) * HEAD_DIM + d] = to_half(value / all);
+  }
+  if (splits == 1) return;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(&arrived[row * gridDim.x + blockIdx.x], 1) == splits - 1;
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  if (threadIdx.x == 0) arrived[row * gridDim.x + blockIdx.x] = 0;
+  for (int i = t; i < kGroup * HEAD_DIM; i += 256) {
+    const int g = i / HEAD_DIM, d = i % HEAD_DIM;
+    float top = -1e30f, all = 0, value = 0;
+    for (int s = 0; s < splits; ++s) top = fmaxf(top, __ldcg(parts + (s * kGroup + g) * kFound));
+    for (int s = 0; s < splits; ++s) {
+      const float* const one = parts + (s * kGroup + g) * kFound;
+      const float scale = __expf(__ldcg(one) - top);
+      all += scale * __ldcg(one + 1);
+      value += scale * __ldcg(one + 2 + d);
+    }
+    mixed[((long long)row * HEADS + kv * kGroup + g) * HEAD_DIM + d] = to_half(value / all);
+  }
+}
+
+// out = silu(gate) * up, of rows of gate and then up.
+extern "C" __global__ void __launch_bounds__(256) silu_mul(const u16* gate_up, u16* out) {
+  allow_next();
+  wait_previous();
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= INTERMEDIATE) return;
+  const u16* const row = gate_up + (long long)blockIdx.y * 2 * INTERMEDIATE;
+  const float gate = to_float(row[i]);
+  out[(long long)blockIdx.y * INTERMEDIATE + i] = to_half(gate / (1 + __expf(-gate)) * to_float(row[INTERMEDIATE + i]));
+}
+
+// The likeliest token of one row: the dense output layer head [VOCAB, HIDDEN], or `logits` where that was multiplied
+// already. The block that is last appends it to the text, which then is `rows` tokens longer, and tells the host.
+extern "C" __global__ void __launch_bounds__(256) likeliest(const u16* head, const u16* normed, const u16* logits, State* state, int* tokens,
+                                                            volatile int* told, int rows) {
+  constexpr int kPieces = HIDDEN / 8, kEach = (kPieces + 31) / 32, kAhead = 8, kRounds = (kEach + kAhead - 1) / kAhead;
+  __shared__ uint4 x[kRounds * kAhead * 32];  // zeros after HIDDEN
+  __shared__ u64 bests[8];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  allow_next();
+  wait_previous();
+  for (int i = threadIdx.x; i < kRounds * kAhead * 32; i += 256) x[i] = i < kPieces ? ((const uint4*)normed)[i] : make_uint4(0, 0, 0, 0);
+  __syncthreads();
+  u64 best = 0;
+  for (int token = blockIdx.x * 8 + warp; token < VOCAB; token += gridDim.x * 8) {
+    float sum = 0;
+    const uint4* const weights = (const uint4*)(head + (long long)token * HIDDEN);
+    for (int round = 0; !logits && round < kRounds; ++round) {
+      const int first = round * kAhead * 32 + lane;
+      uint4 w[kAhead];  // all asked for before the first is used
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) w[i] = __ldcs(weights + min(first + 32 * i, kPieces - 1));
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        float a[8], b[8];
+        unpack(w[i], a);
+        unpack(x[first + 32 * i], b);
+        for (int e = 0; e < 8; ++e) sum += a[e] * b[e];
+      }
+    }
+    sum = logits ? to_float(logits[token]) : warp_sum(sum);
+    const u32 bits = __float_as_uint(sum), order = bits >> 31 ? ~bits : bits | 0x80000000u;  // in the order of the floats
+    const u64 key = (u64)order << 32 | ~(u32)token;  // of equals the first
+    best = key > best ? key : best;
+  }
+  if (lane == 0) bests[warp] = best;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int w = 1; w < 8; ++w) best = bests[w] > best ? bests[w] : best;
+  atomicMax(&state->best, best);
+  __threadfence();
+  if (atomicAdd(&state->blocks, 1) != gridDim.x - 1) return;
+  const int token = (int)~(u32)atomicExch(&state->best, 0ull), position = state->position + rows;
+  state->blocks = 0;
+  state->position = position;
+  tokens[position] = token;
+  told[position] = token;
+}
+)cuda";
+
+}  // namespace
+
+int heads_together(const Config& config) {
+  const int bytes = 2 * 8 * config.heads / config.kv_heads * (config.head_dim + 2) * 4;  // of shared memory
+  return config.kv_heads % 2 == 0 && bytes <= 48 << 10 ? 2 : 1;
+}
+
+KernelSource kernel_source(const Config& config) {
+  char epsilon[40];
+  std::snprintf(epsilon, sizeof epsilon, "-DEPSILON=%.9ef", config.norm_epsilon);
+  const auto define = [](const char* name, int value) {
+    return std::string("-D") + name + "=" + std::to_string(value);
+  };
+  return {
+      kKernels,
+      {define("HIDDEN", config.hidden), define("HEADS", config.heads), define("KV_HEADS", config.kv_heads),
+       define("HEAD_DIM", config.head_dim), define("INTERMEDIATE", config.intermediate), define("VOCAB", config.vocab),
+       define("SPLITS", kSplits), define("TOGETHER", heads_together(config)), epsilon}};
+}
+
+}  // namespace generate

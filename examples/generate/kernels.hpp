@@ -1,0 +1,24 @@
+// The GPU's kernels between the matrices that q4 multiplies by, as source for NVRTC.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "config.hpp"
+
+namespace generate {
+
+constexpr int kSplits = 16;        ///< blocks at most that share a head's positions
+constexpr int kHeadBlocks = 1056;  ///< of the output layer: 8 for each of 132 multiprocessors
+
+/// Heads of keys in a block of `attend`, with 256 threads each.
+int heads_together(const Config& config);
+
+/// Compiled for exactly one model: its sizes are constants of the kernels.
+struct KernelSource {
+  std::string text;
+  std::vector<std::string> options;
+};
+KernelSource kernel_source(const Config& config);
+
+}  // namespace generate
