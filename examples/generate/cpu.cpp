@@ -41,16 +41,22 @@ float dot(const float* a, const float* b, std::int64_t count) {
 class CpuEngine : public Engine {
  public:
   CpuEngine(const q4::Runtime& runtime, const Model& model, Threads& threads, int capacity)
-      : runtime_(runtime), model_(model), c_(model.config), threads_(threads), capacity_(capacity) {
+      : runtime_(runtime),
+        model_(model),
+        c_(model.config),
+        threads_(threads),
+        capacity_(capacity),
+        head_(linear(model.quantized_head)) {
     rope_ = rope_table(c_, capacity);
     for (const Layer& layer : model.layers)
-      layers_.push_back({plan(layer.q), plan(layer.k), plan(layer.v), plan(layer.o), plan(layer.gate), plan(layer.up),
-                         plan(layer.down), std::vector<float>(std::size_t(capacity) * c_.kv_columns()),
+      layers_.push_back({linear(layer.qkv), linear(layer.o), linear(layer.gate_up), linear(layer.down),
+                         std::vector<float>(std::size_t(capacity) * c_.kv_columns()),
                          std::vector<float>(std::size_t(capacity) * c_.kv_columns())});
-    if (model.quantized_head) head_ = plan(model.quantized_head);
     for (auto* buffer : {&x_, &normed_, &added_}) buffer->resize(std::size_t(kChunk) * c_.hidden);
-    for (auto* buffer : {&gate_, &up_}) buffer->resize(std::size_t(kChunk) * c_.intermediate);
-    for (auto* buffer : {&q_, &mixed_}) buffer->resize(std::size_t(kChunk) * c_.q_columns());
+    gate_up_.resize(std::size_t(kChunk) * 2 * c_.intermediate);
+    product_.resize(std::size_t(kChunk) * c_.intermediate);
+    qkv_.resize(std::size_t(kChunk) * (c_.q_columns() + 2 * c_.kv_columns()));
+    mixed_.resize(std::size_t(kChunk) * c_.q_columns());
     logits_.resize(c_.vocab);
     scores_.resize(std::size_t(kChunk) * c_.heads * capacity);
   }
@@ -66,15 +72,12 @@ class CpuEngine : public Engine {
 
  private:
   struct LayerState {
-    q4::MatmulPlan q, k, v, o, gate, up, down;
+    Linear qkv, o, gate_up, down;
     std::vector<float> keys, values;  ///< of every position so far: [capacity, kv_columns]
   };
 
-  q4::MatmulPlan plan(const q4::QuantizedMatrix& matrix) const {
-    return {runtime_, matrix, {.max_m = kChunk, .activation = q4::DType::kF32}};
-  }
-  static void multiply(const q4::MatmulPlan& plan, const std::vector<float>& x, float* out, int m) {
-    plan.run({}, {x.data()}, {out}, m);
+  Linear linear(const Matrices& matrices) const {
+    return {runtime_, matrices, {.max_m = kChunk, .activation = q4::DType::kF32}};
   }
 
   /// Appends tokens to the text. Returns the likeliest next one, if it is wanted.
@@ -84,22 +87,20 @@ class CpuEngine : public Engine {
     for (std::size_t l = 0; l < layers_.size(); ++l) {
       const Layer& layer = model_.layers[l];
       LayerState& state = layers_[l];
-      float* const keys = state.keys.data() + std::int64_t(position_) * c_.kv_columns();
-      float* const values = state.values.data() + std::int64_t(position_) * c_.kv_columns();
       norm(layer.attention_norm, m);
-      multiply(state.q, normed_, q_.data(), m);
-      multiply(state.k, normed_, keys, m);
-      multiply(state.v, normed_, values, m);
-      attend(state, keys, m);
-      multiply(state.o, mixed_, added_.data(), m);
+      state.qkv.run({}, normed_.data(), qkv_.data(), m);
+      attend(state, m);
+      state.o.run({}, mixed_.data(), added_.data(), m);
       add(m);
       norm(layer.mlp_norm, m);
-      multiply(state.gate, normed_, gate_.data(), m);
-      multiply(state.up, normed_, up_.data(), m);
+      state.gate_up.run({}, normed_.data(), gate_up_.data(), m);
       threads_.ranges(std::int64_t(m) * c_.intermediate, 64, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) gate_[i] *= up_[i] / (1 + std::exp(-gate_[i]));
+        for (std::int64_t i = begin; i < end; ++i) {
+          const float* const gate = gate_up_.data() + i + i / c_.intermediate * c_.intermediate;
+          product_[i] = gate[0] / (1 + std::exp(-gate[0])) * gate[c_.intermediate];
+        }
       });
-      multiply(state.down, gate_, added_.data(), m);
+      state.down.run({}, product_.data(), added_.data(), m);
       add(m);
     }
     position_ += m;
@@ -115,15 +116,20 @@ class CpuEngine : public Engine {
   }
 
   /// mixed = softmax(q k^T / sqrt(head_dim)) v, a row for each of the m new tokens, which see themselves and all before.
-  void attend(const LayerState& state, float* new_keys, int m) {
-    const int dim = c_.head_dim, half = dim / 2, width = c_.kv_columns();
-    for (int i = 0; i < m; ++i)
-      for (int h = 0; h < c_.kv_heads; ++h) rope(new_keys + std::int64_t(i) * width + h * dim, angles(i), half);
+  void attend(LayerState& state, int m) {
+    const int dim = c_.head_dim, half = dim / 2, width = c_.kv_columns(), row_width = c_.q_columns() + 2 * width;
+    for (int i = 0; i < m; ++i) {
+      const float* const key = qkv_.data() + std::int64_t(i) * row_width + c_.q_columns();
+      const std::int64_t place = std::int64_t(position_ + i) * width;
+      std::copy_n(key, width, state.keys.data() + place);
+      std::copy_n(key + width, width, state.values.data() + place);
+      for (int h = 0; h < c_.kv_heads; ++h) rope(state.keys.data() + place + h * dim, angles(i), half);
+    }
     threads_.ranges(std::int64_t(m) * c_.heads, 1, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t task = begin; task < end; ++task) {
         const int i = static_cast<int>(task / c_.heads), h = static_cast<int>(task % c_.heads);
         const int kv = h / (c_.heads / c_.kv_heads) * dim, seen = position_ + i + 1;
-        float* const q = q_.data() + task * dim;
+        float* const q = qkv_.data() + std::int64_t(i) * row_width + h * dim;
         float* const out = mixed_.data() + task * dim;
         float* const score = scores_.data() + task * capacity_;
         rope(q, angles(i), half);
@@ -147,8 +153,8 @@ class CpuEngine : public Engine {
 
   int likeliest(const float* x) {
     rms_norm(x, model_.final_norm, c_.norm_epsilon, normed_.data());
-    if (head_)
-      multiply(head_, normed_, logits_.data(), 1);
+    if (!head_.empty())
+      head_.run({}, normed_.data(), logits_.data(), 1);
     else
       threads_.ranges(c_.vocab, 1, [&](std::int64_t begin, std::int64_t end) {
         std::vector<float> weights(c_.hidden);
@@ -168,8 +174,8 @@ class CpuEngine : public Engine {
   int position_ = 0;  ///< tokens read so far
   std::vector<float> rope_;
   std::vector<LayerState> layers_;
-  q4::MatmulPlan head_;
-  std::vector<float> x_, normed_, added_, q_, mixed_, gate_, up_, logits_, scores_;
+  const Linear head_;
+  std::vector<float> x_, normed_, added_, qkv_, mixed_, gate_up_, product_, logits_, scores_;
 };
 
 }  // namespace

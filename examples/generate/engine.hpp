@@ -10,6 +10,33 @@
 
 namespace generate {
 
+/// x times matrices whose columns stand side by side.
+class Linear {
+ public:
+  Linear(const q4::Runtime& runtime, const Matrices& matrices, const q4::PlanOptions& options)
+      : element_(static_cast<std::int64_t>(q4::size_of(options.activation))) {
+    for (const q4::QuantizedMatrix& matrix : matrices) {
+      plans_.emplace_back(runtime, matrix, options);
+      columns_.push_back(matrix.n());
+      width_ += matrix.n();
+    }
+  }
+  bool empty() const { return plans_.empty(); }
+  /// out [m, columns] = x [m, inputs] @ W. On a GPU a launch.
+  void run(q4::Stream stream, const void* x, void* out, std::int64_t m) const {
+    auto* place = static_cast<char*>(out);
+    for (std::size_t i = 0; i < plans_.size(); ++i) {
+      plans_[i].run(stream, {x}, {place, width_}, m);
+      place += columns_[i] * element_;
+    }
+  }
+
+ private:
+  std::vector<q4::MatmulPlan> plans_;
+  std::vector<std::int64_t> columns_;
+  std::int64_t width_ = 0, element_;
+};
+
 class Engine {
  public:
   virtual ~Engine() = default;

@@ -19,23 +19,27 @@ struct State {  // as the kernels have it
 class GpuEngine : public Engine {
  public:
   GpuEngine(const q4::Runtime& runtime, const Model& model, int capacity)
-      : runtime_(runtime), model_(model), c_(model.config), capacity_(capacity), cuda_(device(model).ordinal) {
+      : runtime_(runtime),
+        model_(model),
+        c_(model.config),
+        capacity_(capacity),
+        cuda_(device(model).ordinal),
+        quantized_head_(linear(model.quantized_head)) {
     const KernelSource source = kernel_source(c_);
     cuda_.load(compile(source.text, cuda_.capability(), source.options));
     add_norm_ = cuda_.function("add_norm"), store_ = cuda_.function("store"), attend_ = cuda_.function("attend");
     silu_mul_ = cuda_.function("silu_mul"), likeliest_ = cuda_.function("likeliest");
 
     embedding_ = upload_halves(model.embedding);
-    head_ = model.quantized_head                      ? nullptr
+    head_ = !model.quantized_head.empty()             ? nullptr
             : model.head.data == model.embedding.data ? embedding_
                                                       : upload_halves(model.head);
     final_norm_ = upload_floats(model.final_norm);
     rope_ = upload_floats(rope_table(c_, capacity));
     for (const Layer& layer : model.layers)
-      layers_.push_back({plan(layer.q), plan(layer.k), plan(layer.v), plan(layer.o), plan(layer.gate), plan(layer.up),
-                         plan(layer.down), upload_floats(layer.attention_norm), upload_floats(layer.mlp_norm),
+      layers_.push_back({linear(layer.qkv), linear(layer.o), linear(layer.gate_up), linear(layer.down),
+                         upload_floats(layer.attention_norm), upload_floats(layer.mlp_norm),
                          halves(2LL * capacity * c_.kv_columns())});
-    if (model.quantized_head) head_plan_ = plan(model.quantized_head);
     state_ = cuda_.allocate(sizeof(State));
     tokens_ = cuda_.allocate(sizeof(int) * (capacity + 1));
     std::tie(told_, told_device_) = cuda_.allocate_shared(sizeof(int) * (capacity + 1));
@@ -78,13 +82,13 @@ class GpuEngine : public Engine {
 
  private:
   struct LayerState {
-    q4::MatmulPlan q, k, v, o, gate, up, down;
+    Linear qkv, o, gate_up, down;
     void *attention_norm, *mlp_norm;
     void* cache;  ///< [2][kv_heads][capacity][head_dim]: keys and values
   };
 
   static q4::Device device(const Model& model) {
-    const q4::Device device = model.layers.at(0).q.device();
+    const q4::Device device = model.layers.at(0).o[0].device();
     if (device.kind != q4::BackendKind::kCuda)
       throw std::runtime_error("--device " + device.str() + ": the example runs on the CPU and on NVIDIA GPUs");
     if (model.config.head_dim % 32 != 0 || model.config.hidden % 8 != 0)
@@ -92,8 +96,8 @@ class GpuEngine : public Engine {
     return device;
   }
 
-  q4::MatmulPlan plan(const q4::QuantizedMatrix& matrix) const {
-    return {runtime_, matrix, {.max_m = kChunk, .overlap_previous = true}};
+  Linear linear(const Matrices& matrices) const {
+    return {runtime_, matrices, {.max_m = kChunk, .overlap_previous = true}};
   }
   void* halves(long long count) const { return cuda_.allocate(2 * count); }
   void* upload_floats(const std::vector<float>& values) const {
@@ -120,15 +124,11 @@ class GpuEngine : public Engine {
   void launch(void* kernel, unsigned x, unsigned y, unsigned z, unsigned threads, Arguments... arguments) const {
     cuda_.launch(kernel, x, y, z, threads, {static_cast<void*>(&arguments)...}, true);
   }
-  void multiply(const q4::MatmulPlan& plan, const void* x, void* out, int columns_before, int row_stride, int m) const {
-    plan.run({cuda_.stream()}, {x}, {static_cast<std::uint16_t*>(out) + columns_before, row_stride}, m);
-  }
-
   /// Launches all that reads m tokens at the text's position, and with `want_next` appends the likeliest next one.
   void read(int m, bool want_next) const {
     void* const none = nullptr;
-    const int q = c_.q_columns(), kv = c_.kv_columns(), width = q + 2 * kv, fresh = m == 1,
-              together = heads_together(c_);
+    const q4::Stream stream = {cuda_.stream()};
+    const int fresh = m == 1, together = heads_together(c_);
     void* added = nullptr;  // first the tokens' embeddings, from then on a layer's output
     const auto norm = [&](void* weight) {
       launch(add_norm_, m, 1, 1, 512, x_, added, added ? none : embedding_, tokens_, state_, weight, normed_);
@@ -136,25 +136,22 @@ class GpuEngine : public Engine {
     };
     for (const LayerState& layer : layers_) {
       norm(layer.attention_norm);
-      multiply(layer.q, normed_, qkv_, 0, width, m);
-      multiply(layer.k, normed_, qkv_, q, width, m);
-      multiply(layer.v, normed_, qkv_, q + kv, width, m);
+      layer.qkv.run(stream, normed_, qkv_, m);
       if (!fresh) launch(store_, m, c_.kv_heads, 1, 16, qkv_, layer.cache, rope_, state_, capacity_);
       launch(attend_, c_.kv_heads / together, kSplits, m, 256 * together, qkv_, layer.cache, rope_, state_, capacity_,
              fresh, partial_, arrived_, mixed_);
-      multiply(layer.o, mixed_, added_, 0, c_.hidden, m);
+      layer.o.run(stream, mixed_, added_, m);
       norm(layer.mlp_norm);
-      multiply(layer.gate, normed_, gate_up_, 0, 2 * c_.intermediate, m);
-      multiply(layer.up, normed_, gate_up_, c_.intermediate, 2 * c_.intermediate, m);
-      launch(silu_mul_, (c_.intermediate + 255) / 256, m, 1, 256, gate_up_, product_);
-      multiply(layer.down, product_, added_, 0, c_.hidden, m);
+      layer.gate_up.run(stream, normed_, gate_up_, m);
+      launch(silu_mul_, (c_.intermediate / 4 + 1023) / 1024, m, 1, 1024, gate_up_, product_);
+      layer.down.run(stream, product_, added_, m);
     }
     if (!want_next) return;
     norm(final_norm_);
     void* const last = static_cast<std::uint16_t*>(normed_) + static_cast<long long>(m - 1) * c_.hidden;
-    if (head_plan_) multiply(head_plan_, last, logits_, 0, c_.vocab, 1);
-    launch(likeliest_, kHeadBlocks, 1, 1, 256, head_, last, head_plan_ ? logits_ : none, state_, tokens_, told_device_,
-           m);
+    if (!quantized_head_.empty()) quantized_head_.run(stream, last, logits_, 1);
+    launch(likeliest_, kHeadBlocks, 1, 1, 256, head_, last, quantized_head_.empty() ? none : logits_, state_, tokens_,
+           told_device_, m);
   }
 
   const q4::Runtime runtime_;
@@ -165,7 +162,7 @@ class GpuEngine : public Engine {
   void *add_norm_, *store_, *attend_, *silu_mul_, *likeliest_;
   void *embedding_, *head_, *final_norm_, *rope_;
   std::vector<LayerState> layers_;
-  q4::MatmulPlan head_plan_;
+  const Linear quantized_head_;
   void *state_, *tokens_, *told_, *told_device_;
   void *x_, *normed_, *added_, *qkv_, *mixed_, *gate_up_, *product_, *logits_, *partial_, *arrived_;
   void *events_[2], *step_ = nullptr;

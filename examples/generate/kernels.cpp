@@ -16,7 +16,7 @@ typedef unsigned long long u64;
 constexpr int kGroup = HEADS / KV_HEADS;         // heads of queries that share one of keys and values
 constexpr int kPart = HEAD_DIM / 16;             // elements of a head in each of 16 lanes
 constexpr int kWidth = (HEADS + 2 * KV_HEADS) * HEAD_DIM;  // of a row of q, k and v
-static_assert(HEAD_DIM % 32 == 0 && HIDDEN % 8 == 0, "");
+static_assert(HEAD_DIM % 32 == 0 && HIDDEN % 8 == 0 && INTERMEDIATE % 8 == 0, "");
 
 struct State { int position; int blocks; u64 best; };  // of the text; of the output layer in this step
 
@@ -251,15 +251,19 @@ extern "C" __global__ void __launch_bounds__(256 * TOGETHER) attend(const u16* q
   }
 }
 
-// out = silu(gate) * up, of rows of gate and then up.
-extern "C" __global__ void __launch_bounds__(256) silu_mul(const u16* gate_up, u16* out) {
+// out = silu(gate) * up, of rows of gate and then up: 4 elements a thread, few blocks, as attend.
+extern "C" __global__ void __launch_bounds__(1024) silu_mul(const u16* gate_up, u16* out) {
   allow_next();
   wait_previous();
-  const int i = blockIdx.x * 256 + threadIdx.x;
-  if (i >= INTERMEDIATE) return;
-  const u16* const row = gate_up + (long long)blockIdx.y * 2 * INTERMEDIATE;
-  const float gate = to_float(row[i]);
-  out[(long long)blockIdx.y * INTERMEDIATE + i] = to_half(gate / (1 + __expf(-gate)) * to_float(row[INTERMEDIATE + i]));
+  const int i = blockIdx.x * 1024 + threadIdx.x;
+  if (i >= INTERMEDIATE / 4) return;
+  const uint2* const row = (const uint2*)(gate_up + (long long)blockIdx.y * 2 * INTERMEDIATE);
+  const uint2 gates = row[i], ups = row[INTERMEDIATE / 4 + i];
+  const auto pair = [](u32 gate, u32 up) {
+    const float a = to_float((u16)gate), b = to_float((u16)(gate >> 16));
+    return to_half(a / (1 + __expf(-a)) * to_float((u16)up)) | (u32)to_half(b / (1 + __expf(-b)) * to_float((u16)(up >> 16))) << 16;
+  };
+  ((uint2*)(out + (long long)blockIdx.y * INTERMEDIATE))[i] = make_uint2(pair(gates.x, ups.x), pair(gates.y, ups.y));
 }
 
 // The likeliest token of one row: the dense output layer head [VOCAB, HIDDEN], or `logits` where that was multiplied

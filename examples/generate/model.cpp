@@ -16,10 +16,13 @@ void must_be(const std::string& name, const q4::TensorView& tensor, std::int64_t
                              ", " + std::to_string(cols) + "]");
 }
 
-void must_be(const std::string& name, const q4::QuantizedMatrix& matrix, std::int64_t in, std::int64_t out) {
-  if (matrix.k() != in || matrix.n() != out)
-    throw std::runtime_error(name + " has " + std::to_string(matrix.k()) + " inputs and " + std::to_string(matrix.n()) +
-                             " outputs, and config.json wants " + std::to_string(in) + " and " + std::to_string(out));
+void must_be(const std::string& name, const Matrices& matrices, std::int64_t in, std::int64_t out) {
+  std::int64_t columns = 0;
+  for (const q4::QuantizedMatrix& matrix : matrices) columns += matrix.n();
+  if (matrices[0].k() != in || columns != out)
+    throw std::runtime_error(name + " has " + std::to_string(matrices[0].k()) + " inputs and " +
+                             std::to_string(columns) + " outputs, and config.json wants " + std::to_string(in) +
+                             " and " + std::to_string(out));
 }
 
 }  // namespace
@@ -29,9 +32,10 @@ Model load_model(const q4::Runtime& runtime, q4::Device device, const std::strin
   const Config& c = model.config = read_config(folder);
   model.files = q4::Checkpoint::open(folder);
 
-  const auto matrix = [&](const std::string& name, std::int64_t in, std::int64_t out) {
-    q4::QuantizedMatrix result = model.files.load(runtime, device, name);
-    must_be(name, result, in, out);
+  // q, k and v, and gate and up, are one matrix where the checkpoint allows it: fewer, larger products are faster.
+  const auto linear = [&](const std::vector<std::string>& names, std::int64_t in, std::int64_t out) {
+    Matrices result = model.files.load_together(runtime, device, names);
+    must_be(names[0], result, in, out);
     return result;
   };
   const auto norm = [&](const std::string& name) {
@@ -44,15 +48,14 @@ Model load_model(const q4::Runtime& runtime, q4::Device device, const std::strin
 
   for (int i = 0; i < c.layers; ++i) {
     const std::string layer = "model.layers." + std::to_string(i) + ".";
+    const std::string attention = layer + "self_attn.", mlp = layer + "mlp.";
     model.layers.push_back({.attention_norm = norm(layer + "input_layernorm"),
                             .mlp_norm = norm(layer + "post_attention_layernorm"),
-                            .q = matrix(layer + "self_attn.q_proj", c.hidden, c.q_columns()),
-                            .k = matrix(layer + "self_attn.k_proj", c.hidden, c.kv_columns()),
-                            .v = matrix(layer + "self_attn.v_proj", c.hidden, c.kv_columns()),
-                            .o = matrix(layer + "self_attn.o_proj", c.q_columns(), c.hidden),
-                            .gate = matrix(layer + "mlp.gate_proj", c.hidden, c.intermediate),
-                            .up = matrix(layer + "mlp.up_proj", c.hidden, c.intermediate),
-                            .down = matrix(layer + "mlp.down_proj", c.intermediate, c.hidden)});
+                            .qkv = linear({attention + "q_proj", attention + "k_proj", attention + "v_proj"}, c.hidden,
+                                          c.q_columns() + 2 * c.kv_columns()),
+                            .o = linear({attention + "o_proj"}, c.q_columns(), c.hidden),
+                            .gate_up = linear({mlp + "gate_proj", mlp + "up_proj"}, c.hidden, 2 * c.intermediate),
+                            .down = linear({mlp + "down_proj"}, c.intermediate, c.hidden)});
   }
   model.final_norm = norm("model.norm");
   model.embedding = model.files.tensor("model.embed_tokens.weight");
@@ -60,7 +63,7 @@ Model load_model(const q4::Runtime& runtime, q4::Device device, const std::strin
   bool quantized = false;
   for (const q4::MatrixEntry& entry : model.files.matrices()) quantized |= entry.name == "lm_head";
   if (quantized)
-    model.quantized_head = matrix("lm_head", c.hidden, c.vocab);
+    model.quantized_head = linear({"lm_head"}, c.hidden, c.vocab);
   else
     model.head = c.tied_head ? model.embedding : model.files.tensor("lm_head.weight");
   if (!quantized) must_be("lm_head.weight", model.head, c.vocab, c.hidden);
@@ -68,10 +71,13 @@ Model load_model(const q4::Runtime& runtime, q4::Device device, const std::strin
 }
 
 std::size_t Model::bytes_per_token() const {
-  std::size_t bytes = quantized_head ? quantized_head.bytes() : head.rows * head.cols * q4::size_of(head.dtype);
+  std::size_t bytes = head.rows * head.cols * q4::size_of(head.dtype);
+  const auto add = [&bytes](const Matrices& matrices) {
+    for (const q4::QuantizedMatrix& matrix : matrices) bytes += matrix.bytes();
+  };
+  add(quantized_head);
   for (const Layer& layer : layers)
-    for (const auto* matrix : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
-      bytes += matrix->bytes();
+    for (const Matrices* matrices : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) add(*matrices);
   return bytes;
 }
 

@@ -9,9 +9,12 @@
 
 namespace generate {
 
+/// Matrices of one input, whose columns stand side by side: one, where they could be loaded as one.
+using Matrices = std::vector<q4::QuantizedMatrix>;
+
 struct Layer {
   std::vector<float> attention_norm, mlp_norm;  ///< [hidden]
-  q4::QuantizedMatrix q, k, v, o, gate, up, down;
+  Matrices qkv, o, gate_up, down;
 };
 
 struct Model {
@@ -21,7 +24,7 @@ struct Model {
   std::vector<float> final_norm;
   q4::TensorView embedding;  ///< [vocab, hidden]
   q4::TensorView head;       ///< the same, [vocab, hidden]; without data where the output layer is quantized
-  q4::QuantizedMatrix quantized_head;
+  Matrices quantized_head;   ///< empty where it is not
 
   /// Bytes that a step of one token reads.
   std::size_t bytes_per_token() const;

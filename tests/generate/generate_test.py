@@ -143,7 +143,7 @@ def check_errors() -> None:
         assert text in error, error
     config = json.loads((folder / "config.json").read_text())
     for field, value, text in (("model_type", "gpt2", '"gpt2" is not supported'), ("hidden_size", 72, "wants floats"),
-                               ("intermediate_size", 96, "config.json wants 64 and 96"), ("num_hidden_layers", "x", "config.json")):
+                               ("intermediate_size", 96, "config.json wants 64 and 192"), ("num_hidden_layers", "x", "config.json")):
         (folder / "config.json").write_text(json.dumps(config | {field: value}))
         error = run(folder, "--prompt-ids", "1", "--ids", expect=1).stderr.decode()
         assert text in error, error
