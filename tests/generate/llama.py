@@ -84,10 +84,11 @@ class Shape:
     llama3_rope: bool = False
     bf16: bool = False
     positions: int = 512
+    alike: bool = False  # every layer has the weights of the first, in bytes of its own: made in less time
 
 
 LLAMA_3_8B = Shape(layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8, head_dim=128, vocab=128256, group=128,
-                   act_order=False, tied=False, llama3_rope=True, positions=8192)
+                   act_order=False, tied=False, llama3_rope=True, positions=8192, alike=True)
 
 
 def config_of(s: Shape) -> dict:
@@ -125,7 +126,9 @@ def make(folder: pathlib.Path, s: Shape, seed: int = 1) -> None:
     table("model.embed_tokens.weight")
     for i in range(s.layers):
         for name, (k, n) in linears(s).items():
-            for part, tensor in random_gptq(rng, k, n, s.group, s.act_order, k**-0.5).items():
+            first = {part: tensors.get(f"model.layers.0.{name}.{part}") for part in ("qweight", "qzeros", "scales", "g_idx")}
+            made = first if s.alike and i > 0 else random_gptq(rng, k, n, s.group, s.act_order, k**-0.5)
+            for part, tensor in made.items():
                 tensors[f"model.layers.{i}.{name}.{part}"] = tensor
         for name in "input_layernorm", "post_attention_layernorm":
             tensors[f"model.layers.{i}.{name}.weight"] = dense(rng.uniform(0.5, 1.5, s.hidden))
