@@ -19,7 +19,7 @@ install(FILES ${PROJECT_BINARY_DIR}/q4.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pk
 
 set(q4_programs)
 if(Q4_BUILD_TOOLS)
-  set(q4_programs q4-info q4-verify q4-autotune q4-bench q4-cache q4-hip-compile)
+  set(q4_programs q4-info q4-verify q4-autotune q4-bench q4-cache q4-convert q4-hip-compile)
   install(TARGETS ${q4_programs} RUNTIME)
 endif()
 add_custom_target(q4-installed DEPENDS q4 ${q4_programs})  # all that installing needs, without the tests

@@ -23,7 +23,7 @@ using test::Sandbox;
 using test::TempFolder;
 using Json = nlohmann::json;
 
-const std::string kTools[] = {"q4-info", "q4-verify", "q4-autotune", "q4-bench", "q4-cache"};
+const std::string kTools[] = {"q4-info", "q4-verify", "q4-autotune", "q4-bench", "q4-cache", "q4-convert"};
 
 TEST_CASE("tools: output that cannot be written is an error, whatever wrote it") {
   if (!std::filesystem::exists("/dev/full")) return test::skip("no /dev/full here");

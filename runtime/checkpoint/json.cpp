@@ -96,6 +96,10 @@ Json parse_json(std::string_view text, const std::string& path) {
 }
 
 std::string without_nonfinite(std::string_view text) {
+  return replace_nonfinite(text, [](std::string_view) { return std::string("null"); });
+}
+
+std::string replace_nonfinite(std::string_view text, const std::function<std::string(std::string_view)>& replacement) {
   std::string result;
   bool in_string = false;
   for (std::size_t at = 0; at < text.size();) {
@@ -112,7 +116,7 @@ std::string without_nonfinite(std::string_view text) {
       }
     }
     if (skip != 0) {
-      result += "null";
+      result += replacement(text.substr(at, skip));
       at += skip;
     } else {
       result += text[at++];

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -17,7 +18,10 @@ std::string read_text(const std::string& path, std::size_t limit);
 /// kCorrupt.
 Json parse_json(std::string_view text, const std::string& path);
 
-/// Python's json module writes NaN and Infinity, which JSON has not: each such bare word becomes null.
+/// Python's json module writes NaN and Infinity, which JSON has not: each such bare word (also "-Infinity") becomes what
+/// `replacement` gives for it.
+std::string replace_nonfinite(std::string_view text, const std::function<std::string(std::string_view)>& replacement);
+/// The same with null for all.
 std::string without_nonfinite(std::string_view text);
 
 }  // namespace q4::checkpoint
