@@ -23,6 +23,6 @@ if(Q4_BUILD_TOOLS)
   install(TARGETS ${q4_programs} RUNTIME)
 endif()
 add_custom_target(q4-installed DEPENDS q4 ${q4_programs})  # all that installing needs, without the tests
-file(GLOB q4_data CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/share/q4/*.csv)
+file(GLOB q4_data CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/share/q4/*.csv ${PROJECT_SOURCE_DIR}/share/q4/*.json)
 install(FILES ${q4_data} DESTINATION ${CMAKE_INSTALL_DATADIR}/q4)
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})

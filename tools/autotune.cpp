@@ -141,9 +141,6 @@ int main(int argc, char** argv) {
       ->check(
           [](const std::string& p) { return p == "cold" || p == "warm" ? "" : "\"" + p + "\": must be cold or warm"; })
       ->type_name("P");
-  tool.app->add_option("--tp", request.tensor_parallel, "tune the slices of a rank of so many")
-      ->check(CLI::Range(1, 64))
-      ->type_name("N");
   tool.app
       ->add_option_function<std::string>(
           "--shard", [&](const std::string& s) { request.shard = Shard::parse(s); },

@@ -6,11 +6,13 @@
 #include <filesystem>
 #include <q4/q4.hpp>
 
+#include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
 #include "runtime/tuning_format.hpp"
 #include "runtime/tuning_key.hpp"
 #include "tools/common/checkpoint_summary.hpp"
 #include "tools/common/common.hpp"
+#include "tools/common/model_config.hpp"
 #include "tools/common/tool.hpp"
 
 namespace {
@@ -21,6 +23,7 @@ using namespace q4::tools;
 constexpr const char* kExamples =
     "  q4-info                     what is here, what is missing and the remedy\n"
     "  q4-info models/llama-3-8b-gptq   format, groups, shapes, and what would not load and why\n"
+    "  q4-info --config models/llama-3-8b/config.json --tp 2   what a rank multiplies by\n"
     "  q4-info --json | jq .devices[0].arch\n"
     "  Q4_LOG=debug q4-info        with the library's own messages\n";
 
@@ -198,6 +201,28 @@ int print_summary(const Tool& tool, const std::string& checkpoint) {
   return 0;
 }
 
+/// The linear layers of a config.json, as a rank has them.
+int print_matmuls(const Tool& tool, const std::string& path, const ModelShapeOptions& options) {
+  const ModelShapes shapes = read_input([&] { return model_shapes(read_config_file(path), path, options); });
+  Table table({"layer", "k", "n", "bias", "matrices"});
+  Json list = Json::array();
+  for (const ModelMatmul& m : shapes.matmuls) {
+    table.add({m.label, std::to_string(m.k), std::to_string(m.n), m.bias ? "yes" : "no", std::to_string(m.count)});
+    list.push_back(
+        {{"layer", m.label}, {"k", m.k}, {"n", m.n}, {"bias", m.bias}, {"expert", m.expert}, {"count", m.count}});
+  }
+  const Json group = shapes.group_size ? Json(*shapes.group_size) : Json();
+  const Json act_order = shapes.act_order ? Json(*shapes.act_order) : Json();
+  const Json all = {{"model_type", shapes.type}, {"group_size", group}, {"act_order", act_order}, {"matmuls", list}};
+  if (tool.json)
+    fmt::print("{}\n", all.dump(2));
+  else
+    fmt::print("model_type {}, group size {}, act-order {}\n{}", shapes.type,
+               group.is_null() ? "not said" : group.dump(), act_order.is_null() ? "not said" : act_order.dump(),
+               table.str());
+  return kDone;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -205,6 +230,22 @@ int main(int argc, char** argv) {
             kExamples);
   std::string checkpoint;
   tool.app->add_option("CHECKPOINT", checkpoint, "a model's folder or .safetensors file: says what it is instead");
+  std::string config;
+  ModelShapeOptions options;
+  bool separate = false;
+  auto* const of_config =
+      tool.app->add_option("--config", config, "lists the linear layers of a Hugging Face config.json");
+  of_config->type_name("FILE");
+  tool.app->add_option("--tp", options.tensor_parallel, "of --config: the slices of a rank of so many")
+      ->needs(of_config)
+      ->check(CLI::Range(1, 64))
+      ->type_name("N");
+  tool.app->add_flag("--separate", separate, "of --config: q, k, v, gate and up each alone")->needs(of_config);
   tool.add_json("print one JSON object");
-  return tool.run(argc, argv, [&] { return checkpoint.empty() ? info(tool) : print_summary(tool, checkpoint); });
+  return tool.run(argc, argv, [&] {
+    check(config.empty() || checkpoint.empty(), "CHECKPOINT and --config exclude each other");
+    options.fused = !separate;
+    if (!config.empty()) return print_matmuls(tool, config, options);
+    return checkpoint.empty() ? info(tool) : print_summary(tool, checkpoint);
+  });
 }

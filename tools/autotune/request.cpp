@@ -28,13 +28,14 @@ std::vector<autotune::TunedShape> requested_shapes(const TuningRequest& request)
   std::set<std::tuple<std::int64_t, std::int64_t, std::int64_t, bool, DType>> seen;
   std::vector<RecordedShape> wanted;
   if (auto recorded = request.shapes.recording())
-    wanted = std::move(*recorded);
+    for (const RecordedShape& shape : *recorded)
+      wanted.push_back({tensor_parallel(shape.problem, request.shapes.tensor_parallel), shape.activation});
   else
     for (const autotune::Problem& p : request.shapes.resolve("llama-3-8b")) wanted.push_back({p, request.activation});
   std::vector<autotune::TunedShape> shapes;
   for (const RecordedShape& shape : wanted) {
     autotune::TunedShape row;
-    row.problem = tensor_parallel(shape.problem, request.tensor_parallel);
+    row.problem = shape.problem;
     row.activation = shape.activation;
     const auto& p = row.problem;
     if (!seen.insert({p.k, p.n, p.group, p.act_order, row.activation}).second) continue;

@@ -17,7 +17,6 @@ struct TuningRequest {
   std::string policy = "cold", out, report;
   double budget = 60, shape_budget = 0;  ///< seconds, 0: unlimited
   double launch_s = 30;                  ///< a tactic that does not answer for so long is quarantined
-  int tensor_parallel = 1;
   Shard shard;
   bool again = false, exhaustive = false;
 };

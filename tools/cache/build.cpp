@@ -18,19 +18,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-/// With and without bias, as the checkpoint's matrices are; else what --bias says.
-std::vector<bool> biases(const CacheToolOptions& options) {
-  if (options.shapes.checkpoint.empty()) return {options.cross.bias};
-  const Checkpoint checkpoint = read_input([&] { return Checkpoint::open(options.shapes.checkpoint); });
-  bool with = false, without = false;
-  for (const MatrixEntry& entry : checkpoint.matrices())
-    if (entry.unsupported.empty()) (entry.has_bias ? with : without) = true;
-  std::vector<bool> all;
-  if (without) all.push_back(false);
-  if (with) all.push_back(true);
-  return all;
-}
-
 /// How far a build is: by shapes, and by kernels within one. Kernels are told by the threads that compile them.
 class BuildProgress {
  public:
@@ -107,7 +94,7 @@ int build_kernels(const Tool& tool, const CacheToolOptions& given) {
   for (const auto& file : options.tuning) read_input([&] { tuning.load(file); }), options.cross.tuning = &tuning;
   const auto targets = parse_targets(options.target);
   const auto shapes = options.shapes.resolve("llama-3-8b");
-  const auto bias_variants = biases(options);
+  const auto bias_variants = options.shapes.biases(options.cross.bias);
   check(options.cross.activation != DType::kF32, "--activation = fp32 is for the CPU, which compiles nothing");
   if (options.folder.empty()) fail(ErrorCode::kIo, "--cache-dir: there is no cache folder; name one");
   if (const auto problem = cache::prepare_folder(options.folder); !problem.empty())
@@ -167,11 +154,15 @@ int warm_up(const Tool& tool, const CacheToolOptions& given) {
       progress.update(static_cast<double>(done) / static_cast<double>(total), event.kernel);
     };
     if (!given.shapes.checkpoint.empty()) {
+      check(given.shapes.tensor_parallel == 1,
+            "--tp {}: of --checkpoint whole matrices are warmed up; give the model's config.json with --config",
+            given.shapes.tensor_parallel);
       report = runtime.warmup(read_input([&] { return Checkpoint::open(given.shapes.checkpoint); }), options);
     } else {
       std::vector<WarmupShape> shapes;
       for (const auto& p : given.shapes.resolve("llama-3-8b"))
-        shapes.push_back({p.k, p.n, p.group, p.act_order, given.cross.bias, false, given.cross.in_place});
+        for (const bool bias : given.shapes.biases(given.cross.bias))
+          shapes.push_back({p.k, p.n, p.group, p.act_order, bias, false, given.cross.in_place});
       report = runtime.warmup(shapes, options);
     }
   }

@@ -14,10 +14,12 @@
 #include "tools/common/common.hpp"
 #include "tools/common/csv.hpp"
 #include "tools/common/exit.hpp"
+#include "tools/common/slices.hpp"
 
 namespace q4::tools {
 
-extern const char* const kShapesCsv;  // share/q4/shapes.csv, embedded by tools/CMakeLists.txt
+extern const char* const kShapesCsv;   // share/q4/shapes.csv, embedded by tools/CMakeLists.txt
+extern const char* const kModelsJson;  // share/q4/models.json, likewise
 
 namespace {
 
@@ -78,10 +80,19 @@ std::vector<std::string> model_names() {
     const std::string name = p.label.substr(0, p.label.find(' '));
     if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
   }
+  for (const auto& [name, config] : Json::parse(kModelsJson).items()) names.push_back(name);
   return names;
 }
 
-std::vector<Problem> model_shapes(const std::string& model) {
+namespace {
+
+/// The config.json of a model of models.json; empty: it is not in it.
+std::string model_config(const std::string& model) {
+  const Json all = Json::parse(kModelsJson);
+  return all.contains(model) ? all[model].dump() : std::string();
+}
+
+std::vector<Problem> listed_shapes(const std::string& model) {
   std::vector<Problem> shapes;
   for (Problem& p : csv_shapes(kShapesCsv, "shapes.csv", 128, false)) {
     const auto space = p.label.find(' ');
@@ -90,9 +101,27 @@ std::vector<Problem> model_shapes(const std::string& model) {
     shapes.push_back(p);
   }
   if (shapes.empty())
-    fail(ErrorCode::kNotFound, "--model = {}: unknown; there are {}; other shapes: --shapes FILE.csv, --checkpoint DIR",
+    fail(ErrorCode::kNotFound,
+         "--model = {}: unknown; there are {}; other shapes: --config config.json, --shapes FILE.csv, --checkpoint DIR",
          model, fmt::join(model_names(), ", "));
   return shapes;
+}
+
+/// Of a config.json, in the groups that it says, unless the command line says others.
+std::vector<Problem> config_shapes(const std::string& text, const std::string& where, const ShapeOptions& options) {
+  const ModelShapes model = model_shapes(text, where, {!options.separate, options.tensor_parallel});
+  const std::int64_t group = options.group_given ? options.group : model.group_size.value_or(options.group);
+  const bool act_order = options.act_order_given ? options.act_order : model.act_order.value_or(options.act_order);
+  std::vector<Problem> shapes;
+  for (const ModelMatmul& m : model.matmuls) shapes.push_back(checked({m.label, m.k, m.n, group, act_order}, where));
+  return shapes;
+}
+
+}  // namespace
+
+std::vector<Problem> model_shapes(const std::string& model) {
+  const std::string config = model_config(model);
+  return config.empty() ? listed_shapes(model) : config_shapes(config, "--model = " + model, {});
 }
 
 std::vector<RecordedShape> recorded_shapes(const std::string& text, const std::string& name) {
@@ -133,6 +162,7 @@ Problem parse_shape(const std::string& text) {
 void ShapeOptions::add_to(CLI::App& app, const std::string& default_note) {
   auto* of_model =
       app.add_option("--model", model, fmt::format("{} (default: {})", fmt::join(model_names(), ", "), default_note));
+  auto* of_config = app.add_option("--config", config, "every linear layer of a Hugging Face config.json");
   auto* of_csv =
       app.add_option("--shapes", csv_file,
                      "CSV with the columns k,n and perhaps model,layer,group,act_order; or a record of untuned shapes");
@@ -140,30 +170,67 @@ void ShapeOptions::add_to(CLI::App& app, const std::string& default_note) {
       app.add_option("--checkpoint", checkpoint, "every quantized matrix's shape of a safetensors folder");
   auto* of_shape = app.add_option("--shape", shape, "one shape, KxN, such as 4096x28672");
   of_model->type_name("NAME"), of_csv->type_name("FILE"), of_checkpoint->type_name("DIR"), of_shape->type_name("KxN");
-  app.callback([&app] {  // CLI11's own excludes() would fill the help with every pair
-    const auto given = app.count("--model") + app.count("--shapes") + app.count("--checkpoint") + app.count("--shape");
-    check(given <= 1, "--model, --shapes, --checkpoint and --shape exclude each other; {} were given", given);
-    check(app.count("--checkpoint") == 0 || app.count("--group") + app.count("--act-order") == 0,
+  of_config->type_name("FILE");
+  app.callback([this, &app] {  // CLI11's own excludes() would fill the help with every pair
+    int given = 0;
+    for (const char* option : {"--model", "--config", "--shapes", "--checkpoint", "--shape"})
+      given += app.count(option) > 0;
+    check(given <= 1, "--model, --config, --shapes, --checkpoint and --shape exclude each other; {} were given", given);
+    group_given = app.count("--group") > 0, act_order_given = app.count("--act-order") > 0;
+    check(app.count("--checkpoint") == 0 || !(group_given || act_order_given),
           "--group and --act-order are not for --checkpoint, whose matrices say them");
+    check(!separate || !config.empty() || !model_config(model).empty(),
+          "--separate is for --config and for a --model whose config is known; other shapes are taken as they are");
   });
   app.add_option("--group", group, "rows of a quantization group, -1: one group (not for --checkpoint)")
       ->type_name("G")
       ->capture_default_str();
   app.add_flag("--act-order", act_order, "rows in a random group order, as desc_act checkpoints have");
+  app.add_flag("--separate", separate, "q, k, v, gate and up each alone (of --config and --model)");
+  app.add_option("--tp", tensor_parallel, "the slices of a rank of so many")->check(CLI::Range(1, 64))->type_name("N");
+}
+
+std::vector<bool> ShapeOptions::biases(bool otherwise) const {
+  bool with = false, without = false;
+  if (!checkpoint.empty()) {
+    const Checkpoint opened = read_input([&] { return Checkpoint::open(checkpoint); });
+    for (const MatrixEntry& entry : opened.matrices())
+      if (entry.unsupported.empty()) (entry.has_bias ? with : without) = true;
+  } else if (const std::string known = model_config(model); !config.empty() || !known.empty()) {
+    const auto shapes = read_input([&] {
+      return tools::model_shapes(config.empty() ? known : read_config_file(config), config.empty() ? model : config,
+                                 {!separate, tensor_parallel});
+    });
+    for (const ModelMatmul& m : shapes.matmuls) (m.bias ? with : without) = true;
+  } else {
+    return {otherwise};
+  }
+  std::vector<bool> variants;
+  if (without || !with) variants.push_back(false);
+  if (with) variants.push_back(true);
+  return variants;
 }
 
 std::vector<Problem> ShapeOptions::resolve(const std::string& default_model) const {
+  const std::string chosen = model.empty() ? default_model : model, known = model_config(chosen);
   std::vector<Problem> shapes;
-  if (!checkpoint.empty()) {
+  if (!config.empty()) {
+    shapes = read_input([&] { return config_shapes(read_config_file(config), config, *this); });
+  } else if (!checkpoint.empty()) {
     shapes = read_input([&] { return checkpoint_shapes(checkpoint); });
   } else if (const auto recorded = recording()) {
     for (const RecordedShape& shape : *recorded) shapes.push_back(shape.problem);
   } else if (!csv_file.empty()) {
     shapes = read_input([&] { return of_csv(Csv::read(csv_file, {"k", "n"}), group, act_order); });
+  } else if (shape.empty() && !known.empty()) {
+    shapes = config_shapes(known, "--model = " + chosen, *this);
   } else {
-    shapes = shape.empty() ? model_shapes(model.empty() ? default_model : model) : std::vector{parse_shape(shape)};
+    shapes = shape.empty() ? listed_shapes(chosen) : std::vector{parse_shape(shape)};
     for (Problem& p : shapes) p.group = group, p.act_order = act_order, p = checked(p, "--group");
   }
+  const bool divided = !config.empty() || (shape.empty() && csv_file.empty() && checkpoint.empty() && !known.empty());
+  if (!divided)
+    for (Problem& p : shapes) p = q4::tools::tensor_parallel(p, tensor_parallel);
   std::vector<Problem> unique;
   for (const Problem& p : shapes) {
     const bool seen = std::any_of(unique.begin(), unique.end(), [&](const Problem& u) {
