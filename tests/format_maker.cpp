@@ -51,9 +51,11 @@ void append(std::vector<T>& to, const std::vector<T>& from) {
   to.insert(to.end(), from.begin(), from.end());
 }
 
-/// GPTQ in words of any size: along k for codes, along n for zeros.
+/// GPTQ in words of any size: along k for codes, along n for zeros. `borrow`: 1 is subtracted from the zeros of a word at
+/// once, as GPTQModel does for v1.
 template <class Word>
-std::vector<FileTensor> gptq_words(const std::string& p, const Numbers& w, const char* dtype, int offset) {
+std::vector<FileTensor> gptq_words(const std::string& p, const Numbers& w, const char* dtype, int offset,
+                                   bool borrow = false) {
   constexpr std::int64_t kPer = sizeof(Word) * 2;
   std::vector<Word> codes, zeros;
   for (std::int64_t row = 0; row < kK / kPer; ++row)
@@ -61,6 +63,8 @@ std::vector<FileTensor> gptq_words(const std::string& p, const Numbers& w, const
       append(codes, packed<Word>(kPer, [&](std::int64_t i) { return w.code(row * kPer + i, c); }));
   for (std::int64_t g = 0; g < w.plain.groups; ++g)
     append(zeros, packed<Word>(kN, [&](std::int64_t c) { return w.zero(g, c) + offset; }));
+  if (borrow)
+    for (Word& word : zeros) word = static_cast<Word>(word - static_cast<Word>(0x1111111111111111u));
   std::vector<FileTensor> tensors = {tensor(p + ".qweight", dtype, {kK / kPer, kN}, codes),
                                      tensor(p + ".qzeros", dtype, {w.plain.groups, kN / kPer}, zeros),
                                      tensor(p + ".scales", "F16", {w.plain.groups, kN}, w.scales)};
@@ -269,6 +273,12 @@ std::vector<MadeFormat> made_formats(const std::string& p) {
        compressed(p, g1, true, "F16"), g1.plain, kCt},
       {"compressed-tensors actorder", llm(R"("strategy":"group","group_size":32,"symmetric":false,"actorder":"group")"),
        compressed(p, o, false, "F16"), o.plain, kCt, true},
+      {"GPTQModel v1 asymmetric",
+       gptq(R"(,"checkpoint_format":"gptq","sym":false,"meta":{"quantizer":["gptqmodel:7.7.0"]})"),
+       gptq_words<std::uint32_t>(p, w, "I32", 0, true), w.plain, "GPTQ"},
+      {"GPTQModel v1 asymmetric int16",
+       gptq(R"(,"checkpoint_format":"gptq","sym":false,"pack_dtype":"int16","meta":{"quantizer":"gptqmodel:7.7.0"})"),
+       gptq_words<std::uint16_t>(p, o, "I16", 0, true), o.plain, kWords, true},
   };
 }
 

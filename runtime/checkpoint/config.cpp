@@ -187,6 +187,17 @@ std::string read_tool(const Fields& fields) {
   return tool;
 }
 
+/// Whether GPTQModel is among meta.quantizer: "gptqmodel:7.7.0", or a list of such.
+bool by_gptqmodel(const Fields& fields) {
+  const Json* const meta = fields.find({"meta"});
+  if (meta == nullptr || !meta->is_object() || !meta->contains("quantizer")) return false;
+  const Json& quantizer = meta->at("quantizer");
+  const auto named = [](const Json& one) {
+    return one.is_string() && lower(one.get<std::string>()).rfind("gptqmodel", 0) == 0;
+  };
+  return named(quantizer) || (quantizer.is_array() && std::any_of(quantizer.begin(), quantizer.end(), named));
+}
+
 ClaimedConfig parse_fields(const Fields& fields) {
   ClaimedConfig config;
   config.path = fields.path;
@@ -197,6 +208,7 @@ ClaimedConfig parse_fields(const Fields& fields) {
   config.desc_act = fields.boolean({"desc_act"});
   config.sym = fields.boolean({"sym"});
   if (const auto zero_point = fields.boolean({"zero_point"}); zero_point && !config.sym) config.sym = !*zero_point;
+  config.borrows = by_gptqmodel(fields) && config.zeros == ZeroFormat::kV1 && !config.sym.value_or(true);
   read_dynamic(fields, config);
   read_extra_config(fields, config);
   read_config_groups(fields, config);
@@ -259,6 +271,7 @@ ClaimedConfig merge(ClaimedConfig first, const ClaimedConfig& second) {
   merge_field<std::int64_t>("group_size", first.group_size, second.group_size, first, second, number);
   if (!first.desc_act) first.desc_act = second.desc_act;
   if (!first.sym) first.sym = second.sym;
+  first.borrows |= second.borrows;
   if (first.tool.empty()) first.tool = second.tool;
   if (first.rules.empty()) first.rules = second.rules;
   first.path += " and " + second.path;

@@ -28,6 +28,9 @@ struct ClaimedConfig {
   std::string tool;  ///< quant_method, and the version that the tool says
   std::optional<Packing> packing;
   std::optional<ZeroFormat> zeros;  ///< kV1 or kV2
+  /// v1 zeros were made by subtracting 1 from each nibble of a whole word at once, as GPTQModel does (its
+  /// convert_gptq_v2_to_v1_format_module): a zero of 0 borrows from the column after it.
+  bool borrows = false;
   std::optional<std::int64_t> bits, group_size;
   std::optional<bool> desc_act, sym;
   std::vector<ModuleRule> rules;  ///< the first that matches counts

@@ -8,8 +8,8 @@ namespace q4::checkpoint {
 
 const std::vector<const Reader*>& readers() {
   static const std::vector<const Reader*> list = {
-      &compressed_tensors_reader(), &marlin_reader(),   &awq_gemv_fast_reader(), &awq_gemv_reader(),
-      &gptq_words_reader(),         &awq_gemm_reader(), &gptq_reader()};
+      &compressed_tensors_reader(), &marlin_reader(),      &awq_gemv_fast_reader(), &awq_gemv_reader(),
+      &gptq_words_reader(),         &gptq_borrow_reader(), &awq_gemm_reader(),      &gptq_reader()};
   return list;
 }
 

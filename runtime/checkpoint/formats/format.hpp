@@ -27,6 +27,7 @@ struct Matrix {
   Located codes, zeros, scales;      ///< zeros.tensor is null where every zero is 8 and none is stored
   Located g_idx, bias, shape, meta;  ///< tensor is null when absent
   ZeroFormat zero_format = ZeroFormat::kAuto;
+  bool borrows = false;  ///< ClaimedConfig::borrows, for packings that share a reader
 
   std::string name(std::string_view part) const { return entry.name + "." + std::string(part); }
 };
@@ -69,6 +70,7 @@ const Reader& awq_gemv_reader();
 const Reader& awq_gemv_fast_reader();
 const Reader& marlin_reader();
 const Reader& gptq_words_reader();
+const Reader& gptq_borrow_reader();
 const Reader& compressed_tensors_reader();
 
 // ---- what readers share -------------------------------------------------------------------------------------------
@@ -91,6 +93,8 @@ void need_type(const Located& at, const std::string& name, std::initializer_list
 void need_shape(const Located& at, const std::string& name, const std::vector<std::int64_t>& shape,
                 const Matrix& matrix);
 
+/// Finds the tensors beside a qweight of 32-bit words, GPTQ's or AWQ gemm's, and sets the entry.
+void describe_plain(const FileSet& files, Matrix& matrix, const ClaimedConfig& claimed);
 /// 4 bits, n a multiple of 8, no more groups than rows; g_idx and bias where they are; the group size. The entry has k,
 /// n, groups and bits.
 void finish(Matrix& matrix, const ClaimedConfig& claimed);

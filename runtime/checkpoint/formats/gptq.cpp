@@ -59,6 +59,8 @@ bool is_gptq(const Matrix& matrix, const ClaimedConfig& claimed) {
   return gptq;
 }
 
+}  // namespace
+
 void describe_plain(const FileSet& files, Matrix& matrix, const ClaimedConfig& claimed) {
   MatrixEntry& entry = matrix.entry;
   collect(files, matrix);
@@ -80,6 +82,8 @@ void describe_plain(const FileSet& files, Matrix& matrix, const ClaimedConfig& c
   matrix.zero_format = !gptq || claimed.zeros == ZeroFormat::kV2 ? ZeroFormat::kV2 : ZeroFormat::kAuto;
   finish(matrix, claimed);
 }
+
+namespace {
 
 class Gptq : public Reader {
  public:

@@ -15,6 +15,18 @@ std::int64_t word_bits(const std::string& dtype) {
   return 0;
 }
 
+/// Adds 1 to each nibble of little-endian words, a word at a time, so that carries stay within words: undoes what
+/// gptq_borrow.cpp tells of.
+void add_ones(std::vector<std::uint8_t>& words, std::int64_t word_bytes) {
+  int carry = 0;
+  for (std::size_t at = 0; at < words.size(); ++at) {
+    if (at % static_cast<std::size_t>(word_bytes) == 0) carry = 0;
+    const int sum = words[at] + 0x11 + carry;
+    words[at] = static_cast<std::uint8_t>(sum);
+    carry = sum >> 8;
+  }
+}
+
 class GptqWords : public Reader {
  public:
   const char* name() const override { return "GPTQ in 8, 16 or 64-bit words"; }
@@ -53,7 +65,8 @@ class GptqWords : public Reader {
       need_shape(matrix.zeros, matrix.name("qzeros"), {entry.groups, (entry.n * 4 + bits - 1) / bits}, matrix);
     }
     if (matrix.zeros.tensor == nullptr) need_symmetric(matrix, matrix.name("qzeros"), claimed);
-    matrix.zero_format = claimed.zeros == ZeroFormat::kV2 ? ZeroFormat::kV2 : ZeroFormat::kAuto;
+    matrix.borrows = claimed.borrows && matrix.zeros.tensor != nullptr;
+    matrix.zero_format = claimed.zeros == ZeroFormat::kV2 || matrix.borrows ? ZeroFormat::kV2 : ZeroFormat::kAuto;
     finish(matrix, claimed);
   }
 
@@ -71,7 +84,9 @@ class GptqWords : public Reader {
     }
     if (matrix.zeros.tensor != nullptr) {
       const std::int64_t stride = static_cast<std::int64_t>(matrix.zeros.tensor->bytes) / entry.groups;
-      const auto* const zeros = reinterpret_cast<const std::uint8_t*>(matrix.zeros.tensor->data);
+      auto stored = elements<std::uint8_t>(*matrix.zeros.tensor);
+      if (matrix.borrows) add_ones(stored, bytes);
+      const std::uint8_t* const zeros = stored.data();
       out.qzeros.resize(static_cast<std::size_t>(entry.groups * (n / 8)));
       auto* to = reinterpret_cast<std::uint8_t*>(out.qzeros.data());
       for (std::int64_t g = 0; g < entry.groups; ++g)
