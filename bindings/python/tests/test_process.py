@@ -100,7 +100,6 @@ def test_copies_are_the_object_itself(tmp_path: Path) -> None:
     assert copy(W) is W
 
 
-@pytest.mark.skipif(not hasattr(q4.Matrix, "unpack"), reason="this library does not unpack matrices")
 @pytest.mark.parametrize("kind", ["gptq", "act-order", "v2", "bias", "awq"])
 def test_pickle_and_deepcopy_keep_every_bit(kind: str) -> None:
     sample = gptq(64, 16, 32, act_order=kind == "act-order", zeros="v2" if kind == "v2" else "v1")

@@ -15,7 +15,6 @@ import q4.torch as q4_torch  # noqa: E402
 from samples import Sample, activations, assert_close, awq, gptq  # noqa: E402
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-needs_unpack = pytest.mark.skipif(not hasattr(q4.Matrix, "unpack"), reason="this library does not unpack matrices")
 KINDS = ["gptq", "act-order", "v2", "bias", "awq"]
 
 
@@ -53,7 +52,6 @@ class Net(torch.nn.Module):
         return self.last(self.norm(self.first(x)))
 
 
-@needs_unpack
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_dict_is_the_tensors(kind: str) -> None:
     linear, tensors, _ = make(kind)
@@ -76,7 +74,6 @@ def test_state_dict_is_the_tensors(kind: str) -> None:
     assert torch.equal(other(x_of(linear)), linear(x_of(linear)))
 
 
-@needs_unpack
 def test_state_dict_of_a_model() -> None:
     model = Net(make("act-order")[0], q4_torch.Linear(make("gptq", 48, 16)[0].matrix, torch.nn.Parameter(torch.ones(16))))
     file = io.BytesIO()
@@ -107,7 +104,6 @@ def test_state_dict_of_a_model() -> None:
     assert "first.qweight" in missing and torch.equal(again.first(x), model.first(x))
 
 
-@needs_unpack
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_and_pickles(kind: str) -> None:
     linear, _, _ = make(kind)
@@ -173,7 +169,6 @@ def test_autocast_is_that_of_nn_linear(bias: bool) -> None:
     torch.testing.assert_close(x.grad, torch.ones(5, 48) @ usual.weight, rtol=2e-2, atol=2e-2)
 
 
-@needs_unpack
 def test_meta_and_lazy_load() -> None:
     linear, _, _ = make("bias")
     state, x, expected = linear.state_dict(), x_of(linear), linear(x_of(linear))
@@ -211,7 +206,6 @@ def test_compile_with_dynamic_shapes_and_export() -> None:
 
 
 @needs_cuda
-@needs_unpack
 def test_to_a_gpu_and_back() -> None:
     linear, _, _ = make("act-order")
     x, state = x_of(linear, torch.half), linear.state_dict()
@@ -222,23 +216,6 @@ def test_to_a_gpu_and_back() -> None:
     assert all(torch.equal(linear.state_dict()[name], tensor) for name, tensor in state.items())
     assert copy.deepcopy(linear).matrix.device == "cuda:0"
     assert torch.equal(linear.to("cpu")(x), expected)
-
-
-@pytest.mark.skipif(hasattr(q4.Matrix, "unpack"), reason="this library unpacks matrices")
-def test_without_unpacking() -> None:
-    """What needs the tensors says so; copies share the matrix, which cannot change."""
-    linear, tensors, _ = make("gptq")
-    model = torch.nn.Sequential(linear)
-    twin = copy.deepcopy(model)
-    assert twin[0].matrix is linear.matrix and torch.equal(twin(x_of(linear)), linear(x_of(linear)))
-    for call in (lambda: pickle.dumps(linear), lambda: pickle.dumps(linear.matrix)):
-        with pytest.raises(q4.Unsupported, match="tensors back"):
-            call()
-    empty = q4_torch.Linear.empty(128, 48)
-    with pytest.raises(ValueError, match="load_state_dict"):
-        empty(x_of(empty))
-    empty.load_state_dict(tensors)
-    assert torch.equal(empty(x_of(linear)), linear(x_of(linear)))
 
 
 def test_dense_rows_are_the_weights() -> None:

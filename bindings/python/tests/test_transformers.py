@@ -74,6 +74,42 @@ def save(folder: Path, config: Any, *, shards: int = 1, zeros: str = "v1", **qua
     return model
 
 
+def repack(folder: Path, quantization: "dict[str, Any]") -> None:
+    """The GPTQ v2 checkpoint of a folder as compressed-tensors stores it, the transposes, or with another config alone."""
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = quantization
+    (folder / "config.json").write_text(json.dumps(config))
+    if quantization["quant_method"] != "compressed-tensors":
+        return
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
+        words, scales = tensors.pop(f"{name}.qweight"), tensors.pop(f"{name}.scales")
+        tensors[f"{name}.weight_packed"] = words.T.contiguous()
+        tensors[f"{name}.weight_scale"] = scales.T.contiguous()
+        tensors[f"{name}.weight_zero_point"] = tensors.pop(f"{name}.qzeros").T.contiguous()
+        tensors[f"{name}.weight_g_idx"] = tensors.pop(f"{name}.g_idx")
+        tensors[f"{name}.weight_shape"] = torch.tensor([words.shape[1], 8 * words.shape[0]])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+_WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 32, "actorder": "group"}
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": _WEIGHTS, "input_activations": None}},
+    "ignore": ["lm_head"],
+}
+AUTO_ROUND = {
+    "quant_method": "auto-round",
+    "packing_format": "auto_round:gptqmodel",
+    "bits": 4,
+    "group_size": 32,
+    "sym": False,
+}
+
+
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
     yield
@@ -103,10 +139,6 @@ def test_one_model_by_its_config(tmp_path: Path, shards: int, zeros: str, tied: 
     assert not info["missing_keys"] and not info["unexpected_keys"]
     check_linears(model)
     same(model, dense)
-    if not hasattr(q4.Matrix, "unpack"):
-        with pytest.raises(ValueError, match="not serializable"):
-            model.save_pretrained(tmp_path / "again")
-        return
     model.save_pretrained(tmp_path / "again")
     config = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "gptq" and config["bits"] == 4 and "device" not in config
@@ -134,6 +166,54 @@ def test_every_model_after_install(tmp_path: Path) -> None:
     q4_transformers.uninstall()
     with pytest.raises(ImportError):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "four")
+
+
+@pytest.mark.parametrize("quantization", [COMPRESSED, AUTO_ROUND], ids=lambda q: q["quant_method"])
+def test_other_tools_after_install(tmp_path: Path, quantization: "dict[str, Any]") -> None:
+    dense = save(tmp_path / "m", llama(), zeros="v2")
+    repack(tmp_path / "m", quantization)
+    q4_transformers.install()
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    check_linears(model)
+    same(model, dense)
+    model.save_pretrained(tmp_path / "again")  # as GPTQ tensors, and said to be
+    config = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
+    if quantization is COMPRESSED:
+        assert config["quant_method"] == "gptq" and config["checkpoint_format"] == "gptq_v2" and config["desc_act"]
+        assert config["group_size"] == 32 and not config["lm_head"]
+    else:
+        assert config["quant_method"] == "auto-round"
+    same(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again"), dense)
+
+
+def test_which_configurations_are_read() -> None:
+    def group(**weights: Any) -> "dict[str, Any]":
+        return {**COMPRESSED, "config_groups": {"group_0": {"targets": ["Linear"], "weights": {**_WEIGHTS, **weights}}}}
+
+    for config in (
+        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "gptq", "bits": 4, "dynamic": {"-:.*o_proj": {}, "+:.*up_proj": {"group_size": 64}}},
+        {"quant_method": "awq", "w_bit": 4},
+        {**AUTO_ROUND, "extra_config": {"lm_head": {"bits": 16}}},
+        COMPRESSED,
+    ):
+        assert q4_transformers.reads(config), config
+    for config in (
+        {"quant_method": "gptq", "bits": 8},
+        {"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down_proj": {"bits": 8}}},
+        {**AUTO_ROUND, "extra_config": {"model.layers.0.mlp.down_proj": {"bits": 8}}},
+        {**AUTO_ROUND, "data_type": "mx_fp"},
+        {**COMPRESSED, "format": "float-quantized"},
+        {**COMPRESSED, "config_groups": {}},
+        group(num_bits=8),
+        group(type="float"),
+        {
+            **COMPRESSED,
+            "config_groups": {"group_0": {"weights": _WEIGHTS, "input_activations": {"num_bits": 8, "type": "int"}}},
+        },
+    ):
+        assert not q4_transformers.reads(config), config
 
 
 def test_through_links_as_a_hub_cache_has_them(tmp_path: Path) -> None:
@@ -174,7 +254,6 @@ def test_gradients_reach_what_is_trained(tmp_path: Path) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.skipif(not hasattr(q4.Matrix, "unpack"), reason="this library does not unpack matrices")
 def test_peft_adapters_on_top(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     dense = save(tmp_path / "m", llama())

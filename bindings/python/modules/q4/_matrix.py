@@ -4,39 +4,24 @@ import copyreg
 from typing import Any
 
 from q4._native import Matrix
-from q4.errors import Unsupported
 
 _AWQ_SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # of column 8 w + j in word w
 
 
 def restore(tensors: "dict[str, Any]", device: Any) -> Matrix:
-    """The matrix that unpack() gave these tensors of, on a device."""
+    """The matrix that Matrix.unpack() gave these tensors of, on a device."""
     options = {name: tensors[name] for name in ("qweight", "qzeros", "scales", "bias", "group_size")}
     if tensors["format"] == "awq":
         return Matrix.from_awq(**options, device=device)
     return Matrix.from_gptq(**options, g_idx=tensors["g_idx"], zeros=tensors["zeros"], device=device)
 
 
-def can_unpack() -> bool:
-    """Whether the library gives a matrix's tensors back."""
-    return hasattr(Matrix, "unpack")
-
-
-def unpack(matrix: Matrix) -> "dict[str, Any]":
-    """What the matrix was made of, as restore() takes it."""
-    if not can_unpack():
-        raise Unsupported("Matrix: this version of q4 does not give a matrix's tensors back: keep the checkpoint instead")
-    give: Any = matrix
-    tensors: "dict[str, Any]" = give.unpack()
-    return tensors
-
-
 def _reduce(matrix: Matrix) -> Any:
-    return restore, (unpack(matrix), matrix.device)
+    return restore, (matrix.unpack(), matrix.device)
 
 
 def _deepcopy(matrix: Matrix, memo: Any) -> Matrix:
-    return restore(unpack(matrix), matrix.device) if can_unpack() else matrix  # which is immutable then
+    return restore(matrix.unpack(), matrix.device)
 
 
 copyreg.pickle(Matrix, _reduce)

@@ -112,13 +112,13 @@ class Linear(torch.nn.Module):
             if probe.device.type == "meta":
                 self.matrix = None
             elif self.matrix is not None:
-                self._take(_matrix.restore(_matrix.unpack(self.matrix), str(probe.device)))
+                self._take(_matrix.restore(self.matrix.unpack(), str(probe.device)))
         return self
 
     @property
     def qweight(self) -> torch.Tensor:
         """Unpacked anew each time: adapters (PEFT) ask for it, to learn where the module is."""
-        if self.matrix is None or not _matrix.can_unpack():
+        if self.matrix is None:
             raise AttributeError("Linear: there are no tensors to give")
         found: torch.Tensor = self._tensors()["qweight"].to(self.device)
         return found
@@ -126,7 +126,7 @@ class Linear(torch.nn.Module):
     def _tensors(self) -> "dict[str, Any]":
         """As unpack(), torch tensors on the CPU in place of arrays; the bias in fp16 where that is exact."""
         assert self.matrix is not None
-        tensors = _matrix.unpack(self.matrix)
+        tensors = self.matrix.unpack()
         for part in _TENSORS:
             if tensors[part] is not None:
                 tensors[part] = torch.from_numpy(tensors[part])
@@ -136,7 +136,7 @@ class Linear(torch.nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.matrix is None or not _matrix.can_unpack():
+        if self.matrix is None:
             return
         tensors = self._tensors()
         for part in _TENSORS:
@@ -193,7 +193,7 @@ class Linear(torch.nn.Module):
         state = {**self.__dict__}
         for name in ("_number", "_lasting_number"):
             state.pop(name, None)
-        if self.matrix is not None and _matrix.can_unpack():  # as torch tensors, on the module's device: torch.load(map_location=...) moves them
+        if self.matrix is not None:  # as torch tensors, on the module's device: torch.load(map_location=...) moves them
             state["matrix"] = {
                 key: value.to(self.device) if isinstance(value, torch.Tensor) else value
                 for key, value in self._tensors().items()
@@ -203,9 +203,7 @@ class Linear(torch.nn.Module):
     def __setstate__(self, state: Any) -> None:
         tensors = state["matrix"]
         super().__setstate__({**state, "matrix": None})  # type: ignore[no-untyped-call,unused-ignore]
-        if isinstance(tensors, Matrix):
-            self._take(tensors)
-        elif tensors is not None:
+        if tensors is not None:
             self._take(_matrix.restore(tensors, None))
 
     def extra_repr(self) -> str:

@@ -72,7 +72,7 @@ def _matmul_backward(grad: torch.Tensor, matrix: int, k: int) -> torch.Tensor:
     tensors = None
     if rows.device.type == "cpu":
         rows = rows.float()
-        tensors = _matrix.unpack(found) if _matrix.can_unpack() else None
+        tensors = found.unpack()
     result = rows.new_empty((len(rows), k))
     for first in range(0, k, _DENSE_ROWS):
         last = min(first + _DENSE_ROWS, k)

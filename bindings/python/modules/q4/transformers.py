@@ -1,4 +1,6 @@
-"""q4 for Hugging Face transformers (5 or later): GPTQ and AWQ checkpoints run on q4. Imports transformers and torch.
+"""q4 for Hugging Face transformers (5 or later): GPTQ, AWQ, AutoRound and compressed-tensors checkpoints run on q4.
+
+Imports transformers and torch.
 
     AutoModelForCausalLM.from_pretrained(folder, quantization_config=q4.transformers.Q4Config())
 
@@ -14,7 +16,6 @@ from transformers import quantizers
 from transformers.utils import quantization_config as hf_config
 
 import q4
-from q4 import _matrix
 from q4._native import Checkpoint, MatrixEntry
 from q4._torch_linear import Linear, torch_device
 from q4._torch_moe import Layer, MoE, activation_of
@@ -23,11 +24,16 @@ from q4._torch_replace import bias_to_keep, check_shape, moe_layers, text_config
 _auto: Any = quantizers.auto
 _Mixin: Any = hf_config.QuantizationConfigMixin
 _HfQuantizer: Any = quantizers.base.HfQuantizer
-METHODS = ("gptq", "awq")
+METHODS = ("gptq", "awq", "auto-round", "compressed-tensors")
+_PARTS = {"qweight", "qzeros", "scales", "g_idx", "bias"}
+_COMPRESSED_PARTS = {"weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape"}
 
 
 class Q4Config(_Mixin):  # type: ignore[misc,unused-ignore]
-    """Runs a quantized checkpoint on q4; keeps what the checkpoint's own quantization_config says, and saves it again.
+    """Runs a quantized checkpoint on q4; keeps what the checkpoint's own quantization_config says.
+
+    save_pretrained() writes GPTQ or AWQ tensors. Where the checkpoint had them in another packing (compressed-tensors,
+    Marlin, AWQ gemv, words of 8 or 16 bits), the configuration that is saved says gptq_v2, which they are then.
 
     device: where all matrices go ("cuda:0"); None: where transformers puts the layers that they belong to.
     """
@@ -38,7 +44,7 @@ class Q4Config(_Mixin):  # type: ignore[misc,unused-ignore]
         self.checkpoint = {key: value for key, value in checkpoint.items() if value is not None}
 
     def to_dict(self) -> "dict[str, Any]":
-        """What config.json holds: the checkpoint's own configuration, which every loader knows."""
+        """What config.json holds: a configuration that every loader knows."""
         return dict(self.checkpoint) or {"quant_method": "q4"}
 
     def __iter__(self) -> Any:
@@ -66,7 +72,7 @@ class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
         modules = dict(model.named_modules(remove_duplicate=False))
         self._layers = moe_layers(model, self._checkpoint.matrices, modules)
         self._entries = _modules_of(model, self._checkpoint, self._layers)
-        names = {"qweight", "qzeros", "scales", "g_idx", "bias"}
+        names = _PARTS | _COMPRESSED_PARTS
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
         for name, entry in self._entries.items():
             module = model.get_submodule(name)
@@ -95,11 +101,12 @@ class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
             device = self.quantization_config.device
             place = torch_device(str(device)) if device is not None else _device_around(model, name)
             model.get_submodule(name).load(self._checkpoint, layer, place)
+        self.quantization_config.checkpoint = saved_config(self.quantization_config.checkpoint, model, self._entries)
         del self._checkpoint
         return model
 
     def is_serializable(self, *args: Any, **options: Any) -> bool:
-        return _matrix.can_unpack()
+        return True
 
     @property
     def is_trainable(self) -> bool:
@@ -157,20 +164,87 @@ def _device_around(model: Any, name: str) -> torch.device:
     return torch.device("cpu")
 
 
+def _rules(config: "dict[str, Any]") -> "list[Any]":
+    """What a configuration says of single modules, in the words of each tool."""
+    dynamic, extra = config.get("dynamic") or {}, config.get("extra_config") or {}
+    rules = [rule for key, rule in dynamic.items() if not key.startswith("-:")] + list(extra.values())
+    return [rule for rule in rules if isinstance(rule, dict)]
+
+
+def reads(config: "dict[str, Any]") -> bool:
+    """Whether q4 has every matrix that a quantization_config describes: 4 bits, integers, weights alone."""
+    method = config.get("quant_method")
+    if method == "compressed-tensors":
+        groups = config.get("config_groups") or {}
+        weights = [group.get("weights") or {} for group in groups.values() if isinstance(group, dict)]
+        activations = [group.get("input_activations") for group in groups.values() if isinstance(group, dict)]
+        packed = config.get("format") in ("pack-quantized", "mixed-precision")
+        four = all(w.get("num_bits") == 4 and w.get("type", "int") == "int" for w in weights)
+        return packed and bool(weights) and four and not any(activations)
+    if method == "auto-round" and not str(config.get("data_type", "int")).startswith("int"):
+        return False
+    bits = [config.get("bits", config.get("w_bit", 4))] + [rule.get("bits", 4) for rule in _rules(config)]
+    return all(each == 4 or (each or 16) >= 16 for each in bits) and bits[0] == 4  # 16: such modules are not quantized
+
+
+def saved_config(config: "dict[str, Any]", model: Any, names: Any) -> "dict[str, Any]":
+    """What describes the tensors that state_dict() gives: `config`, or gptq_v2 where they are packed otherwise there.
+
+    names: of the modules that are q4.torch.Linear.
+    """
+    method, packing = config.get("quant_method"), str(config.get("packing_format", ""))
+    form = str(config.get("checkpoint_format", config.get("version", "")) or "")
+    words = str(config.get("pack_dtype", "int32")) == "int32"
+    as_it_was = {
+        "gptq": form in ("", "gptq", "gptq_v2") and words and not config.get("is_marlin_format"),
+        "awq": form.lower() in ("", "gemm"),
+        "auto-round": "llm_compressor" not in packing,
+    }
+    if not names:
+        return config
+    if method == "gptq" and as_it_was["gptq"] and all(model.get_submodule(name).matrix.zeros == "v2" for name in names):
+        # Also where the checkpoint said v1: GPTQModel's zeros that are not symmetric are read into v2.
+        said = {key: "gptq_v2" for key in ("checkpoint_format", "format") if key in config}
+        return {**config, "checkpoint_format": "gptq_v2", **said}
+    if as_it_was.get(str(method), False):
+        return config
+    linears = {name: model.get_submodule(name) for name in names}
+    sizes = [m.matrix.group_size if m.matrix.groups > 1 else -1 for m in linears.values()]
+    common = max(set(sizes), key=sizes.count)
+    dynamic = {
+        f"+:^{re.escape(name)}$": {"group_size": size} for name, size in zip(linears, sizes) if size != common
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] != "lm_head":
+            dynamic[f"-:^{re.escape(name)}$"] = {}
+    return {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": common,
+        "desc_act": any(m.matrix.act_order for m in linears.values()),
+        "sym": False,
+        "checkpoint_format": "gptq_v2",
+        "lm_head": any(name.rpartition(".")[2] == "lm_head" for name in linears),
+        **({"dynamic": dynamic} if dynamic else {}),
+    }
+
+
 class _Either:
     """In the place of a configuration class of transformers: q4 where it can, else the class that was there."""
 
     def __init__(self, before: Any) -> None:
         self.before = before
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.before, name)
+
     def from_dict(self, config: "dict[str, Any]", **options: Any) -> Any:
-        bits = config.get("bits", config.get("w_bit", 4))
-        chosen = Q4Config if bits == 4 else self.before
+        chosen = Q4Config if reads(config) else self.before
         return chosen.from_dict(config, **options)
 
 
 def install() -> None:
-    """From now on from_pretrained() runs every 4-bit GPTQ and AWQ checkpoint on q4, in this process."""
+    """From now on from_pretrained() runs on q4, in this process, every 4-bit checkpoint of the METHODS that `reads` says it can."""
     mapping = _auto.AUTO_QUANTIZATION_CONFIG_MAPPING
     for method in METHODS:
         if not isinstance(mapping[method], _Either):
@@ -204,4 +278,4 @@ def _register() -> None:
 
 _register()
 
-__all__ = ["METHODS", "Q4Config", "Q4Quantizer", "install", "uninstall"]
+__all__ = ["METHODS", "Q4Config", "Q4Quantizer", "install", "reads", "saved_config", "uninstall"]
