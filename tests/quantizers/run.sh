@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# What quantizers write, on request: Q4_CI_TOOLS=1 installs each tool into an environment of its own (some 6 GB each, PyTorch
+# for the most part), has it quantize tiny random models, and reads them with q4. Usage: run.sh FOLDER WHEEL, where FOLDER
+# keeps the environments from one run to the next and WHEEL is a wheel of q4. Exits 77, which CTest shows as skipped, without
+# Q4_CI_TOOLS. A tool that cannot be installed is reported and left out; one that writes what q4 misreads is a failure.
+set -euo pipefail
+
+source=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+folder=$1 wheels=$2
+[ "${Q4_CI_TOOLS:-0}" = 1 ] || { echo "skipped: Q4_CI_TOOLS=1 is not set"; exit 77; }
+mkdir -p "$folder"
+
+environment() {  # environment NAME PACKAGE...
+  [ -x "$folder/$1/bin/python" ] || python3 -m venv "$folder/$1"
+  "$folder/$1/bin/python" -m pip install -q "${@:2}" >"$folder/$1.log" 2>&1 ||
+    { echo "not installed: $1: $(tail -n 1 "$folder/$1.log")"; return 1; }
+}
+
+rm -rf "$folder/out"
+make() {  # make TOOL PACKAGE...; a case that the tool cannot do is printed by make.py
+  environment "$@" || return 0
+  "$folder/$1/bin/python" "$source/make.py" "$1" "$folder/out" || true
+}
+make gptqmodel "gptqmodel>=7.7,<8"
+make llmcompressor "llmcompressor>=0.14,<0.15"
+make autoround "auto-round>=0.16,<0.17" compressed-tensors
+make autoawq autoawq==0.2.9
+
+environment q4 torch "transformers>=5" safetensors numpy accelerate pytest
+"$folder/q4/bin/python" -m pip install -q --no-deps --force-reinstall "$wheels"/q4-*.whl
+"$folder/q4/bin/python" "$source/check.py" "$folder/out"
+if [ -x "$folder/gptqmodel/bin/python" ]; then  # q4 as its kernel
+  "$folder/gptqmodel/bin/python" -m pip install -q --no-deps --force-reinstall "$wheels"/q4-*.whl
+  "$folder/gptqmodel/bin/python" -m pip install -q pytest optimum
+  cd "$folder"
+  "$folder/gptqmodel/bin/python" -m pytest -q -p no:cacheprovider -rs "$source/../../bindings/python/tests/test_gptqmodel.py"
+fi
