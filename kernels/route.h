@@ -62,36 +62,12 @@ Q4_BOTH constexpr u32 route_inverse(i32 topk) {
 
 namespace route_detail {
 
-/// The lanes of a warp (of 32) that have the same value, of which only the low `bits` bits differ. (match.any takes a
-/// turn for each value that there is: 2000 clocks for 32 warps.)
-Q4_DEVICE u32 equal_lanes(u32 v, [[maybe_unused]] int bits) {
-#if Q4_CUDA
-  u32 mask = 0xffffffffu;
-  for (int i = 0; i < bits; ++i) {
-    const u32 set = __ballot_sync(0xffffffffu, v >> i & 1u);
-    mask &= v >> i & 1u ? set : ~set;
-  }
-  return mask;
-#else
-  u32 mask = 0;
-  for (int lane = 0; lane < 32; ++lane) mask |= static_cast<u32>(shuffle(v, lane) == v) << lane;
-  return mask;
-#endif
-}
 /// Bits that tell 0 .. count - 1 apart.
 Q4_DEVICE int bits_of(int count) {
   int bits = 0;
   while (1 << bits < count) ++bits;
   return bits;
 }
-Q4_DEVICE int bit_count(u32 v) {
-#if Q4_CUDA
-  return __popc(v);
-#else
-  return __builtin_popcount(v);
-#endif
-}
-
 /// Row of x of a slot.
 Q4_DEVICE i32 x_row_of(const RouteArgs& a, i32 slot) {
   if (a.topk == 1) return slot;
