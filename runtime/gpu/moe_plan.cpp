@@ -55,6 +55,8 @@ ExpertsPlan::ExpertsPlan(std::shared_ptr<Driver> driver, Kernels& kernels,
 }
 
 void ExpertsPlan::acquire(std::vector<choose::MoeChoice> choices, Kernels& kernels) {
+  // All of them side by side; what follows finds them loaded.
+  const auto loaded = kernels.get_all(choose::moe_sources(shape_, max_rows_, choices, limits_));
   std::vector<jit::Source> sources;
   for (const auto& choice : choices)
     for (const auto& product : choice.products) sources.push_back(product.kernel->source());
