@@ -6,6 +6,7 @@
 //                rows / 16 x 16 bytes of x ──▶ shared_x [rows][128 k] ────┴─▶ tiles: a wave has one column of them
 #pragma once
 #include "epilogue.h"
+#include "grouped.h"
 #include "mma_tile.h"
 
 namespace q4 {
@@ -22,10 +23,16 @@ struct TileConfig {
 };
 
 constexpr int kTilePitch = kSlabRows + 8;  // u16 of a shared row: 68 words, so that eight rows meet different banks
+/// Grouped: rows of a row tile.
+Q4_BOTH constexpr int tile_rows(const TileConfig& c) { return c.rows; }
 Q4_BOTH constexpr int threads(const TileConfig&) { return 256; }
 Q4_BOTH constexpr int shared_bytes(const TileConfig& c) { return (c.rows + kStripColumns) * kTilePitch * 2; }
-Q4_BOTH constexpr i64 grid(const TileConfig& c, i64 m) { return strips(c.p.n) * ((m + c.rows - 1) / c.rows); }
+/// Grouped: of m row tiles.
+Q4_BOTH constexpr i64 grid(const TileConfig& c, i64 m) {
+  return strips(c.p.n) * (c.p.grouped ? m : (m + c.rows - 1) / c.rows);
+}
 Q4_BOTH constexpr bool valid(const TileConfig& c, const Limits& limits) {
+  if (c.p.grouped && (c.p.grouped != kGroupedSorted || c.p.gather || c.p.residual)) return false;
   return limits.arch == 0 && !(c.half2 && c.p.bf16) && (c.rows == 32 || c.rows == 64 || c.rows == 128) &&
          shared_bytes(c) <= limits.shared_bytes;
 }
@@ -125,19 +132,15 @@ Q4_DEVICE void store(const Staged<C>& s, u16* shared_x, u16* shared_w) {
   }
 }
 
-}  // namespace tile_detail
-
+/// Strip `strip` of C.rows rows from `first_row` on.
 template <TileConfig C>
-Q4_DEVICE void tile(const MatmulArgs& a) {
-  using namespace tile_detail;
+Q4_DEVICE void multiply_strip(const MatmulArgs& a, int strip, i64 first_row) {
   constexpr bool kBf16 = C.p.bf16 != 0;
   constexpr int kWaves = 256 / mma_tile::kWave,
                 kRowWaves = kWaves / kStripTiles;               // 1 or 2 waves share a column of tiles
   constexpr int kTiles = C.rows / mma_tile::kSide / kRowWaves;  // of a wave
   const int lane = thread_index() % mma_tile::kWave, wave = thread_index() / mma_tile::kWave;
   const int column_tile = wave % kStripTiles, first_tile = wave / kStripTiles * kTiles;
-  const int row_blocks = (a.m + C.rows - 1) / C.rows, strip = block_index() / row_blocks;
-  const i64 first_row = static_cast<i64>(block_index() % row_blocks) * C.rows;
   u16 *shared_x = reinterpret_cast<u16*>(shared_memory()), *shared_w = shared_x + C.rows * kTilePitch;
   mma_tile::Sums sums[kTiles] = {};
   Staged<C> staged;
@@ -174,6 +177,23 @@ Q4_DEVICE void tile(const MatmulArgs& a) {
       if (C.p.gated && column % kTileColumns >= 8) continue;
       if (row < a.m) a.out[row * a.out_stride + out] = from_float<kBf16>(v + residual_of<C.p>(a, row, out));
     }
+}
+
+}  // namespace tile_detail
+
+template <TileConfig C>
+Q4_DEVICE void tile(const MatmulArgs& a) {
+  const int row_blocks = (a.m + C.rows - 1) / C.rows;
+  tile_detail::multiply_strip<C>(a, block_index() / row_blocks, static_cast<i64>(block_index() % row_blocks) * C.rows);
+}
+
+/// Grouped: a block has one item, or none.
+template <TileConfig C>
+Q4_DEVICE void tile(const GroupedArgs& g) {
+  constexpr int kStrips = strips(C.p.n);
+  if (block_index() >= group_items<kStrips>(g)) return;
+  const GroupItem item = group_item<C.rows, kStrips>(g, block_index());
+  tile_detail::multiply_strip<C>(item_args(g, item, C.p), item.block, 0);
 }
 
 }  // namespace q4

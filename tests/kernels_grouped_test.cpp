@@ -8,6 +8,7 @@
 #include "kernels/gemv.h"
 #include "kernels/prefill.h"
 #include "kernels/route.h"
+#include "kernels/tile.h"
 #include "tests/emulation/tensor_map.hpp"
 
 namespace q4::test {
@@ -338,6 +339,20 @@ TEST_CASE("grouped: gemv") {
   check_gemv<GemvConfig{.p = kGated.problem(), .half2 = 0, .rows = 2, .warps = 4}>(kGated, {1, 0, 0, 5});
   constexpr GroupedTest kOrder{.matrix = {.k = 256, .n = 64, .act_order = ActOrder::kPermuted}};
   check_gemv<GemvConfig{.p = kOrder.problem(), .rows = 1, .tiles = 1, .warps = 4}>(kOrder, {2, 1});
+}
+
+template <TileConfig C>
+void check_tile(const GroupedTest& test, const std::vector<int>& counts) {
+  static_assert(valid(C, {.shared_bytes = 65536}));
+  check_grouped(test, tile_rows(C), counts, [](const GroupedArgs& args, i64 tiles) {
+    emulation::emulate({.grid = grid(C, tiles), .threads = threads(C), .shared_bytes = shared_bytes(C), .warp = 64},
+                       [&] { tile<C>(args); });
+  });
+}
+
+TEST_CASE("grouped: tile") {
+  constexpr GroupedTest kGated{.matrix = {.k = 136, .n = 144, .bias = true}, .gated = true};
+  check_tile<TileConfig{.p = kGated.problem(), .rows = 32}>(kGated, {1, 0, 35});
 }
 
 // ---- the end --------------------------------------------------------------------------------------------------------

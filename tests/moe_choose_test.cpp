@@ -56,7 +56,8 @@ TEST_CASE("moe choice: decode for few rows an expert, prefill for many, gemv whe
       {kQwen, kA100, 1, "decode", "decode", 8},
       {kQwen, kA100, 4096, "decode", "decode", 8},
       {kQwen, kT4, 1, "remap+gemv", "gemv", 1},
-      {kQwen, kMi250, 256, "remap+gemv", "gemv", 8},
+      {kQwen, kMi250, 64, "remap+gemv", "gemv", 4},
+      {kQwen, kMi250, 256, "remap+tile", "tile", 32},
   };
   for (const Row& row : rows) {
     CAPTURE(row.gpu.arch);

@@ -94,6 +94,8 @@ std::vector<Tactic> product_tactics(const MoeShape& shape, std::size_t i, std::i
   if (decode_default && (each <= kGroupedDecodeRows || !prefill_default)) decode(*decode_default);
   if (prefill_default) prefill(*prefill_default);
   if (decode_default) decode(*decode_default);
+  const auto tile_default = grouped_tile(problem, active, each, limits);
+  if (tile_default) add("tile", first, values_of(*tile_default));
   add("gemv", first, values_of(grouped_gemv(problem, each, limits)));
   if (each <= 4 * kGroupedDecodeRows)
     for (const auto& c : grouped_decode_space(problem, limits)) decode(c);

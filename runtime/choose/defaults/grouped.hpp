@@ -9,6 +9,7 @@
 #include "runtime/choose/defaults/decode.hpp"
 #include "runtime/choose/defaults/gemv.hpp"
 #include "runtime/choose/defaults/prefill.hpp"
+#include "runtime/choose/defaults/tile.hpp"
 
 namespace q4::choose {
 
@@ -99,6 +100,16 @@ inline std::optional<PrefillConfig> grouped_prefill(const Problem& p, double act
 
 /// A row's bits depend neither on the other rows nor on its place: one Config for every number of rows.
 inline PrefillConfig grouped_invariant(const Problem& p) { return {.p = p, .rows = 64, .strips = 4}; }
+
+/// As for a dense product of so many rows, with as many blocks as all experts have; not measured.
+inline std::optional<TileConfig> grouped_tile(const Problem& p, double active, double each, const Limits& limits) {
+  if (each < 12) return std::nullopt;
+  TileConfig c{p};
+  c.half2 = !p.bf16, c.rows = 32;
+  while (c.rows < (p.unit < 64 ? 64 : 128) && c.rows < each && active * strips(p.n) >= 2.0 * limits.units) c.rows *= 2;
+  if (!valid(c, limits)) return std::nullopt;
+  return c;
+}
 
 inline GemvConfig grouped_gemv(const Problem& p, double each, const Limits& limits) {
   GemvConfig c = gemv_default(p, each >= 5 ? 8 : each >= 2.5 ? 4 : each >= 1.5 ? 2 : 1, limits);
