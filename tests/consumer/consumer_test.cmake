@@ -51,6 +51,15 @@ foreach(language cpp c)
   must_match("out\\[0\\]\\[0\\] = 320" "the find_package consumer in ${language}")
 endforeach()
 
+# A whole program: examples/generate on the installed library, up to its own help text.
+if(GENERATE AND KIND STREQUAL "static")
+  file(REMOVE_RECURSE ${WORK}/generate)
+  run(${configure} -S ${SOURCE}/examples/generate -B ${WORK}/generate -DCMAKE_PREFIX_PATH=${prefix})
+  run(${CMAKE_COMMAND} --build ${WORK}/generate)
+  run(${WORK}/generate/example-generate --help)
+  must_match("--prompt TEXT" "examples/generate")
+endif()
+
 # ---- pkg-config -------------------------------------------------------------------------------------------------------------
 file(GLOB_RECURSE pc ${prefix}/*/q4.pc)
 cmake_path(GET pc PARENT_PATH pc_folder)
