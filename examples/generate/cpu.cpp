@@ -27,15 +27,36 @@ void rope(float* head, const float* table, int half) {
   }
 }
 
-float dot(const float* a, const float* b, std::int64_t count) {
+/// The dot product of floats and of what `load` makes floats.
+template <class T, class Load>
+inline float dot(const float* a, const T* b, std::int64_t count, Load&& load) {
   float sums[16] = {};  // that many independent sums let the compiler use vectors
   std::int64_t i = 0;
   for (; i + 16 <= count; i += 16)
-    for (int j = 0; j < 16; ++j) sums[j] += a[i + j] * b[i + j];
-  for (; i < count; ++i) sums[0] += a[i] * b[i];
+    for (int j = 0; j < 16; ++j) sums[j] += a[i + j] * load(b[i + j]);
+  for (; i < count; ++i) sums[0] += a[i] * load(b[i]);
   float sum = 0;
   for (const float s : sums) sum += s;
   return sum;
+}
+
+// The output layer is as large as all others of a small model: with GCC it is compiled for newer processors too.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define GENERATE_CLONES __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
+#else
+#define GENERATE_CLONES
+#endif
+
+/// logits[token] = head[token] . x, for the tokens from `begin` to `end`.
+GENERATE_CLONES void output_layer(const q4::TensorView& head, const float* x, std::int64_t begin, std::int64_t end,
+                                  float* logits) {
+  for (std::int64_t token = begin; token < end; ++token) {
+    const auto* const halves = static_cast<const std::uint16_t*>(head.data) + token * head.cols;
+    const auto* const floats = static_cast<const float*>(head.data) + token * head.cols;
+    logits[token] = head.dtype == q4::DType::kF32   ? dot(x, floats, head.cols, [](float v) { return v; })
+                    : head.dtype == q4::DType::kF16 ? dot(x, halves, head.cols, half_to_float)
+                                                    : dot(x, halves, head.cols, bf16_to_float);
+  }
 }
 
 class CpuEngine : public Engine {
@@ -135,7 +156,8 @@ class CpuEngine : public Engine {
         rope(q, angles(i), half);
         float largest = -INFINITY, sum = 0;
         for (int p = 0; p < seen; ++p) {
-          score[p] = dot(q, state.keys.data() + std::int64_t(p) * width + kv, dim) / std::sqrt(float(dim));
+          score[p] = dot(q, state.keys.data() + std::int64_t(p) * width + kv, dim, [](float v) { return v; }) /
+                     std::sqrt(float(dim));
           largest = std::max(largest, score[p]);
         }
         std::fill_n(out, dim, 0.0f);
@@ -157,11 +179,7 @@ class CpuEngine : public Engine {
       head_.run({}, normed_.data(), logits_.data(), 1);
     else
       threads_.ranges(c_.vocab, 1, [&](std::int64_t begin, std::int64_t end) {
-        std::vector<float> weights(c_.hidden);
-        for (std::int64_t token = begin; token < end; ++token) {
-          read_row(model_.head, token, weights.data());
-          logits_[token] = dot(normed_.data(), weights.data(), c_.hidden);
-        }
+        output_layer(model_.head, normed_.data(), begin, end, logits_.data());
       });
     return static_cast<int>(std::max_element(logits_.begin(), logits_.end()) - logits_.begin());
   }

@@ -81,12 +81,6 @@ std::size_t Model::bytes_per_token() const {
   return bytes;
 }
 
-float half_to_float(std::uint16_t bits) {
-  // The exponent is moved into place by a multiplication, which normalizes subnormal numbers too.
-  const float value = std::bit_cast<float>((bits & 0x7fffu) << 13) * 0x1p112f;
-  return bits & 0x8000 ? -value : value;
-}
-
 std::uint16_t float_to_half(float value) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(value), sign = bits >> 16 & 0x8000;
   const float size = std::bit_cast<float>(bits & 0x7fffffff);
@@ -105,7 +99,7 @@ void read_row(const q4::TensorView& tensor, std::int64_t row, float* out) {
   if (tensor.dtype == q4::DType::kF16)
     for (std::int64_t i = 0; i < tensor.cols; ++i) out[i] = half_to_float(words[i]);
   if (tensor.dtype == q4::DType::kBF16)
-    for (std::int64_t i = 0; i < tensor.cols; ++i) out[i] = std::bit_cast<float>(words[i] << 16);
+    for (std::int64_t i = 0; i < tensor.cols; ++i) out[i] = bf16_to_float(words[i]);
 }
 
 }  // namespace generate

@@ -1,6 +1,8 @@
 // The weights of a model: every linear is a q4::QuantizedMatrix, the rest is views of the checkpoint's files.
 #pragma once
 
+#include <bit>
+#include <cstdint>
 #include <q4/q4.hpp>
 #include <string>
 #include <vector>
@@ -33,9 +35,16 @@ struct Model {
 /// Loads a checkpoint folder to a device.
 Model load_model(const q4::Runtime& runtime, q4::Device device, const std::string& folder);
 
+/// fp16 and bf16 as floats, without branches: loops of them become vector instructions.
+inline float half_to_float(std::uint16_t bits) {
+  // The exponent is moved into place by a multiplication, which normalizes subnormal numbers too.
+  const float size = std::bit_cast<float>((bits & 0x7fffu) << 13) * 0x1p112f;
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(size) | (bits & 0x8000u) << 16);
+}
+inline float bf16_to_float(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16); }
+
 /// One row of fp16, bf16 or fp32 numbers as floats.
 void read_row(const q4::TensorView& tensor, std::int64_t row, float* out);
-float half_to_float(std::uint16_t bits);
 std::uint16_t float_to_half(float value);
 
 }  // namespace generate

@@ -56,9 +56,20 @@ class Threads {
   /// Looks for some microseconds, because the next job of a token comes soon, and then sleeps until `word` changes.
   template <class Done>
   static void wait_until(Done&& done, std::atomic<int>& word) {
-    for (int look = 0; look < 20000; ++look)
+    for (int look = 0; look < 5000; ++look) {
       if (done()) return;
+      pause();
+    }
     for (int value = word.load(); !done(); value = word.load()) word.wait(value);
+  }
+
+  /// Leaves the core's other thread, or the hypervisor's other guests, some room.
+  static void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
   }
 
   void work() {
