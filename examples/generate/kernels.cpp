@@ -268,7 +268,7 @@ extern "C" __global__ void __launch_bounds__(1024) silu_mul(const u16* gate_up, 
 
 // The likeliest token of one row: the dense output layer head [VOCAB, HIDDEN], or `logits` where that was multiplied
 // already. The block that is last appends it to the text, which then is `rows` tokens longer, and tells the host.
-extern "C" __global__ void __launch_bounds__(256) likeliest(const u16* head, const u16* normed, const u16* logits, State* state, int* tokens,
+extern "C" __global__ void __launch_bounds__(256, 4) likeliest(const u16* head, const u16* normed, const u16* logits, State* state, int* tokens,
                                                             volatile int* told, int rows) {
   constexpr int kPieces = HIDDEN / 8, kEach = (kPieces + 31) / 32, kAhead = 8, kRounds = (kEach + kAhead - 1) / kAhead;
   __shared__ uint4 x[kRounds * kAhead * 32];  // zeros after HIDDEN
@@ -284,9 +284,11 @@ extern "C" __global__ void __launch_bounds__(256) likeliest(const u16* head, con
     const uint4* const weights = (const uint4*)(head + (long long)token * HIDDEN);
     for (int round = 0; !logits && round < kRounds; ++round) {
       const int first = round * kAhead * 32 + lane;
-      uint4 w[kAhead];  // all asked for before the first is used
+      uint4 w[kAhead];  // all asked for before the first is used: instructions that are volatile stay in order
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) w[i] = __ldcs(weights + min(first + 32 * i, kPieces - 1));
+      for (int i = 0; i < kAhead; ++i)
+        asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w[i].x), "=r"(w[i].y), "=r"(w[i].z), "=r"(w[i].w)
+                     : "l"(weights + min(first + 32 * i, kPieces - 1)));
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         float a[8], b[8];

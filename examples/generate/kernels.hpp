@@ -8,8 +8,8 @@
 
 namespace generate {
 
-constexpr int kSplits = 16;        ///< blocks at most that share a head's positions
-constexpr int kHeadBlocks = 1056;  ///< of the output layer: 8 for each of 132 multiprocessors
+constexpr int kSplits = 16;       ///< blocks at most that share a head's positions
+constexpr int kHeadBlocks = 528;  ///< of the output layer: 4 for each of 132 multiprocessors
 
 /// Heads of keys in a block of `attend`, with 256 threads each.
 int heads_together(const Config& config);
