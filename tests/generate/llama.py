@@ -120,6 +120,10 @@ def make(folder: pathlib.Path, s: Shape, seed: int = 1) -> None:
     tensors = {}
 
     def table(name: str) -> None:
+        if s.alike:  # random signs and mantissas: much faster to make
+            bits = rng.integers(0, 2**16, (s.vocab, s.hidden), dtype=np.uint16)
+            tensors[name] = (bits & 0x83FF | 0x2A00).view(np.float16)
+            return
         # Small, so that the layers' outputs outweigh the token itself, which a tied head would only say again.
         tensors[name] = dense(0.05 * rng.standard_normal((s.vocab, s.hidden), dtype=np.float32))
 
