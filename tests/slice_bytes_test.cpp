@@ -49,33 +49,43 @@ class Hidden {
   std::vector<std::pair<void*, std::size_t>> pages_;
 };
 
-constexpr std::int64_t kK = 16384, kN = 4096;
-
+/// Rows of each tensor are several pages: half of one has whole pages.
 TEST_CASE("slices: a rank reads no page of the others' codes") {
+  constexpr std::int64_t kK = 2048, kN = 4096, kTallK = 32768, kTallN = 256;
   const TempFolder folder;
-  const auto words = static_cast<std::size_t>(kK / 8 * kN), groups = static_cast<std::size_t>(kK / 128);
+  const auto bytes = [](std::int64_t k, std::int64_t n) { return static_cast<std::size_t>(k / 2 * n); };
+  const auto groups = [](std::int64_t k, std::int64_t n) { return static_cast<std::size_t>(k / 128 * n); };
   write_safetensors(folder / "model.safetensors",
-                    {{"gptq.qweight", "I32", {kK / 8, kN}, noise(words * 4, 1)},
-                     {"gptq.qzeros", "I32", {kK / 128, kN / 8}, noise(groups * kN / 2, 2)},
-                     {"gptq.scales", "F16", {kK / 128, kN}, scales(groups * kN)},
-                     {"ct.weight_packed", "I32", {kN, kK / 8}, noise(words * 4, 3)},
-                     {"ct.weight_scale", "F16", {kN, kK / 128}, scales(groups * kN)}});
+                    {{"gptq.qweight", "I32", {kK / 8, kN}, noise(bytes(kK, kN), 1)},
+                     {"gptq.qzeros", "I32", {kK / 128, kN / 8}, noise(groups(kK, kN) / 2, 2)},
+                     {"gptq.scales", "F16", {kK / 128, kN}, scales(groups(kK, kN))},
+                     {"ct.weight_packed", "I32", {kTallN, kTallK / 8}, noise(bytes(kTallK, kTallN), 3)},
+                     {"ct.weight_scale", "F16", {kTallN, kTallK / 128}, scales(groups(kTallK, kTallN))}});
   const Checkpoint checkpoint = Checkpoint::open(folder.path());
   const Runtime runtime({.log = [](LogLevel, const std::string&) {}});
   const TensorView gptq = checkpoint.tensor("gptq.qweight"), ct = checkpoint.tensor("ct.weight_packed");
   const auto load = [&](const std::string& name, const Slice& slice) {
     return checkpoint.load(runtime, {}, name, {.slice = slice}).bytes();
   };
-  const auto hidden = [&](auto&& hide, auto&& act) {
+  const auto hidden = [&](const char* what, auto&& hide, auto&& act) {
+    INFO(what);
     Hidden pages;
     hide(pages);
     REQUIRE(pages.count() > 0);
     CHECK(act() > 0);
   };
-  hidden([&](Hidden& h) { h.hide(gptq, 0, kK / 16, 0, kN * 4); }, [&] { return load("gptq", Slice::rows(1, 2)); });
-  hidden([&](Hidden& h) { h.hide(gptq, 0, kK / 8, 0, kN * 2); }, [&] { return load("gptq", Slice::columns(1, 2)); });
-  hidden([&](Hidden& h) { h.hide(ct, 0, kN / 2, 0, kK / 2); }, [&] { return load("ct", Slice::columns(1, 2)); });
-  hidden([&](Hidden& h) { h.hide(ct, 0, kN, 0, kK / 4); }, [&] { return load("ct", Slice::rows(1, 2)); });
+  hidden(
+      "GPTQ by rows", [&](Hidden& h) { h.hide(gptq, 0, kK / 16, 0, kN * 4); },
+      [&] { return load("gptq", Slice::rows(1, 2)); });
+  hidden(
+      "GPTQ by columns", [&](Hidden& h) { h.hide(gptq, 0, kK / 8, 0, kN * 2); },
+      [&] { return load("gptq", Slice::columns(1, 2)); });
+  hidden(
+      "compressed-tensors by columns", [&](Hidden& h) { h.hide(ct, 0, kTallN / 2, 0, kTallK / 2); },
+      [&] { return load("ct", Slice::columns(1, 2)); });
+  hidden(
+      "compressed-tensors by rows", [&](Hidden& h) { h.hide(ct, 0, kTallN, 0, kTallK / 4); },
+      [&] { return load("ct", Slice::rows(1, 2)); });
 }
 
 }  // namespace

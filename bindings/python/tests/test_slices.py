@@ -36,12 +36,12 @@ def test_checkpoint(layer: "tuple[Path, dict[str, Sample]]") -> None:
     whole = checkpoint.load(["q", "k"], "cpu")
     bias = np.concatenate([np.zeros(64), activations(1, 32)[0]])
     dense = np.concatenate([samples["q"].dense, samples["k"].dense], 1)
-    assert_close(x @ whole - bias, x, dense)
+    assert_close(x @ whole - bias, x, dense, 5e-3)
 
     for rank in range(2):
         half = checkpoint.load(["q", "k"], "cpu", slice=q4.Slice.columns(rank, 2, unit=16))
         columns = np.r_[32 * rank : 32 * rank + 32, 64 + 16 * rank : 80 + 16 * rank]
-        assert_close(x @ half - bias[columns], x, dense[:, columns])
+        assert_close(x @ half - bias[columns], x, dense[:, columns], 5e-3)
     rows = [checkpoint.load("q", "cpu", slice=q4.Slice.rows(rank, 4)) for rank in range(4)]
     total = sum((x[:, 32 * r : 32 * r + 32] @ w).astype(np.float64) for r, w in enumerate(rows))
     assert_close(total, x, samples["q"].dense, 3e-3)
