@@ -8,7 +8,7 @@
 #pragma once
 #include "batch_sum.h"
 #include "dequantize.h"
-#include "mma.h"
+#include "lora_mma.h"
 
 namespace q4 {
 namespace batch_detail {
@@ -119,6 +119,15 @@ Q4_DEVICE void batch(const MatmulArgs& a) {
   }
   async_wait<0>();
   sync_block();  // the ring's memory is free
+  if constexpr (C.p.lora) {
+    const int tile = (at.first_strip + at.strip) * kStripTiles, tiles = ceil_div(C.p.n, kTileColumns);
+    if (at.team == 0 && at.part == 0) {
+#pragma unroll
+      for (int i = 0; i < kStripTiles; ++i)
+        if (tile + i < tiles)
+          lora_add<C.p, Sums<C>::kOctets>(sums.v[i], a, tile + i, at.row + at.row_warp * warp_rows(C), at.lane, {});
+    }
+  }
   if constexpr (C.teams > 1) sum_teams<C>(sums, at, ring.base);
   if constexpr (C.split > 1)
     if (!sum_parts<C>(sums, a, at, ring.base)) return;

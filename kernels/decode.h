@@ -16,6 +16,7 @@
 #pragma once
 #include "decode_sum.h"
 #include "decode_x.h"
+#include "lora_mma.h"
 
 namespace q4 {
 namespace decode_detail {
@@ -180,6 +181,15 @@ Q4_DEVICE void decode(const MatmulArgs& a) {
   });
   float acc[warp_tiles(C)][C.batch][4] = {};
   multiply_slabs<C>(acc, w, x, a, at, [] { return false; });
+  if constexpr (C.p.lora) {
+    if (at.slot == 0) {
+      const float kFactor[2] = {1.f / column_factor<kBf16<C>>(false), 1.f / column_factor<kBf16<C>>(true)};
+#pragma unroll
+      for (int i = 0; i < warp_tiles(C); ++i)
+        if (at.first_tile + i < ceil_div(C.p.n, kTileColumns))
+          lora_add<C.p, C.batch, !kBf16<C>>(acc[i], a, at.first_tile + i, 0, at.lane, kFactor);
+    }
+  }
   Words2 residual{};
   if constexpr (C.p.residual) residual = *first_residual<C>(a, at);
   store_sums<C>(acc, sums, at, a.m);

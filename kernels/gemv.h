@@ -6,6 +6,7 @@
 #pragma once
 #include "epilogue.h"
 #include "grouped.h"
+#include "lora.h"
 
 namespace q4 {
 
@@ -216,10 +217,11 @@ Q4_DEVICE void multiply(const MatmulArgs& a, int column_block, i64 row) {
       }
   sync_block();
   constexpr int kOuts = out_columns(C.p, kColumns);
-  const auto sum = [&](int place, int col) {
+  const auto sum = [&]([[maybe_unused]] i64 r, int place, int col) {
     float v = 0.f;
 #pragma unroll
     for (int w = 0; w < C.warps; ++w) v += partial[w * C.rows * kColumns + place];
+    if constexpr (C.p.lora) v += lora_sum<C.p>(a, r, col);
     if constexpr (C.p.bias) v += bias_of<C.p>(a, col);
     return v;
   };
@@ -230,9 +232,9 @@ Q4_DEVICE void multiply(const MatmulArgs& a, int column_block, i64 row) {
     float v;
     if constexpr (C.p.gated) {
       const int gate = i / 8 * kTileColumns + i % 8, col = column_block * kColumns + gate % kColumns;
-      v = finish_pair<C.p>(sum(gate, col), sum(gate + 8, col + 8));
+      v = finish_pair<C.p>(sum(r, gate, col), sum(r, gate + 8, col + 8));
     } else {
-      v = finish_one<C.p>(sum(i, out));
+      v = finish_one<C.p>(sum(r, i, out));
     }
     if constexpr (C.p.residual) v += residual_of<C.p>(a, r, out);
     a.out[r * a.out_stride + out] = from_float<C.p.bf16 != 0>(v);

@@ -13,8 +13,10 @@
 // shared_bytes(C) of dynamic shared memory; programmatic stream serialization is allowed. Tensor maps, 2-d, 16-bit type
 // of the problem, element strides 1, no interleave, 128-byte swizzle, zero fill:
 //   x_map    {x_k, m}, row stride x_stride, box {64, x_box_rows(C, m)}; L2 promotion 256 bytes
-//   out_map  {columns of out, m}, row stride out_stride, box {64 (gated: 32), rows}; not read where one_tile(C)
+//   out_map  {columns of out, m}, row stride out_stride, box {64, rows}; gated: {32, rows}, 64-byte swizzle; not read where
+//            one_tile(C)
 #pragma once
+#include "lora_mma.h"
 #include "prefill_epilogue.h"
 #include "prefill_producer.h"
 
@@ -69,9 +71,16 @@ Q4_DEVICE void consume_items(const GroupedArgs& g, const Shared<C>& s, const Pla
   }
 }
 
+template <PrefillConfig C, int kRegs>
+Q4_DEVICE void add_lora(float (&acc)[kRegs], const MatmulArgs& a, const Place& at, int column, int row) {
+  const int tile = column / kTileColumns + at.tile;
+  if (tile < ceil_div(C.p.n, kTileColumns))
+    lora_add<C.p, C.rows / 8>(reinterpret_cast<float(*)[4]>(acc), a, tile, row, at.lane, {});
+}
+
 template <PrefillConfig C>
 Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shared<C>& s, const Place& at) {
-  if constexpr (C.p.residual) wait_previous_kernel();
+  if constexpr (C.p.residual || C.p.lora) wait_previous_kernel();
   Rings<C> rings;
   rings.skip(at.team);
   Schedule<C> schedule(a, at.rank);
@@ -90,6 +99,10 @@ Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shar
     else
       multiply<C>(acc, rings, s, at, work);
     const int column = (first_strip<C>(work, at.rank) + at.strip) * kStripColumns, row = work.tile_m * C.rows;
+    if constexpr (C.p.lora) {
+      if (one_tile(C) ? part_of<C>(at) == 0 : !C.cut || work.end - work.begin == slabs(C.p.k))
+        add_lora<C>(acc, a, at, column, row);
+    }
     if constexpr (one_tile(C)) {  // the only one
       sum_parts<C>(acc, residual, a, s, at, column, row);
       return;
@@ -97,6 +110,7 @@ Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shar
       if (C.cut && work.end - work.begin != slabs(C.p.k)) {
         if (!sum_cut<C>(acc, a, schedule, work, s, at)) continue;
         if constexpr (C.p.residual) load_residual<C>(a, s, at, column, row);
+        if constexpr (C.p.lora) add_lora<C>(acc, a, at, column, row);
       }
       store_tile<C>(acc, a, out_map, s, at, column, row);
     }

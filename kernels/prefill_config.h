@@ -43,10 +43,11 @@ Q4_BOTH constexpr int cluster(const PrefillConfig& c) { return c.share * c.split
 /// Sums over parts of k that meet when a tile ends; then a cluster runs one tile and leaves.
 Q4_BOTH constexpr int parts(const PrefillConfig& c) { return c.split * c.teams; }
 Q4_BOTH constexpr bool one_tile(const PrefillConfig& c) { return parts(c) > 1; }
-/// Slices of a thread's sums, each added up by one of the first parts: a power of two, and of two floats at least.
+/// Slices of a thread's sums, each added up by one of the first parts: a power of two, and of two floats at least, or of
+/// two pairs.
 Q4_BOTH constexpr int slices(const PrefillConfig& c) {
   int n = 1;
-  while (2 * n <= parts(c) && 8 * n <= c.rows) n *= 2;
+  while (2 * n <= parts(c) && (c.p.gated ? 16 : 8) * n <= c.rows) n *= 2;
   return n;
 }
 /// Clusters that run at a time: each within one GPC, which has 16 or 18 multiprocessors, or fewer. Of 132, as
@@ -64,7 +65,7 @@ Q4_BOTH constexpr int steps(const PrefillConfig& c) {
 
 /// Batches of wgmma in flight while the next is converted. Two want a third set of fragments, and a slab whole turns of
 /// them, so four.
-Q4_BOTH constexpr int in_flight(const PrefillConfig& c) { 
+Q4_BOTH constexpr int in_flight(const PrefillConfig& c) {
   return c.p.grouped && steps(c) <= 2 && !(c.rows == 128 && consumers(c) == 4) ? 2 : 1;
 }
 

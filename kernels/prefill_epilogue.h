@@ -128,7 +128,7 @@ Q4_DEVICE void store_elements(const float (&sum)[kSlice], const SliceResidual<C,
     if constexpr (C.p.gated)
       v = finish_pair<C.p>(sum[i / 2 * 4 + i % 2] + bias.v[0], sum[i / 2 * 4 + 2 + i % 2] + bias.v[1]);
     else
-      v = finish_one<C.p>(sum[i] + ((i / 2) & 1 ? bias.v[1] : bias.v[0]));
+      v = finish_one<C.p>(sum[i] + (((index + i) / 2) & 1 ? bias.v[1] : bias.v[0]));
     if constexpr (C.p.residual) v += to_float<C.p.bf16 != 0>(residual.elements[i]);
     a.out[place.m * a.out_stride + place.n] = static_cast<u16>(pack<C.p.bf16>(v, 0.f));
   }
@@ -211,7 +211,7 @@ Q4_DEVICE void sum_parts(const float (&acc)[kRegs], SliceResidual<C, kRegs / sli
 #pragma unroll
     for (int i = 0; i < kSlice; ++i) sum[i] = 0.f;
   }
-  if constexpr (C.p.residual && !residual.kEarly) residual.load(a, at, column, row);
+  if constexpr (C.p.residual && !SliceResidual<C, kSlice>::kEarly) residual.load(a, at, column, row);
   if constexpr (C.split > 1) mbar_wait(s.gathered, 0);
 #pragma unroll
   for (int i = 0; i < kSlice; i += kWide)

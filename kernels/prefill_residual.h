@@ -13,12 +13,13 @@ inline constexpr int kStripOuts = out_columns(C.p, kStripColumns);
 template <PrefillConfig C>
 inline constexpr int kOutRowBytes = 2 * kStripOuts<C>;
 
-/// Chunk `chunk` of row `row`: bits 4 to 6 of its address are flipped by bits 7 to 9, as the 128-byte swizzle does.
+/// Chunk `chunk` of row `row`: the tensor map's swizzle, of 128 bytes, or of 64 where a row has no more: bits of its
+/// address from 4 on are flipped by those from 7 on.
 template <PrefillConfig C>
 Q4_DEVICE u32 out_place(int row, int chunk) {
   if constexpr (C.p.gated) {
     const u32 at = row * 64 + chunk * 16;
-    return at ^ ((at >> 7 & 7) << 4);
+    return at ^ ((at >> 7 & 3) << 4);
   } else {
     return row * 128 + ((chunk ^ (row & 7)) << 4);
   }
@@ -59,8 +60,9 @@ Q4_DEVICE void load_residual(const MatmulArgs& a, const Shared<C>& s, const Plac
   if (at.thread == 0) bulk_wait_read();  // the tile before has left
   named_barrier(1 + at.strip, 128);
 #pragma unroll 2
-  for (int i = 0; i < C.rows * ChunkPlace<C>::kChunks / 128; ++i) {
+  for (int i = 0; i < ceil_div(C.rows * ChunkPlace<C>::kChunks, 128); ++i) {
     const ChunkPlace<C> place(at, i);
+    if (!place.within(C.rows)) continue;
     const int m = row + place.row, n = out_columns(C.p, column) + 8 * place.chunk;
     const bool inside = m < a.m && n < kOuts<C>;
     async_copy16(out + out_place<C>(place.row, place.chunk), a.residual + (inside ? m * a.residual_stride + n : 0),

@@ -18,6 +18,7 @@ struct Problem {
   int activation = 0;        ///< 0: none, else kSilu, ...
   int gated = 0;             ///< 1: columns are pairs (layout.h), and out has n / 2 columns, activation(gate) * up
   int residual = 0;          ///< 1: the residual is added after the activation
+  int lora = 0;              ///< 1: rows get the products of their adapters before bias and activation (lora.h)
   int alpha = 0, limit = 0;  ///< of kSwigluClamp: the bits of floats
   int grouped = 0;  ///< one of many matrices, which the rows choose (grouped.h): kGroupedSorted or kGroupedIndirect
 
@@ -25,7 +26,7 @@ struct Problem {
   Q4_BOTH constexpr void fields(V&& v) {
     v("k", k), v("n", n), v("unit", unit), v("x_k", x_k), v("gather", gather), v("bf16", bf16), v("bias", bias);
     v("apart", apart);
-    v("activation", activation), v("gated", gated), v("residual", residual);
+    v("activation", activation), v("gated", gated), v("residual", residual), v("lora", lora);
     v("alpha", alpha), v("limit", limit), v("grouped", grouped);
   }
 };
@@ -44,6 +45,19 @@ struct Limits {
 /// The head of a workspace, in which kernels that split k count arrivals: zero before the first launch, left zero.
 constexpr int kCounterBytes = 16384;
 
+/// One adapter of a table; chunks 0: none. a, b: as lora.h draws them. chunks: of 16 ranks.
+struct LoraEntry {
+  const u16 *a, *b;
+  i32 chunks;
+  float scale;
+};
+struct LoraArgs {
+  const LoraEntry* table;  ///< [adapters]
+  const i32* adapter;      ///< [m] of each row
+  const u16* low;          ///< [m, low_stride]: scale x A
+  i32 low_stride, adapters;
+};
+
 /// Arguments of every matmul kernel. Pointers are 16-byte aligned, strides in elements and multiples of 8.
 struct MatmulArgs {
   const u8* codes;   ///< codes_bytes(k, n)
@@ -58,6 +72,7 @@ struct MatmulArgs {
   const u8* zeros;      ///< apart: zeros
   const u16* residual;  ///< as out when residual; may be out itself, with its stride
   i64 residual_stride;
+  LoraArgs lora;  ///< when lora
 };
 
 /// Where a set's scales and zeros are.

@@ -7,6 +7,7 @@
 #pragma once
 #include "epilogue.h"
 #include "grouped.h"
+#include "lora.h"
 #include "mma_tile.h"
 
 namespace q4 {
@@ -170,6 +171,8 @@ Q4_DEVICE void multiply_strip(const MatmulArgs& a, int strip, i64 first_row) {
     for (int j = 0; j < mma_tile::kSums; ++j) {
       const i64 row = first_row + (first_tile + i) * mma_tile::kSide + mma_tile::sum_row(j, lane);
       float v = sums[i].v[j] + bias;
+      if constexpr (C.p.lora)
+        if (row < a.m) v += lora_sum<C.p>(a, row, column);
       if constexpr (C.p.gated)  // a gate's up is eight columns on, so eight lanes
         v = finish_pair<C.p>(v, shuffle_xor(v, 8));
       else

@@ -202,6 +202,7 @@ q4_status q4_matrix_update(q4_runtime* runtime, q4_matrix matrix, const q4_tenso
   return guard(__func__, [&] {
     q4::QuantizedMatrix found = find(required(runtime, "runtime").matrices, matrix, "matrix");
     const q4_tensors given = options_of(&required(tensors, "tensors"), "tensors");
+    q4::check(given.gate_up == 0, "tensors.gate_up is set: the matrix keeps what it was loaded with, pass 0");
     if (found.is_awq()) return found.update(tensors_of<q4::AwqTensors>(given), {stream});
     auto gptq = tensors_of<q4::GptqTensors>(given);
     gptq.g_idx = optional_view(given.g_idx, "tensors.g_idx");

@@ -190,6 +190,10 @@ inline PlanOptions plan_options(const q4_plan_options& given) {
   options.overlap_previous = given.overlap_previous != 0;
   if (given.tactic) options.tactic = given.tactic;
   options.own_workspace = given.caller_workspace == 0;
+  options.epilogue.activation = enumerated(given.epilogue, Activation::kRelu2Mul, "options.epilogue");
+  options.epilogue.residual = given.residual != 0;
+  options.epilogue.lora = given.lora_rank != 0;
+  if (given.lora_rank != 0) options.lora_rank = given.lora_rank;
   return options;
 }
 
@@ -222,6 +226,7 @@ inline q4_matrix_info info_of(const QuantizedMatrix& matrix) {
   result.device = device_of(matrix.device());
   result.bytes = matrix.bytes();
   result.in_place = matrix.in_place(), result.scales_in_place = matrix.scales_in_place();
+  result.gate_up = matrix.gate_up();
   return result;
 }
 

@@ -26,6 +26,7 @@ struct q4_runtime {
   q4::HandleTable<q4::MoePlan> moe_plans{q4::capi::first_generation(&moe_plans)};
   q4::HandleTable<q4::GroupedPlan> grouped_plans{q4::capi::first_generation(&grouped_plans)};
   q4::HandleTable<q4::Checkpoint> checkpoints{q4::capi::first_generation(&checkpoints)};
+  q4::HandleTable<q4::LoraAdapters> loras{q4::capi::first_generation(&loras)};
 };
 
 namespace q4::capi {

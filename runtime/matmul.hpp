@@ -28,7 +28,7 @@ void check_options(const PlanOptions& options, Device device);
 /// The tuning record that a plan of this matrix follows; null: none, or none of these kernels. See
 /// Runtime::Impl::tuned.
 const TuningRecord* find_tuned(const Runtime& runtime, const DeviceBackend& device, std::int64_t k, std::int64_t n,
-                               std::int64_t group_size, bool act_order, DType activation);
+                               std::int64_t group_size, bool act_order, const PlanOptions& options);
 
 /// Each shape of the matrices that can be loaded, once.
 std::vector<WarmupShape> warmup_shapes(const Checkpoint& checkpoint);

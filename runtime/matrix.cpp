@@ -1,6 +1,7 @@
 // QuantizedMatrix: checked tensors, packed by the device's backend.
 #include "runtime/matrix.hpp"
 
+#include "kernels/layout.h"
 #include "runtime/base/check.hpp"
 #include "runtime/matrix_source.hpp"
 #include "runtime/runtime.hpp"
@@ -31,6 +32,11 @@ void use_options(CheckedSource& checked, const MatrixOptions& options, const Ten
   checked.source.scratch_bytes = options.scratch_bytes;
   const bool whole = options.slice.along == Slice::Along::kWhole;
   if (options.storage == Storage::kReuse && whole) checked.source.reuse = const_cast<void*>(qweight.data);
+  check(!options.gate_up || (whole && checked.source.n % kTileColumns == 0),
+        "{}: gate_up is set and n = {}{}; n / 2 gates and as many ups must each be a multiple of 8 columns, of a whole "
+        "matrix: pad both with zero columns",
+        call, checked.source.n, whole ? "" : " of a slice");
+  checked.source.gate_up = options.gate_up;
 }
 
 }  // namespace
@@ -89,8 +95,9 @@ QuantizedMatrix make_matrix(const Runtime& runtime, Device device, std::span<con
   return QuantizedMatrix::of(make(runtime, backend, check_awq(backend, tensors, slice, call)));
 }
 
-void QuantizedMatrix::Impl::update(const CheckedSource& to, void* stream, const char* call) {
-  const auto& s = to.source;
+void QuantizedMatrix::Impl::update(CheckedSource to, void* stream, const char* call) {
+  auto& s = to.source;
+  s.gate_up = shape.gate_up;
   const auto same = [&](const char* what, auto now, auto then) {
     check(now == then, "{}: {} is {}, that of the matrix is {}: load it as another matrix", call, what, now, then);
   };
@@ -142,6 +149,7 @@ std::int64_t QuantizedMatrix::group_size() const { return require(*this, "Quanti
 std::int64_t QuantizedMatrix::groups() const { return require(*this, "QuantizedMatrix::groups").groups; }
 bool QuantizedMatrix::act_order() const { return require(*this, "QuantizedMatrix::act_order").act_order; }
 bool QuantizedMatrix::is_awq() const { return require(*this, "QuantizedMatrix::is_awq").awq; }
+bool QuantizedMatrix::gate_up() const { return require(*this, "QuantizedMatrix::gate_up").shape.gate_up; }
 bool QuantizedMatrix::has_bias() const { return require(*this, "QuantizedMatrix::has_bias").has_bias; }
 ZeroFormat QuantizedMatrix::zeros() const { return require(*this, "QuantizedMatrix::zeros").zeros; }
 bool QuantizedMatrix::zeros_detected() const { return require(*this, "QuantizedMatrix::zeros_detected").detected; }

@@ -14,7 +14,7 @@ namespace q4 {
 class [[gnu::visibility("hidden")]] QuantizedMatrix::Impl {
  public:
   /// Other weights, after checking that they fit.
-  void update(const CheckedSource& to, void* stream, const char* call);
+  void update(CheckedSource to, void* stream, const char* call);
 
   Runtime runtime;  ///< keeps caches and backends alive
   std::shared_ptr<DeviceBackend> device;

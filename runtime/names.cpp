@@ -2,6 +2,7 @@
 #include <q4/cache.hpp>
 #include <q4/device.hpp>
 #include <q4/error.hpp>
+#include <q4/matmul.hpp>
 #include <q4/version.hpp>
 
 #include "runtime/base/check.hpp"
@@ -78,6 +79,12 @@ const char* to_string(BackendKind kind) noexcept {
       return "hip";
   }
   return "unknown";
+}
+
+const char* to_string(Activation activation) noexcept {
+  constexpr const char* kNames[] = {"none",     "silu",          "gelu_tanh", "gelu",     "relu2",
+                                    "silu_mul", "gelu_tanh_mul", "gelu_mul",  "relu2_mul"};
+  return activation <= Activation::kRelu2Mul ? kNames[static_cast<int>(activation)] : "unknown";
 }
 
 const char* to_string(CacheLayer layer) noexcept {

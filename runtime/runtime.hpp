@@ -29,7 +29,7 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   std::vector<TuningSource> tuning_sources();
   /// The record that a plan of this problem uses; null: defaults. Says once what is stale, only nearest, or not known
   /// to this version, and notes what is untuned.
-  const TuningRecord* tuned(Device device, const TuningKey& key);
+  const TuningRecord* tuned(Device device, TuningKey key);
   /// The cache holds kernels of this version for such a GPU: no compiler is asked for before one is missing.
   bool may_be_prebuilt(const std::string& arch);
   cache::KernelCache& cache() { return *cache_; }

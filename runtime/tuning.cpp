@@ -21,12 +21,14 @@
 namespace q4 {
 namespace {
 
-using Problem = std::tuple<std::int64_t, std::int64_t, std::int64_t, bool, DType>;
-Problem problem_of(const TuningKey& key) { return {key.k, key.n, key.group, key.act_order, key.activation}; }
+using Problem = std::tuple<std::int64_t, std::int64_t, std::int64_t, bool, DType, std::string>;
+Problem problem_of(const TuningKey& key) {
+  return {key.k, key.n, key.group, key.act_order, key.activation, key.epilogue};
+}
 struct Hash {
   std::size_t operator()(const Problem& p) const {
-    const auto& [k, n, group, act_order, activation] = p;
-    std::uint64_t h = 0;
+    const auto& [k, n, group, act_order, activation, epilogue] = p;
+    std::uint64_t h = std::hash<std::string>()(epilogue);
     for (const std::int64_t part : {k, n, group, act_order + 2 * static_cast<std::int64_t>(activation)})
       h = (h ^ static_cast<std::uint64_t>(part)) * 0x9e3779b97f4a7c15u, h ^= h >> 32;
     return static_cast<std::size_t>(h);

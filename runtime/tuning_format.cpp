@@ -51,6 +51,7 @@ Json json_of(const TuningRecord& r) {
   j["group"] = r.key.group;
   j["act_order"] = r.key.act_order;
   j["activation"] = to_string(r.key.activation);
+  if (!r.key.epilogue.empty()) j["epilogue"] = r.key.epilogue;
   j["kernels"] = r.key.kernels;
   j["policy"] = r.key.policy;
   j["reconstruct_from"] = r.reconstruct_from;
@@ -131,6 +132,7 @@ TuningRecord from_line(std::string_view line) {
   r.key.group = f.integer("group");
   r.key.act_order = f.get<bool>("act_order");
   r.key.activation = activation_named(f.get<std::string>("activation"));
+  r.key.epilogue = f.get_or<std::string>("epilogue", "");
   r.key.kernels = f.get<std::string>("kernels");
   r.key.policy = f.get<std::string>("policy");
   r.reconstruct_from = f.integer("reconstruct_from");
@@ -158,6 +160,7 @@ class Scanner {
   explicit Scanner(std::string_view line) : rest_(line) {}
   explicit operator bool() const { return ok_; }
 
+  bool at(std::string_view text) const { return rest_.starts_with(text); }
   void literal(std::string_view text) {
     ok_ = ok_ && rest_.starts_with(text);
     if (ok_) rest_.remove_prefix(text.size());
@@ -206,6 +209,7 @@ std::optional<TuningKey> key_of_line(std::string_view line) {
   key.group = s.integer(R"(,"group":)");
   key.act_order = s.boolean(R"(,"act_order":)");
   const std::string activation = s.string(R"(,"activation":")");
+  if (s.at(R"(,"epilogue":)")) key.epilogue = s.string(R"(,"epilogue":")");
   key.kernels = s.string(R"(,"kernels":")");
   key.policy = s.string(R"(,"policy":")");
   s.literal(R"(,"reconstruct_from":)");

@@ -17,8 +17,10 @@ inline std::string tuning_digest(const std::string& kernels_digest) {
 
 /// `kernels` as tuning_digest() gives it. Plans look for the policy "cold".
 inline TuningKey tuning_key(const DeviceInfo& info, const std::string& kernels, std::int64_t k, std::int64_t n,
-                            std::int64_t group, bool act_order, DType activation, const std::string& policy = "cold") {
-  return {info.fingerprint, info.arch, info.compute_units, k, n, group, act_order, activation, policy, kernels};
+                            std::int64_t group, bool act_order, DType activation, const std::string& policy = "cold",
+                            const std::string& epilogue = {}) {
+  return {info.fingerprint, info.arch, info.compute_units, k, n, group, act_order, activation, policy,
+          kernels,          epilogue};
 }
 
 }  // namespace q4

@@ -17,6 +17,7 @@
 #include "runtime/base/check.hpp"
 #include "runtime/base/jobs.hpp"
 #include "runtime/base/processors.hpp"
+#include "runtime/choose/epilogue.hpp"
 #include "runtime/choose/shape.hpp"
 #include "runtime/matmul.hpp"
 #include "runtime/runtime.hpp"
@@ -149,10 +150,15 @@ WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const Warmu
   Jobs jobs;
   std::set<std::string> seen;
   for (const WarmupShape& shape : shapes) {
-    const auto matrix =
-        matrix_shape(shape.k, shape.n, shape.group_size, shape.act_order, shape.bias, shape.awq, shape.in_place);
+    const bool gated = choose::is_gated(options.plan.epilogue.activation);
+    auto matrix = matrix_shape(shape.k, shape.n, shape.group_size, shape.act_order, shape.bias, shape.awq,
+                               shape.in_place && !gated);
+    matrix.gate_up = gated;
+    check(!matrix.gate_up || matrix.n % kTileColumns == 0,
+          "Runtime::warmup: n = {} with the activation {}; gates and ups must each be a multiple of 8 columns",
+          matrix.n, to_string(options.plan.epilogue.activation));
     const auto* tuned =
-        find_tuned(*this, *device, matrix.k, matrix.n, matrix.group_size, matrix.act_order, options.plan.activation);
+        find_tuned(*this, *device, matrix.k, matrix.n, matrix.group_size, matrix.act_order, options.plan);
     for (auto& job : device->warmup(matrix, options.plan, tuned))
       if (seen.insert(job.kernel).second) jobs.push_back(std::move(job));
   }

@@ -1,12 +1,15 @@
 // The C ABI's plan options and versions, which mean the same as those of C++.
 #include <doctest/doctest.h>
 
+#include <q4/epilogue.h>
 #include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <q4/version.hpp>
 
 #include "capi_support.hpp"
+#include "epilogue_reference.hpp"
+#include "lora_case.hpp"
 #include "report.hpp"
 
 namespace q4::test {
@@ -31,6 +34,85 @@ TEST_CASE_FIXTURE(Fixture, "the C ABI: a plan without a workspace of its own run
   options.size = offsetof(q4_plan_options, caller_workspace);  // an older q4.h does not know the field
   Q4_REQUIRE_OK(q4_plan_create(runtime, matrix, &options, &bare));
   Q4_REQUIRE_OK(run(bare));
+}
+
+TEST_CASE_FIXTURE(Fixture, "the C ABI: epilogues mean the same as in C++") {
+  q4_plan_options options = {};
+  options.size = sizeof options;
+  options.max_m = 4, options.epilogue = Q4_SILU_MUL, options.residual = 1;
+  q4_plan made = 0;
+  rejects({"q4_plan_create", "silu_mul", "gate_up"}, q4_plan_create(runtime, matrix, &options, &made));
+  tensors.all.gate_up = 1;
+  q4_matrix pairs = 0;
+  Q4_REQUIRE_OK(q4_matrix_from_gptq(runtime, kHere, &tensors.all, &pairs));
+  q4_matrix_info info = {};
+  info.size = sizeof info;
+  Q4_REQUIRE_OK(q4_matrix_get(runtime, pairs, &info));
+  CHECK(info.gate_up == 1);
+  rejects({"q4_matrix_update", "gate_up", "pass 0"}, q4_matrix_update(runtime, pairs, &tensors.all, nullptr));
+  options.epilogue = 99;
+  rejects({"q4_plan_create", "options.epilogue", "99", "0 to 8"}, q4_plan_create(runtime, pairs, &options, &made));
+  options.epilogue = Q4_SILU_MUL;
+  Q4_REQUIRE_OK(q4_plan_create(runtime, pairs, &options, &made));
+  HostRows half(DType::kF16, 4, 32);
+  const HostRows residual = random_rows(DType::kF16, 4, 32, 3, 40);
+  const auto run_with = [&](const q4_run_inputs* inputs) {
+    return q4_plan_run_inputs(runtime, made, nullptr, x.data(), 0, half.data(), 0, 4, inputs);
+  };
+  rejects({"q4_plan_run_inputs", "residual", "null"}, run_with(nullptr));
+  q4_run_inputs inputs = {};
+  rejects({"q4_plan_run_inputs", "inputs.size"}, run_with(&inputs));
+  inputs.size = sizeof inputs;
+  inputs.residual = residual.data(), inputs.residual_stride = residual.row_stride();
+  Q4_REQUIRE_OK(run_with(&inputs));
+  const auto sums = product(x, unpack(source.tensors()));
+  CHECK(relative_error(half, finished(sums, 4, 64, Activation::kSiluMul, &residual)) <= tolerance(DType::kF16));
+  options.size = offsetof(q4_plan_options, epilogue);  // an older q4.h does not know the fields
+  Q4_REQUIRE_OK(q4_plan_create(runtime, matrix, &options, &made));
+  Q4_REQUIRE_OK(run(made));
+}
+
+TEST_CASE_FIXTURE(Fixture, "the C ABI: adapters mean the same as in C++") {
+  q4_lora_options options = {};
+  options.size = sizeof options;
+  options.adapters = 2, options.max_rank = 16;
+  q4_lora lora = 0;
+  Q4_REQUIRE_OK(q4_lora_create(runtime, matrix, &options, &lora));
+  const LoraCase adapters(256, 64, DType::kF16, {16, 8});
+  const auto tensor = [](const HostRows& rows) {
+    return c_tensor({rows.data(), rows.dtype(), rows.rows(), rows.cols(), rows.row_stride()});
+  };
+  const q4_tensor a = tensor(adapters.a[0]), b = tensor(adapters.b[0]);
+  rejects({"q4_lora_set", "index = 2"}, q4_lora_set(runtime, lora, 2, &a, &b, 1));
+  rejects({"q4_lora_set", "a is null"}, q4_lora_set(runtime, lora, 0, nullptr, &b, 1));
+  rejects({"q4_lora_set", "b has shape"}, q4_lora_set(runtime, lora, 0, &a, &a, 1));
+  rejects({"q4_lora_set", "another kind"}, q4_lora_set(runtime, matrix, 0, &a, &b, 1));
+  Q4_REQUIRE_OK(q4_lora_set(runtime, lora, 1, &a, &b, adapters.scales[0]));
+  q4_plan_options plan_options = {};
+  plan_options.size = sizeof plan_options;
+  plan_options.max_m = 4, plan_options.lora_rank = 16;
+  q4_plan made = 0;
+  Q4_REQUIRE_OK(q4_plan_create(runtime, matrix, &plan_options, &made));
+  const std::int32_t rows[] = {1, -1, 0, 1};
+  q4_run_inputs inputs = {};
+  inputs.size = sizeof inputs;
+  const auto run_with = [&] {
+    return q4_plan_run_inputs(runtime, made, nullptr, x.data(), 0, out.data(), 0, 4, &inputs);
+  };
+  rejects({"q4_plan_run_inputs", "adapters"}, run_with());
+  inputs.adapters = lora, inputs.adapter_of_row = rows;
+  const auto sums_with = [&](bool there) {
+    auto sums = product(x, unpack(source.tensors()));
+    if (there) adapters.add(sums, x, {0, -1, -1, 0});
+    return sums;
+  };
+  Q4_REQUIRE_OK(run_with());
+  CHECK(relative_error(out, sums_with(true)) <= tolerance(DType::kF16));
+  Q4_REQUIRE_OK(q4_lora_remove(runtime, lora, 1));
+  Q4_REQUIRE_OK(run_with());
+  CHECK(relative_error(out, sums_with(false)) <= tolerance(DType::kF16));
+  Q4_REQUIRE_OK(q4_lora_destroy(runtime, lora));
+  rejects({"q4_plan_run_inputs", "inputs.adapters", "destroyed"}, run_with());
 }
 
 TEST_CASE("reconstruct_from: 0 chooses, -1 never does, in C as in C++") {

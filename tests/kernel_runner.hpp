@@ -8,10 +8,15 @@
 #include <string>
 #include <vector>
 
+#include "epilogue_reference.hpp"
+#include "kernels/lora_mma.h"
+#include "kernels/lora_plain.h"
 #include "kernels/problem.h"
 #include "kernels/remap.h"
+#include "lora_case.hpp"
 #include "packed.hpp"
 #include "reference.hpp"
+#include "runtime/choose/epilogue.hpp"
 #include "tests/emulation/emulation.hpp"
 
 namespace q4::test {
@@ -32,6 +37,9 @@ struct EmulatedCase {
   /// Row 0 of x has an infinity, row 1 both, row 2 a NaN; then each element of out is looked at by itself. Where fp64
   /// gives an infinity, `kInfinityOrNan` lets a kernel give a NaN too.
   enum class Extremes { kNone, kAsFp64, kInfinityOrNan } extremes = Extremes::kNone;
+  Activation activation = Activation::kNone;
+  bool residual = false;  ///< in place where m is even, else apart
+  bool lora = false;      ///< rows have adapters of ranks 5, 16 and 40, or none
 
   constexpr int group_rows() const { return group < 0 ? k : group; }
   constexpr bool gather() const {
@@ -52,8 +60,13 @@ struct EmulatedCase {
             .gather = fused_gather,
             .bf16 = bf16,
             .bias = bias,
-            .apart = apart};
+            .apart = apart,
+            .activation = choose::kind_of(activation),
+            .gated = multiplies(activation),
+            .residual = residual,
+            .lora = lora};
   }
+  constexpr int outs() const { return multiplies(activation) ? n / 2 : n; }
 };
 
 /// Bytes at a 16-byte boundary, exactly as many as asked for, so that AddressSanitizer sees an overrun of one.
@@ -90,6 +103,54 @@ inline double extreme_error(const EmulatedCase& test, const HostRows& out, const
   return wrong == 0 ? 0 : INFINITY;
 }
 
+/// Adapters as kernels have them, and low of rows of x by lora_shrink: on tensor cores, or for m odd without.
+struct EmulatedAdapters {
+  static constexpr int kStride = 48;
+  LoraCase source;
+  std::vector<std::vector<u16>> a, b;
+  std::vector<LoraEntry> table;
+
+  EmulatedAdapters(const EmulatedCase& test, DType type) : source(test.k, test.n, type, {5, 16, 40}) {
+    for (std::size_t i = 0; i < source.a.size(); ++i) {
+      const int rank = static_cast<int>(source.a[i].rows()), chunks = lora_chunks(rank);
+      const auto bits = [&](const HostRows& rows, int row, int column) {
+        return static_cast<const u16*>(rows.data())[row * rows.row_stride() + column];
+      };
+      a.emplace_back(lora_a_elements(test.k, rank)), b.emplace_back(lora_b_elements(test.n, rank));
+      for (int r = 0; r < rank; ++r) {
+        for (int k = 0; k < test.k; ++k) a[i][lora_a_place(test.k, k, r)] = bits(source.a[i], r, k);
+        for (int c = 0; c < test.n; ++c) {
+          const int half = test.n / 2, place = c % half / 8 * 16 + c / half * 8 + c % 8;
+          b[i][lora_b_place(chunks, r, multiplies(test.activation) ? place : c)] = bits(source.b[i], c, r);
+        }
+      }
+      table.push_back({a[i].data(), b[i].data(), chunks, source.scales[i]});
+    }
+  }
+  void shrink(MatmulArgs& args, const HostRows& x, const std::vector<i32>& rows, std::vector<u16>& low) const {
+    const bool bf16 = source.type == DType::kBF16;
+    low.assign(static_cast<std::size_t>(args.m * kStride), bf16 ? 0x7fff : 0x7e00);
+    args.lora = {table.data(), rows.data(), low.data(), kStride, source.adapters()};
+    const LoraShrinkArgs shrink_args{
+        args.lora, low.data(), static_cast<const u16*>(x.data()), x.row_stride(), args.m, static_cast<i32>(x.cols()),
+        3};
+    const auto run = [&]<LoraShrinkConfig C> {
+      emulation::emulate(
+          {.grid = C.mma ? grid(C, args.m, 3) : args.m * 3, .threads = threads(C), .shared_bytes = shared_bytes(C)},
+          [&] {
+            if constexpr (C.mma != 0)
+              lora_shrink<C>(shrink_args);
+            else
+              lora_shrink_plain<C>(shrink_args);
+          });
+    };
+    if (args.m == 0) return;
+    if (args.m % 2) return bf16 ? run.operator()<{.bf16 = 1, .mma = 0}>() : run.operator()<{.mma = 0}>();
+    if (args.m > 8) return bf16 ? run.operator()<{.bf16 = 1, .octets = 4}>() : run.operator()<{.octets = 4}>();
+    return bf16 ? run.operator()<{.bf16 = 1}>() : run.operator()<{}>();
+  }
+};
+
 /// The largest relative error over `rows`; out starts as NaN and the padding between its rows must stay so.
 /// `launch(args)` runs the kernel with the given arguments. `workspace` bytes are zeroed once, then reused.
 template <class LaunchKernel>
@@ -103,7 +164,9 @@ double largest_error(const EmulatedCase& test, const std::vector<int>& rows, std
                                      .bias = test.bias,
                                      .scale = 1.0 / test.scale_divisor});
   const PlainMatrix plain = unpack(gptq.tensors());
-  const PackedMatrix packed = pack_reference(plain, test.unit, test.packed_k());
+  const bool pairs = multiplies(test.activation);
+  const PlainMatrix in_order = pairs ? paired(plain) : plain;
+  const PackedMatrix packed = pack_reference(in_order, test.unit, test.packed_k());
   REQUIRE(packed.k == test.packed_k());
   REQUIRE(packed.identity == !test.gather());
   const DType dtype = test.bf16 ? DType::kBF16 : DType::kF16;
@@ -112,16 +175,15 @@ double largest_error(const EmulatedCase& test, const std::vector<int>& rows, std
       scratch(workspace);
   std::memset(scratch.data(), 0, workspace);
   std::vector<u16> bias;
+  for (const double b : in_order.bias) bias.push_back(test.bf16 ? bf16_bits(b) : half_bits(b));
   PlainMatrix exact = plain;  // with the bias as the kernel gets it
-  for (auto& b : exact.bias) {
-    bias.push_back(test.bf16 ? bf16_bits(b) : half_bits(b));
-    b = test.bf16 ? bf16_value(bias.back()) : half_value(bias.back());
-  }
+  for (auto& b : exact.bias) b = test.bf16 ? bf16_value(bf16_bits(b)) : half_value(half_bits(b));
 
+  const EmulatedAdapters adapters(test, dtype);
   double worst = 0;
   for (const int m : rows) {
-    const int x_stride = test.k + 8, out_stride = test.n + 16;
-    HostRows x(dtype, m, test.k, x_stride), remapped(dtype, m, packed.k), out(dtype, m, test.n, out_stride);
+    const int x_stride = test.k + 8, out_stride = test.outs() + 16;
+    HostRows x(dtype, m, test.k, x_stride), remapped(dtype, m, packed.k), out(dtype, m, test.outs(), out_stride);
     Random random(static_cast<std::uint64_t>(m) + 5);
     for (int r = 0; r < m; ++r)
       for (int c = 0; c < test.k; ++c) x.set(r, c, test.x_size * random.normal());
@@ -136,6 +198,17 @@ double largest_error(const EmulatedCase& test, const std::vector<int>& rows, std
     args.x = static_cast<const u16*>(x.data()), args.x_stride = x_stride;
     args.out = static_cast<u16*>(out.data()), args.out_stride = out_stride;
     args.workspace = scratch.data();
+    const HostRows residual = random_rows(dtype, m, test.outs(), 11, test.outs() + 24);
+    if (test.residual) {
+      const bool in_place = m % 2 == 0;
+      for (int r = 0; r < m && in_place; ++r)
+        for (int c = 0; c < test.outs(); ++c) out.set(r, c, residual.at(r, c));
+      args.residual = in_place ? args.out : static_cast<const u16*>(residual.data());
+      args.residual_stride = in_place ? out_stride : residual.row_stride();
+    }
+    const std::vector<i32> rows_adapters = adapters.source.rows(m);
+    std::vector<u16> low;
+    if (test.lora) adapters.shrink(args, x, rows_adapters, low);
     if (test.gather()) args.x_map = packed.x_map.data();
     if (test.gather() && !test.fused) {
       constexpr RemapConfig kRemap{.threads = 64, .staged = 1};
@@ -148,7 +221,9 @@ double largest_error(const EmulatedCase& test, const std::vector<int>& rows, std
     launch(args);
     CAPTURE(m);
     CHECK(out.padding_intact());
-    const auto expected = product(x, exact);
+    auto sums = product(x, exact);
+    if (test.lora) adapters.source.add(sums, x, rows_adapters);
+    const auto expected = finished(sums, m, test.n, test.activation, test.residual ? &residual : nullptr);
     const bool plain_numbers = test.extremes == EmulatedCase::Extremes::kNone;
     const double error = plain_numbers ? relative_error(out, expected) : extreme_error(test, out, expected);
     if (!(error <= worst)) worst = error;  // a NaN stays

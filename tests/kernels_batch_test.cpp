@@ -81,5 +81,22 @@ TEST_CASE("batch: scales and zeros apart") {
               .split = 2);
 }
 
+TEST_CASE("batch: activations of gates and ups, and residuals") {
+  using enum Activation;
+  CHECK_BATCH(M({16, 17}), .matrix = {.k = 256, .n = 80, .bias = true, .activation = kSiluMul, .residual = true});
+  if (skipped_on_threads()) return;
+  CHECK_BATCH(M({33, 70}), .matrix = {.k = 256, .n = 192, .bf16 = true, .activation = kGeluMul}, .rows = 32);
+  CHECK_BATCH(M({33, 70}), .matrix = {.k = 256, .n = 200, .bias = true, .residual = true}, .rows = 64);
+  CHECK_BATCH(M({40}), .matrix = {.k = 520, .n = 80, .activation = kRelu2Mul, .residual = true}, .split = 3);
+  CHECK_BATCH(M({20}), .matrix = {.k = 256, .n = 64, .activation = kGeluTanh}, .strips = 1, .teams = 2);
+}
+
+TEST_CASE("batch: adapters") {
+  CHECK_BATCH(M({16, 17}), .matrix = {.k = 264, .n = 72, .bias = true, .lora = true});
+  if (skipped_on_threads()) return;
+  CHECK_BATCH(M({70, 33}), .matrix = {.k = 520, .n = 200, .bf16 = true, .lora = true}, .rows = 32, .teams = 2,
+              .split = 2);
+}
+
 }  // namespace
 }  // namespace q4::test

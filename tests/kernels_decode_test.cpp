@@ -117,5 +117,28 @@ TEST_CASE("decode: scales and zeros apart") {
                .staged = 8);
 }
 
+TEST_CASE("decode: activations of gates and ups, and residuals") {
+  using enum Activation;
+  CHECK_DECODE(.matrix = {.k = 512, .n = 48, .bias = true, .activation = kSiluMul, .residual = true}, .tiles = 3,
+               .teams = 2, .cluster = 2);
+  if (skipped_on_threads()) return;
+  CHECK_DECODE(.matrix = {.k = 512, .n = 80, .bf16 = true, .activation = kGeluMul}, .batch = 2, .tiles = 4, .brick = 2);
+  CHECK_DECODE(.matrix = {.k = 512, .n = 72, .bias = true, .residual = true}, .tiles = 4, .brick = 2);
+  CHECK_DECODE(.matrix = {.k = 1024, .n = 72, .residual = true}, .batch = 2, .tiles = 4, .cluster = 2);
+  // More of out than lanes at once.
+  CHECK_DECODE(.matrix = {.k = 256, .n = 256, .activation = kGeluTanhMul, .residual = true}, .batch = 2, .tiles = 8,
+               .side = 2, .teams = 1, .depth = 1);
+  CHECK_DECODE(.matrix = {.k = 512, .n = 64, .activation = kRelu2Mul}, .teams = 4);
+  CHECK_DECODE(.matrix = {.k = 512, .n = 64, .activation = kGelu, .residual = true}, .teams = 4);
+}
+
+TEST_CASE("decode: adapters") {
+  CHECK_DECODE(.matrix = {.k = 512, .n = 40, .bias = true, .lora = true}, .tiles = 4, .brick = 2, .cluster = 2);
+  if (skipped_on_threads()) return;
+  CHECK_DECODE(.matrix = {.k = 520, .n = 80, .bf16 = true, .activation = Activation::kSiluMul, .lora = true},
+               .batch = 2, .tiles = 4, .side = 2);
+  CHECK_DECODE(.matrix = {.k = 512, .n = 64, .act_order = ActOrder::kPermuted, .lora = true}, .staged = 8);
+}
+
 }  // namespace
 }  // namespace q4::test

@@ -232,5 +232,23 @@ TEST_CASE("gemv: scales and zeros apart") {
   CHECK_GEMV(.matrix = {.k = 256, .n = 64, .group = 16, .unit = 16, .act_order = ActOrder::kPermuted, .apart = true});
 }
 
+TEST_CASE("gemv: activations of gates and ups, and residuals") {
+  using enum Activation;
+  CHECK_GEMV(.matrix = {.k = 256, .n = 80, .bias = true, .activation = kSiluMul, .residual = true}, .rows = 2);
+  if (skipped_on_threads()) return;
+  CHECK_GEMV(.matrix = {.k = 136, .n = 72, .bf16 = true, .bias = true, .residual = true}, .half2 = 0, .rows = 4);
+  CHECK_GEMV(.matrix = {.k = 256, .n = 96, .activation = kGeluMul}, .rows = 4, .tiles = 4);
+  CHECK_GEMV(.matrix = {.k = 256, .n = 96, .activation = kGeluTanhMul}, .half2 = 0, .tiles = 1);
+  CHECK_GEMV(.matrix = {.k = 256, .n = 96, .activation = kRelu2Mul}, .half2 = 0);  // a cube of half2's errors
+  CHECK_GEMV(.matrix = {.k = 256, .n = 72, .activation = kSilu});
+}
+
+TEST_CASE("gemv: adapters") {
+  CHECK_GEMV(.matrix = {.k = 264, .n = 72, .bias = true, .lora = true}, .rows = 2);
+  if (skipped_on_threads()) return;
+  CHECK_GEMV(.matrix = {.k = 256, .n = 80, .activation = Activation::kSiluMul, .lora = true}, .half2 = 0);
+  CHECK_GEMV(.matrix = {.k = 256, .n = 80, .bf16 = true, .lora = true}, .half2 = 0);
+}
+
 }  // namespace
 }  // namespace q4::test

@@ -37,11 +37,10 @@ void check_prefill(const std::string& name, std::vector<int> m) {
   for (const int rows : m) workspace = std::max(workspace, static_cast<std::size_t>(workspace_bytes(C, rows, kHopper)));
   const double error = largest_error(T.matrix, m, workspace, [](const MatmulArgs& args) {
     constexpr PrefillConfig C = T.config();
-    const auto map = [&](const u16* data, i64 cols, i64 stride, int box) {
-      return emulation::map_of({const_cast<u16*>(data), args.m, cols, stride, box});
-    };
-    const TensorMap x_map = map(args.x, C.p.x_k, args.x_stride, x_box_rows(C, args.m));
-    const TensorMap out_map = map(args.out, C.p.n, args.out_stride, C.rows);
+    const TensorMap x_map =
+        emulation::map_of({const_cast<u16*>(args.x), args.m, C.p.x_k, args.x_stride, x_box_rows(C, args.m)});
+    const TensorMap out_map = emulation::map_of(
+        {args.out, args.m, out_columns(C.p, C.p.n), args.out_stride, C.rows, out_columns(C.p, kStripColumns)});
     emulation::emulate({.grid = grid(C, args.m, kHopper),
                         .threads = threads(C),
                         .shared_bytes = shared_bytes(C),
@@ -137,6 +136,48 @@ TEST_CASE("prefill: scales and zeros apart") {
   CHECK_PREFILL(M({40}), .matrix = {.k = 512, .n = 192, .group = 32, .unit = 32, .apart = true}, .rows = 64,
                 .strips = 2, .split = 2);
   CHECK_PREFILL(M({150}), .matrix = {.k = 512, .n = 192, .group = 64, .unit = 64, .apart = true}, .rows = 64, .cut = 1);
+}
+
+TEST_CASE("prefill: activations of gates and ups, and residuals") {
+  using enum Activation;
+  CHECK_PREFILL(M({9, 16}), .matrix = {.k = 256, .n = 80, .bias = true, .activation = kSiluMul, .residual = true},
+                .rows = 16, .split = 2);
+  if (skipped_on_threads()) return;
+  CHECK_PREFILL(M({16, 33}), .matrix = {.k = 256, .n = 208, .activation = kSiluMul}, .rows = 16, .strips = 2);
+  CHECK_PREFILL(M({70, 63}), .matrix = {.k = 256, .n = 192, .bias = true, .residual = true}, .rows = 64, .strips = 2);
+  CHECK_PREFILL(M({70, 63}), .matrix = {.k = 256, .n = 192, .bf16 = true, .activation = kGeluMul, .residual = true},
+                .rows = 64, .strips = 2);
+  CHECK_PREFILL(M({16, 9}), .matrix = {.k = 768, .n = 72, .residual = true}, .rows = 16, .teams = 2, .split = 2);
+  CHECK_PREFILL(M({16, 9}), .matrix = {.k = 768, .n = 80, .activation = kRelu2Mul, .residual = true}, .rows = 16,
+                .teams = 2, .split = 2);
+  CHECK_PREFILL(M({40, 31}), .matrix = {.k = 768, .n = 80, .residual = true}, .rows = 32, .split = 2);
+  CHECK_PREFILL(M({40, 31}), .matrix = {.k = 768, .n = 80, .activation = kGeluTanhMul}, .rows = 32, .split = 3);
+  CHECK_PREFILL(M({128, 99}), .matrix = {.k = 512, .n = 72, .residual = true}, .rows = 128, .split = 2);
+  CHECK_PREFILL(M({128, 99}), .matrix = {.k = 512, .n = 80, .activation = kSiluMul, .residual = true}, .rows = 128,
+                .split = 2);
+  CHECK_PREFILL(M({256, 201}), .matrix = {.k = 256, .n = 128, .activation = kSiluMul, .residual = true}, .rows = 256,
+                .strips = 2);
+  CHECK_PREFILL(M({16, 33}), .matrix = {.k = 256, .n = 80, .activation = kSiluMul, .residual = true}, .rows = 16);
+  // Slices of two sums: one of the two columns that a thread has.
+  CHECK_PREFILL(M({9, 16}), .matrix = {.k = 1024, .n = 72, .bias = true, .residual = true}, .rows = 16, .teams = 2,
+                .split = 4);
+  for (const int m : {150, 149})  // cut tiles, and whole ones after them
+    CHECK_PREFILL(M({m}), .matrix = {.k = 512, .n = 192, .residual = true}, .rows = 64, .cut = 1);
+  CHECK_PREFILL(M({150}), .matrix = {.k = 512, .n = 192, .activation = kSiluMul, .residual = true}, .rows = 64,
+                .cut = 2);
+  CHECK_PREFILL(M({40}), .matrix = {.k = 256, .n = 128, .activation = kRelu2, .residual = true}, .rows = 64,
+                .share = 2);
+}
+
+TEST_CASE("prefill: adapters") {
+  CHECK_PREFILL(M({9, 16}), .matrix = {.k = 264, .n = 72, .bias = true, .lora = true}, .rows = 16, .split = 2);
+  if (skipped_on_threads()) return;
+  CHECK_PREFILL(M({70, 63}), .matrix = {.k = 256, .n = 192, .bf16 = true, .residual = true, .lora = true}, .rows = 64,
+                .strips = 2);
+  CHECK_PREFILL(M({40}), .matrix = {.k = 768, .n = 80, .activation = Activation::kSiluMul, .lora = true}, .rows = 32,
+                .teams = 2, .split = 2);
+  CHECK_PREFILL(M({150, 149}), .matrix = {.k = 512, .n = 192, .lora = true}, .rows = 64, .cut = 1);
+  CHECK_PREFILL(M({201}), .matrix = {.k = 128, .n = 64, .lora = true}, .rows = 256);
 }
 
 }  // namespace

@@ -73,5 +73,19 @@ TEST_CASE("tile: scales and zeros apart") {
   CHECK_TILE(kRows, .matrix = {.k = 512, .n = 192, .group = 256, .unit = 256, .bf16 = true, .apart = true}, .half2 = 0);
 }
 
+TEST_CASE("tile: activations of gates and ups, and residuals") {
+  using enum Activation;
+  CHECK_TILE((std::vector<int>{33, 2}),
+             .matrix = {.k = 256, .n = 80, .bias = true, .activation = kSiluMul, .residual = true});
+  if (skipped_on_threads()) return;
+  CHECK_TILE((std::vector<int>{33, 64}), .matrix = {.k = 136, .n = 72, .bf16 = true, .bias = true, .residual = true},
+             .half2 = 0, .rows = 64, .warp = 64);
+  CHECK_TILE(std::vector<int>{33}, .matrix = {.k = 136, .n = 96, .activation = kGeluMul}, .warp = 64);
+}
+
+TEST_CASE("tile: adapters") {
+  CHECK_TILE((std::vector<int>{33, 2}), .matrix = {.k = 136, .n = 72, .bias = true, .lora = true});
+}
+
 }  // namespace
 }  // namespace q4::test

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "epilogue_reference.hpp"
 #include "kernels/pack.h"
 #include "on_threads.hpp"
 #include "packed.hpp"
@@ -74,7 +75,7 @@ TEST_CASE("index functions are bijections") {
 /// Runs the pack kernel and compares with the second packing, byte for byte.
 template <PackConfig C>
 void check_pack(const PlainMatrix& plain, const std::uint32_t* qweight, int unit) {
-  const PackedMatrix expected = pack_reference(plain, unit);
+  const PackedMatrix expected = pack_reference(C.pairs ? paired(plain) : plain, unit);
   CAPTURE(unit);
   CAPTURE(plain.k);
   CAPTURE(plain.n);
@@ -112,6 +113,7 @@ TEST_CASE("the pack kernel follows the drawing, and unpack undoes it") {
   const MatrixSpec specs[] = {{.k = 256, .n = 64, .group_size = 64, .act_order = ActOrder::kUneven},
                               {.k = 264, .n = 72, .group_size = 128},
                               {.k = 128, .n = 8, .group_size = 24, .zeros = ZeroFormat::kV2},
+                              {.k = 264, .n = 144, .group_size = 64},
                               {.k = 200, .n = 136, .group_size = 40, .act_order = ActOrder::kPermuted}};
   for (const auto& spec : specs) {
     const GptqMatrix gptq = make_gptq(spec);
@@ -122,6 +124,9 @@ TEST_CASE("the pack kernel follows the drawing, and unpack undoes it") {
     if (spec.act_order != ActOrder::kNone) continue;
     const AwqMatrix awq = to_awq(gptq);
     check_pack<PackConfig{.awq = 1}>(unpack(awq.tensors()), awq.qweight.data(), 32);
+    if (spec.n % 16 != 0) continue;
+    check_pack<PackConfig{.pairs = 1}>(unpack(gptq.tensors()), gptq.qweight.data(), 64);
+    check_pack<PackConfig{.awq = 1, .pairs = 1}>(unpack(awq.tensors()), awq.qweight.data(), 64);
   }
 }
 

@@ -9,6 +9,8 @@
 
 namespace q4 {
 
+class LoraAdapters;
+
 /// Products of the direct kernels; sums are always fp32 but for kInt8.
 enum class Math : std::uint8_t {
   kAuto,
@@ -24,6 +26,30 @@ enum class Gather : std::uint8_t {
   kFused,
   kSeparate
 };  ///< act-order: x permuted inside the kernel, where one that serves this m can, or before it
+
+/// A function of each sum, or of each pair of sums. ...Mul: W's columns are n / 2 gates, then their n / 2 ups, and out has
+/// n / 2 columns, activation(gate) * up; such a matrix is loaded with MatrixOptions::gate_up, the others without.
+enum class Activation : std::uint8_t {
+  kNone,
+  kSilu,      ///< v / (1 + exp(-v))
+  kGeluTanh,  ///< v (1 + tanh(sqrt(2 / pi) (v + 0.044715 v^3))) / 2
+  kGelu,      ///< v (1 + erf(v / sqrt(2))) / 2
+  kRelu2,     ///< max(v, 0)^2
+  kSiluMul,
+  kGeluTanhMul,
+  kGeluMul,
+  kRelu2Mul,
+};
+Q4_API const char* to_string(Activation activation) noexcept;  ///< "none", "silu", "gelu_tanh", "gelu", ... "relu2_mul"
+
+/// What is done to the sums before they are rounded: out = residual + activation(x @ W + adapters + bias), all in fp32,
+/// rounded once. W is not reconstructed for the BLAS of a GPU then, which would round twice.
+struct Epilogue {
+  Activation activation = Activation::kNone;
+  bool residual = false;  ///< run() is given rows to add
+  bool lora = false;      ///< run() is given a table of adapters (q4/lora.hpp) and the number of each row's
+  friend bool operator==(const Epilogue&, const Epilogue&) = default;
+};
 
 struct PlanOptions {
   std::int64_t max_m = 1;          ///< largest m that run() will accept; sizes the workspace
@@ -43,6 +69,8 @@ struct PlanOptions {
   std::string tactic = {};
   /// false: the plan allocates no workspace, and every run() passes one.
   bool own_workspace = true;
+  Epilogue epilogue = {};
+  std::int64_t lora_rank = 64;  ///< with Epilogue::lora: the largest LoraAdapters::max_rank() that run() will accept
 };
 
 /// Rows of activations in the plan's device memory: element (r, c) at data + r * row_stride + c, dtype of the plan.
@@ -54,6 +82,19 @@ struct ConstRows {
 struct Rows {
   void* data = nullptr;
   std::int64_t row_stride = 0;
+};
+
+/// What run() takes beside x and out.
+struct RunInputs {
+  /// With Epilogue::residual, and only then: rows like those of out, in the plan's type. May be out itself (the same
+  /// data and stride: out += ...), else must not overlap it.
+  ConstRows residual = {};
+  /// With Epilogue::lora, and only then: adapters of a matrix of this shape on this device, of the plan's type; and for
+  /// each row of x the number of its adapter, int32 [m] in the plan's device memory.
+  const LoraAdapters* adapters = nullptr;
+  const std::int32_t* adapter_of_row = nullptr;
+  /// As run()'s own `workspace`; null: the plan's.
+  void* workspace = nullptr;
 };
 
 /// Immutable and prepared: kernels compiled and loaded, workspace allocated, a tactic chosen for each bucket of m.
@@ -70,7 +111,7 @@ class Q4_API MatmulPlan {
 
   explicit operator bool() const noexcept { return impl_ != nullptr; }
 
-  /// out[m, n] = x[m, k] @ W (+ bias). m = 0 does nothing. `out` may hold anything before, is fully overwritten, and
+  /// out[m, n] = x[m, k] @ W (+ bias), and the plan's epilogue. m = 0 does nothing. `out` may hold anything before, is fully overwritten, and
   /// must not overlap x. Asynchronous on a GPU: errors of earlier work on the device may surface here.
   ///
   /// Numbers: the sum, rounded once to the type of out; a sum beyond its largest value becomes infinity with the sum's
@@ -84,9 +125,13 @@ class Q4_API MatmulPlan {
   /// its first use, not shared by launches that may overlap in time. Plans of one device may use the same in turn.
   void run(Stream stream, ConstRows x, Rows out, std::int64_t m, void* workspace) const;
 
+  /// The same with what the plan's epilogue reads.
+  void run(Stream stream, ConstRows x, Rows out, std::int64_t m, const RunInputs& inputs) const;
+
   std::size_t workspace_bytes() const;
+  std::int64_t out_columns() const;  ///< n, or n / 2 with an activation that multiplies gates and ups
   std::int64_t max_m() const;
-  /// What runs for this m: "decode tiles=2 warps=16 ...", "reconstruct+blas".
+  /// What runs for this m: "decode tiles=2 warps=16 ...", "decode+silu_mul+residual tiles=2 ...", "reconstruct+blas".
   std::string tactic(std::int64_t m) const;
   /// Every tactic that could run for this m, the default first: the tuner's search space.
   std::vector<std::string> tactics(std::int64_t m) const;

@@ -59,7 +59,7 @@ enum class Storage : std::uint8_t {
   /// The memory of the tensors, which is overwritten and must then live as long as the matrix and its plans: codes take
   /// qweight's, and where they do, scales and zeros those of scales (fp16) and qzeros. It takes tensors on the matrix's
   /// own device, contiguous and aligned to 256 bytes, k % 128 == 0, n % 64 == 0 and groups that need no padding (group
-  /// size 16, 32, 64 or a multiple of 128, with act-order groups of as many rows each); on the CPU and in every other
+  /// size 16, 32, 64 or a multiple of 128, with act-order groups of as many rows each), and no gate_up; on the CPU and in every other
   /// case they go to own memory as with kOwn. QuantizedMatrix::in_place() and scales_in_place() say which. Memory that
   /// an earlier matrix has taken holds no tensor any more: nothing can tell, and loading it again gives other weights.
   kReuse,
@@ -72,6 +72,10 @@ struct MatrixOptions {
   std::size_t scratch_bytes = std::size_t{64} << 20;
   /// What of the matrix is loaded. A slice goes to own memory.
   Slice slice = {};
+  /// The columns are n / 2 gates, then their n / 2 ups, as a checkpoint's gate_proj and up_proj side by side: they are
+  /// interleaved as they are packed, for plans whose activation multiplies a gate and its up (Activation::k...Mul), and
+  /// no other. n % 16 == 0. unpack(), update() and act-order are as without it; the codes then have own memory.
+  bool gate_up = false;
 };
 
 /// What a matrix was made of, bit for bit, in host memory of its own. The views of gptq() and awq() refer to it.
@@ -115,6 +119,7 @@ class Q4_API QuantizedMatrix {
   std::int64_t groups() const;
   bool act_order() const;  ///< g_idx was there and differs from row / group_size
   bool has_bias() const;
+  bool gate_up() const;         ///< loaded with MatrixOptions::gate_up
   bool is_awq() const;          ///< made of AWQ's tensors
   ZeroFormat zeros() const;     ///< kV1 or kV2: what was applied (AWQ: kV2)
   bool zeros_detected() const;  ///< kAuto chose kV2 because every stored zero was 8

@@ -60,7 +60,8 @@ enum {
 };
 typedef int32_t q4_storage; /* of packed weights: own memory, or the tensors', where they fit (q4::Storage) */
 enum { Q4_STORAGE_OWN = 0, Q4_STORAGE_REUSE = 1 };
-typedef int32_t q4_sealing; /* what a sealed runtime makes of compiling and allocating (q4::Sealing) */
+typedef int32_t q4_activation; /* of the sums: epilogue.h */
+typedef int32_t q4_sealing;    /* what a sealed runtime makes of compiling and allocating (q4::Sealing) */
 enum { Q4_SEAL_OFF = 0, Q4_SEAL_WARN = 1, Q4_SEAL_ERROR = 2 };
 typedef int32_t q4_log_level;
 enum { Q4_LOG_ERROR = 0, Q4_LOG_WARNING = 1, Q4_LOG_INFO = 2, Q4_LOG_DEBUG = 3 };
@@ -195,7 +196,7 @@ typedef struct q4_tensors {
   int32_t reserved;       /* 0 */
   uint64_t scratch_bytes; /* for packing in place; 0: 64 MiB */
   q4_storage storage;
-  int32_t reserved2; /* 0 */
+  int32_t gate_up; /* not 0: columns are gates, then ups; see q4::MatrixOptions::gate_up. Not for updates */
 } q4_tensors;
 
 /* Copied and repacked before the call returns: the tensors stay untouched and may be freed, except those that are
@@ -279,6 +280,8 @@ typedef struct q4_matrix_info {
   uint64_t bytes;          /* device memory held */
   int32_t in_place;        /* 1: the codes are in qweight's memory */
   int32_t scales_in_place; /* 1: scales and zeros are in the memory of scales and qzeros */
+  int32_t gate_up;         /* 1: loaded with q4_tensors.gate_up */
+  int32_t reserved;        /* 0 */
 } q4_matrix_info;
 
 Q4_API q4_status q4_matrix_get(q4_runtime* runtime, q4_matrix matrix, q4_matrix_info* info);
@@ -311,13 +314,17 @@ typedef struct q4_plan_options {
   int32_t batch_invariant;  /* not 0: a row's bits do not depend on m or on its place */
   int32_t overlap_previous; /* not 0: programmatic dependent launch, where the GPU has it */
   const char* tactic;       /* null: chosen; else used for every m */
-  int32_t caller_workspace; /* not 0: the plan allocates none, and runs with q4_plan_run_workspace() alone */
+  int32_t caller_workspace; /* not 0: the plan allocates none, and runs with a workspace of the caller's alone */
+  int32_t reserved;         /* 0 */
+  q4_activation epilogue;   /* out = residual + epilogue(x @ W + bias), rounded once; see q4::Epilogue */
+  int32_t residual;         /* not 0: q4_plan_run_inputs() is given rows to add */
+  int64_t lora_rank;        /* not 0: it is given adapters, of tables with at most this max_rank */
 } q4_plan_options;
 
 /* `options` may be null. Compiles, loads and allocates: what q4_plan_run() must not do. */
 Q4_API q4_status q4_plan_create(q4_runtime* runtime, q4_matrix matrix, const q4_plan_options* options, q4_plan* plan);
 
-/* out[m, n] = x[m, k] @ W (+ bias), asynchronous on a GPU. `stream` is the native stream (CUstream, hipStream_t), null
+/* out[m, n] = x[m, k] @ W (+ bias), asynchronous on a GPU; n / 2 columns with a ..._MUL epilogue. `stream` is the native stream (CUstream, hipStream_t), null
  * the default one; the CPU ignores it. x and out are device memory of the plan's dtype that does not overlap; strides
  * are in elements, 0: contiguous. A GPU needs 16-byte alignment and strides that are multiples of 8. Takes no lock and
  * allocates nothing: it can be captured in a CUDA graph. A plan serves one stream at a time; streams that run at once

@@ -5,6 +5,7 @@
 #include <q4/checkpoint.hpp>
 #include <q4/device.hpp>
 #include <q4/error.hpp>
+#include <q4/lora.hpp>
 #include <q4/matmul.hpp>
 #include <q4/matrix.hpp>
 #include <q4/moe.hpp>

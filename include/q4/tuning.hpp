@@ -24,6 +24,7 @@ struct TuningKey {
   /// Digest of the kernels, or of each by name, and the version of the search. find() gives records whose own tactics'
   /// kernels are the same; empty means any.
   std::string kernels = {};
+  std::string epilogue = {};  ///< of the plan: "", "silu_mul", "residual", "silu_mul+residual", ...
   friend auto operator<=>(const TuningKey&, const TuningKey&) = default;
 };
 

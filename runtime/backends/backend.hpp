@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/backends/adapters.hpp"
 #include "runtime/backends/traits.hpp"
 #include "runtime/base/memory.hpp"
 #include "runtime/base/result.hpp"
@@ -69,13 +70,21 @@ class PackedMatrix {
   virtual void restore() {}  ///< in_place(): puts the tensors back there; unusable afterwards
 };
 
+/// What a plan's epilogue reads in one run; null where it does not.
+struct EpilogueInputs {
+  const void* residual = nullptr;
+  std::int64_t residual_stride = 0;
+  const AdapterTable* adapters = nullptr;  ///< one of make_adapters()'s
+  const std::int32_t* adapter_of_row = nullptr;
+};
+
 /// One prepared multiplication; see MatmulPlan for what run() promises. Arguments are already checked: pointers
 /// aligned, strides resolved, 1 <= m <= max_m. `workspace` null: the plan's own.
 class PlanBackend {
  public:
   virtual ~PlanBackend() = default;
   virtual void run(void* stream, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride,
-                   std::int64_t m, void* workspace) const = 0;
+                   std::int64_t m, void* workspace, const EpilogueInputs& inputs = {}) const = 0;
   virtual std::size_t workspace_bytes() const = 0;
   virtual std::string tactic(std::int64_t m) const = 0;
   virtual std::vector<std::string> tactics(std::int64_t m) const = 0;
@@ -134,6 +143,7 @@ class DeviceBackend {
                                                                 const MoeOptions& options);
   virtual std::unique_ptr<ExpertsPlanBackend<GroupedCall>> plan_grouped(std::shared_ptr<const PackedExperts> experts,
                                                                         const GroupedOptions& options);
+  virtual std::unique_ptr<AdapterTable> make_adapters(const AdaptersShape& shape) = 0;
   /// One for each kernel that a matrix of these rows and plans of it load: finds or compiles it, keeps it loaded, and
   /// never throws. None where nothing is compiled.
   struct WarmupJob {

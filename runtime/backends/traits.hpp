@@ -13,6 +13,7 @@ struct DeviceTraits {
   bool compiles = true;                ///< multiplies with kernels that are compiled, or found in a cache, first
   bool quantizes_activations = false;  ///< has Math::kInt8
   bool fp32_activations = false;       ///< has DType::kF32 beside fp16 and bf16
+  bool blas_finishes = false;          ///< an epilogue follows reconstruct + BLAS too, in fp32
   std::size_t alignment = 16;          ///< bytes, of x and out; an element's size where that is more
   std::int64_t stride_multiple = 8;    ///< elements, of the row strides of x and out
 };

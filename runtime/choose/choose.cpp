@@ -27,13 +27,19 @@ std::vector<std::int64_t> range_ends(const PlanOptions& options, const TuningRec
 }
 
 Tactic forced_tactic(const MatrixShape& matrix, const PlanOptions& options, std::int64_t m, const Gpu& gpu) {
-  const auto tactic = Tactic::parse(options.tactic);
-  if (!tactic) fail(ErrorCode::kInvalidArgument, "{}", tactic.reason());
-  check(usable(*tactic, matrix, options.activation == DType::kBF16, m, gpu.limits),
+  const auto parsed = Tactic::parse(options.tactic);
+  if (!parsed) fail(ErrorCode::kInvalidArgument, "{}", parsed.reason());
+  Tactic tactic = *parsed;
+  if (tactic.kernel && is_plain(tactic.epilogue)) tactic.epilogue = options.epilogue;
+  check(tactic.epilogue == options.epilogue,
+        "MatmulPlan: tactic '{}' does not have the plan's epilogue '{}': leave the epilogue out of the tactic; "
+        "reconstruct+blas has none",
+        options.tactic, to_text(options.epilogue));
+  check(usable(tactic, matrix, options.activation == DType::kBF16, m, gpu.limits),
         "MatmulPlan: tactic '{}' cannot run m = {} of k = {}, n = {}, group {}{} on {}; MatmulPlan::tactics(m) lists "
         "those that can",
         options.tactic, m, matrix.k, matrix.n, matrix.group_size, matrix.act_order ? ", act-order" : "", gpu.arch);
-  return *tactic;
+  return tactic;
 }
 
 Tactic tactic_at(const MatrixShape& matrix, const PlanOptions& options, std::int64_t m, const Gpu& gpu,
@@ -43,12 +49,17 @@ Tactic tactic_at(const MatrixShape& matrix, const PlanOptions& options, std::int
   if (from > 0 && m >= from) return {};
   const bool free_choice = !options.batch_invariant && options.math == Math::kAuto && options.gather == Gather::kAuto;
   if (tuned && free_choice) {
-    if (from == 0 && tuned->reconstruct_from > 0 && m >= tuned->reconstruct_from) return {};
+    const bool plain = is_plain(options.epilogue);
+    if (from == 0 && plain && tuned->reconstruct_from > 0 && m >= tuned->reconstruct_from) return {};
     if (const auto* bucket = tuned->bucket(m)) {
-      const auto tactic = Tactic::parse(bucket->tactic);  // if not: unknown_tactics() says why, and the default serves
-      if (tactic && (tactic->kernel || from == 0) &&
-          usable(*tactic, matrix, options.activation == DType::kBF16, m, gpu.limits))
-        return *tactic;
+      if (const auto parsed =
+              Tactic::parse(bucket->tactic)) {  // if not: unknown_tactics() says why; the default serves
+        Tactic tactic = *parsed;
+        if (tactic.kernel) tactic.epilogue = options.epilogue;  // measured with it, or without
+        if ((tactic.kernel || (from == 0 && plain)) &&
+            usable(tactic, matrix, options.activation == DType::kBF16, m, gpu.limits))
+          return tactic;
+      }
     }
   }
   return default_tactic(matrix, options, m, gpu.limits, from != 0);
@@ -58,16 +69,16 @@ Choice make_choice(const MatrixShape& matrix, const PlanOptions& options, std::i
                    const Tactic& tactic) {
   const bool bf16 = options.activation == DType::kBF16;
   Choice choice;
-  choice.up_to = m, choice.tactic = tactic;
+  choice.up_to = m, choice.tactic = tactic, choice.bf16 = bf16;
   choice.kernel = tactic.kernel ? bind(tactic, matrix, bf16, m, gpu.limits)
                                 : bind_reconstruct(make_problem(matrix, bf16, tactic), gpu.limits);
   if (!choice.kernel) fail(ErrorCode::kInternal, "tactic '{}' does not run at m = {}", tactic.str(), m);
   choice.shape.threads = choice.kernel->threads(), choice.shape.shared_bytes = choice.kernel->shared_bytes();
   choice.shape.cluster = choice.kernel->cluster();
   if (choice.blas()) return choice;
-  // After our own remap it always pays: that kernel began when the stream's earlier work had ended.
-  choice.shape.overlap_previous =
-      tactic.kernel->overlaps && gpu.limits.arch >= 90 && (options.overlap_previous || tactic.remap);
+  // After our own remap or shrink it always pays: that kernel began when the stream's earlier work had ended.
+  choice.shape.overlap_previous = tactic.kernel->overlaps && gpu.limits.arch >= 90 &&
+                                  (options.overlap_previous || tactic.remap || tactic.epilogue.lora);
   choice.workspace_bytes = choice.kernel->workspace_bytes(m);
   return choice;
 }

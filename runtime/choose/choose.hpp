@@ -24,6 +24,7 @@ struct Gpu {
 struct Choice {
   std::int64_t up_to = 0;
   Tactic tactic;
+  bool bf16 = false;  ///< activations are bf16, else fp16
   /// The matmul kernel; with reconstruct + BLAS the reconstruct kernel, whose grid counts columns instead of rows.
   std::shared_ptr<const BoundKernel> kernel;
   LaunchShape shape;                 ///< of every launch of it; its blocks are kernel->grid()

@@ -15,9 +15,9 @@ namespace q4::choose {
 
 using jit::Values;
 
-/// Rows of one tensor-copy box of x and of out; both are `columns` wide.
+/// Rows and columns of one tensor-copy box of x and of out.
 struct TensorBoxes {
-  int x_rows = 0, out_rows = 0, columns = 0;
+  int x_rows = 0, out_rows = 0, columns = 0, out_columns = 0;
 };
 
 /// A kernel with one Config, bound to a problem and a device: all that a launch needs. Immutable; no call allocates

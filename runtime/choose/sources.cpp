@@ -33,8 +33,8 @@ jit::Source unpack_source(bool awq, bool pieces, bool pairs) {
 
 jit::Source meta_source(bool words, bool awq, bool apart, bool pairs) {
   return jit::generate("pack_meta", "pack.h", "MetaConfig",
-                       jit::initializer(MetaConfig{words, words && awq, apart, pairs}),
-                       {"MetaArgs"}, pack_threads(), 1);
+                       jit::initializer(MetaConfig{words, words && awq, apart, pairs}), {"MetaArgs"}, pack_threads(),
+                       1);
 }
 
 jit::Source unmeta_source(bool awq) {
@@ -81,6 +81,21 @@ jit::Source remap_source(bool staged, bool grouped) {
   return jit::generate("remap", "remap.h", "RemapConfig", jit::initializer(config), {"RemapArgs"}, config.threads, 2);
 }
 
+ShrinkKernel shrink_kernel(bool bf16, bool many, const Limits& limits) {
+  const bool mma = limits.arch >= 80;
+  const LoraShrinkConfig config{bf16, mma, mma && many ? 4 : 1};
+  return {config, jit::generate(mma ? "lora_shrink" : "lora_shrink_plain", mma ? "lora_mma.h" : "lora_plain.h",
+                                "LoraShrinkConfig", jit::initializer(config), {"LoraShrinkArgs"}, threads(config), 1)};
+}
+
+LaunchShape ShrinkKernel::shape(std::int64_t m, int chunks) const {
+  LaunchShape shape;
+  shape.threads = threads(config);
+  shape.blocks = config.mma ? grid(config, m, chunks) : m * chunks;
+  shape.shared_bytes = config.mma ? shared_bytes(config) : 0;
+  return shape;
+}
+
 std::shared_ptr<const BoundKernel> bind_reconstruct(const Problem& problem, const Limits& limits) {
   return std::make_shared<const BoundConfig<ReconstructPolicy>>(ReconstructConfig{problem}, limits);
 }
@@ -95,6 +110,8 @@ std::vector<jit::Source> sources(const MatrixShape& matrix, const std::vector<Ch
   for (const Choice& choice : choices) {
     add(choice.kernel->source());
     if (choice.tactic.remap) add(remap_source(stages_rows(matrix, limits)));
+    if (choice.tactic.epilogue.lora)
+      for (const bool many : {false, true}) add(shrink_kernel(choice.bf16, many, limits).source);
   }
   add(column_remap_source());
   return all;

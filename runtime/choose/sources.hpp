@@ -4,11 +4,12 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/lora.h"
 #include "runtime/choose/choose.hpp"
 
 namespace q4::choose {
 
-/// `pairs`: columns are gates, then ups; not with `pieces`.
+/// `pairs`: columns are gates, then ups; not with `pieces` or `apart`.
 jit::Source pack_source(bool awq, bool pieces = false, bool pairs = false);
 jit::Source unpack_source(bool awq, bool pieces = false, bool pairs = false);
 jit::Source meta_source(bool words, bool awq, bool apart = false, bool pairs = false);
@@ -21,6 +22,15 @@ jit::Source read_source(int threads, int loads);
 jit::Source remap_source(bool staged, bool grouped = false);
 /// What column_remap() of the public API launches.
 inline jit::Source column_remap_source() { return remap_source(false); }
+
+/// lora_shrink for few rows and for many, on this GPU.
+struct ShrinkKernel {
+  LoraShrinkConfig config;
+  jit::Source source;
+  LaunchShape shape(std::int64_t m, int chunks) const;
+};
+ShrinkKernel shrink_kernel(bool bf16, bool many, const Limits& limits);
+constexpr bool many_rows(std::int64_t m) { return m > 64; }
 
 /// grid() takes columns of W, a slice of which is reconstructed at a time.
 std::shared_ptr<const BoundKernel> bind_reconstruct(const Problem& problem, const Limits& limits);

@@ -23,7 +23,9 @@ void force_math(Tactic& tactic, Math math) {
 
 std::string Tactic::str() const {
   if (!kernel) return kReconstruct;
-  return std::string(remap ? kRemap : "") + kernel->name + " " + jit::to_text(values);
+  const std::string after = to_text(epilogue);
+  return std::string(remap ? kRemap : "") + kernel->name + (after.empty() ? "" : "+") + after + " " +
+         jit::to_text(values);
 }
 
 Result<Tactic> Tactic::parse(const std::string& text) {
@@ -31,8 +33,18 @@ Result<Tactic> Tactic::parse(const std::string& text) {
   if (text == kReconstruct) return tactic;
   std::string rest = text;
   if (rest.starts_with(kRemap)) tactic.remap = true, rest.erase(0, std::string(kRemap).size());
-  const auto end = std::min(rest.find(' '), rest.size());
-  tactic.kernel = find_matmul_kernel(rest.substr(0, end));
+  const auto end = std::min(rest.find(' '), rest.size()), name_end = std::min(rest.find('+'), end);
+  tactic.kernel = find_matmul_kernel(rest.substr(0, name_end));
+  for (auto at = name_end; at < end;) {
+    const auto next = std::min(rest.find('+', at + 1), end);
+    const auto part = rest.substr(at + 1, next - at - 1);
+    if (!add_part(tactic.epilogue, part))
+      return Failure{
+          fmt::format("tactic: '{}': '{}' is not a part of an epilogue; there are lora, silu, gelu_tanh, gelu, "
+                      "relu2, these also with _mul, and residual, in this order",
+                      text, part)};
+    at = next;
+  }
   if (!tactic.kernel) {
     std::string names = kReconstruct;
     for (const Kernel* kernel : matmul_kernels()) names += std::string(", ") + kernel->name;
@@ -50,6 +62,8 @@ Problem make_problem(const MatrixShape& matrix, bool bf16, const Tactic& tactic)
   p.x_k = static_cast<int>(tactic.remap ? matrix.packed_k : matrix.k);
   p.gather = matrix.mapped && !tactic.remap;
   p.bf16 = bf16, p.bias = matrix.has_bias, p.apart = matrix.apart;
+  p.activation = kind_of(tactic.epilogue.activation), p.gated = is_gated(tactic.epilogue.activation);
+  p.residual = tactic.epilogue.residual, p.lora = tactic.epilogue.lora;
   return p;
 }
 
@@ -67,9 +81,10 @@ bool usable(const Tactic& tactic, const MatrixShape& matrix, bool bf16, std::int
 Tactic default_tactic(const MatrixShape& matrix, const PlanOptions& options, std::int64_t m, const Limits& limits,
                       bool direct) {
   const bool bf16 = options.activation == DType::kBF16, invariant = options.batch_invariant;
-  const bool may_reconstruct = !direct && !invariant && options.math == Math::kAuto;
+  const bool may_reconstruct = !direct && !invariant && options.math == Math::kAuto && is_plain(options.epilogue);
   Tactic tactic;
   if (may_reconstruct && m >= reconstruct_from(limits)) return tactic;
+  tactic.epilogue = options.epilogue;
   // The table is in order of preference, gemv last: it alone has the math variants, and serves everywhere. A kernel
   // that cannot gather gets its x permuted first, one that minds straddled lines gets it copied.
   for (const Kernel* kernel : matmul_kernels()) {
@@ -107,7 +122,7 @@ std::vector<Tactic> all_tactics(const MatrixShape& matrix, const PlanOptions& op
       if (remap && (matrix.mapped ? options.gather == Gather::kFused : !straddles(matrix) || !kernel->tensor_maps))
         continue;
       if (!remap && matrix.mapped && options.gather == Gather::kSeparate) continue;
-      Tactic tactic{remap, kernel, {}};
+      Tactic tactic{remap, kernel, {}, options.epilogue};
       for (auto& values : kernel->space(make_problem(matrix, bf16, tactic), m, limits)) {
         tactic.values = std::move(values);
         force_math(tactic, options.math);
@@ -115,7 +130,7 @@ std::vector<Tactic> all_tactics(const MatrixShape& matrix, const PlanOptions& op
           all.push_back(tactic);
       }
     }
-  if (options.reconstruct_from >= 0 && all.front().kernel) all.emplace_back();
+  if (options.reconstruct_from >= 0 && all.front().kernel && is_plain(options.epilogue)) all.emplace_back();
   return all;
 }
 

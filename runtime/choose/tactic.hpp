@@ -7,17 +7,19 @@
 #include <string>
 #include <vector>
 
+#include "runtime/choose/epilogue.hpp"
 #include "runtime/choose/kernel.hpp"
 #include "runtime/choose/shape.hpp"
 
 namespace q4::choose {
 
 /// "gemv half2=1 rows=1 ...", "remap+decode tiles=2 ..." (x is permuted, or copied to rows of whole lines, by a kernel
-/// of its own first), "reconstruct+blas".
+/// of its own first), "decode+silu_mul+residual tiles=2 ...", "reconstruct+blas".
 struct Tactic {
   bool remap = false;              ///< x first goes through the remap kernel
   const Kernel* kernel = nullptr;  ///< null: reconstruct + BLAS
   Values values;
+  Epilogue epilogue;  ///< of the plan; none with reconstruct + BLAS
 
   std::string str() const;
   static Result<Tactic> parse(const std::string& text);

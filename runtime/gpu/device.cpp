@@ -6,6 +6,7 @@
 #include "runtime/base/check.hpp"
 #include "runtime/choose/defaults/remap.hpp"
 #include "runtime/choose/sources.hpp"
+#include "runtime/gpu/adapters.hpp"
 #include "runtime/gpu/matrix.hpp"
 #include "runtime/gpu/moe_plan.hpp"
 #include "runtime/gpu/plan.hpp"
@@ -45,6 +46,10 @@ std::unique_ptr<GroupedPlanBackend> GpuDevice::plan_grouped(std::shared_ptr<cons
   return std::make_unique<GroupedPlanOnGpu>(ExpertsPlan(driver_, kernels_,
                                                         {std::static_pointer_cast<const Experts>(std::move(experts))},
                                                         options, options.max_rows, 1, {}));
+}
+
+std::unique_ptr<AdapterTable> GpuDevice::make_adapters(const AdaptersShape& shape) {
+  return std::make_unique<Adapters>(driver_, shape);
 }
 
 std::vector<DeviceBackend::WarmupJob> GpuDevice::warmup(const MatrixShape& shape, const PlanOptions& options,

@@ -45,6 +45,7 @@ class GpuDevice : public DeviceBackend {
                                                         const MoeOptions& options) override;
   std::unique_ptr<ExpertsPlanBackend<GroupedCall>> plan_grouped(std::shared_ptr<const PackedExperts> experts,
                                                                 const GroupedOptions& options) override;
+  std::unique_ptr<AdapterTable> make_adapters(const AdaptersShape& shape) override;
   std::vector<WarmupJob> warmup(const MatrixShape& shape, const PlanOptions& options,
                                 const TuningRecord* tuned) override;
   std::string numerics(const MatrixShape& shape, const PlanOptions& options, const TuningRecord* tuned) override;

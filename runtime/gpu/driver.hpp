@@ -44,7 +44,8 @@ class Gemm {
 struct alignas(64) TensorMapBytes {
   std::uint64_t words[16];
 };
-/// A row-major 16-bit matrix seen in boxes of `box_rows` x `box_cols`, 128-byte swizzle, zero fill outside.
+/// A row-major 16-bit matrix seen in boxes of `box_rows` x `box_cols`, zero fill outside; 128-byte swizzle, 64-byte for
+/// 32 columns.
 struct TensorMapShape {
   const void* data;
   std::int64_t rows, cols, row_stride;

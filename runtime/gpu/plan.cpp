@@ -7,6 +7,7 @@
 #include "runtime/base/check.hpp"
 #include "runtime/choose/defaults/remap.hpp"
 #include "runtime/choose/sources.hpp"
+#include "runtime/gpu/adapters.hpp"
 
 namespace q4::gpu {
 
@@ -21,6 +22,9 @@ struct Plan::Call {
   std::int64_t out_stride;
   std::int64_t m;
   std::uint8_t* workspace;
+  const std::uint16_t* residual;
+  std::int64_t residual_stride;
+  LoraArgs lora;
 };
 
 Plan::Plan(std::shared_ptr<Driver> driver, Kernels& kernels, std::shared_ptr<const Matrix> matrix,
@@ -53,7 +57,16 @@ void Plan::acquire(std::vector<choose::Choice> choices, Kernels& kernels) {
     paths_.push_back(std::move(path));
   }
   static_cast<choose::WorkspaceLayout&>(places_) = choose::layout(*matrix_, options_.max_m, choices, blas > 0);
-  places_.total = places_.blas + (blas + 255) / 256 * 256;
+  places_.low = places_.blas + (blas + 255) / 256 * 256;
+  places_.total = places_.low;
+  if (!options_.epilogue.lora) return;
+  for (const bool many : {false, true}) {
+    auto kernel = choose::shrink_kernel(bf16_, many, limits_);
+    auto function = kernels.keep(kernel.source);
+    shrink_.push_back({std::move(kernel), std::move(function)});
+  }
+  const std::int64_t ranks = lora_chunks(static_cast<int>(options_.lora_rank)) * kLoraRanks;
+  places_.total += static_cast<std::size_t>((options_.max_m * ranks * 2 + 255) / 256 * 256);
 }
 
 const Plan::Path& Plan::path(std::int64_t m) const {
@@ -63,11 +76,15 @@ const Plan::Path& Plan::path(std::int64_t m) const {
 }
 
 void Plan::run(void* stream, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride, std::int64_t m,
-               void* workspace) const {
-  for (const void* memory : {x, static_cast<const void*>(out)})
+               void* workspace, const EpilogueInputs& inputs) const {
+  const auto check_reachable = [&](const char* name, const void* memory) {
     if (const auto reached = driver_->reachable(memory); !reached)
-      fail(ErrorCode::kInvalidArgument, "MatmulPlan::run: {} = {} is {}; it must be memory of {}",
-           memory == x ? "x" : "out", memory, reached.reason(), driver_->info().device.str());
+      fail(ErrorCode::kInvalidArgument, "MatmulPlan::run: {} = {} is {}; it must be memory of {}", name, memory,
+           reached.reason(), driver_->info().device.str());
+  };
+  check_reachable("x", x), check_reachable("out", out);
+  if (inputs.residual) check_reachable("residual", inputs.residual);
+  if (inputs.adapter_of_row) check_reachable("adapter_of_row", inputs.adapter_of_row);
   const Path& path = this->path(m);
   Call call{stream,
             static_cast<const std::uint16_t*>(x),
@@ -75,12 +92,31 @@ void Plan::run(void* stream, const void* x, std::int64_t x_stride, void* out, st
             static_cast<std::uint16_t*>(out),
             out_stride,
             m,
-            workspace ? static_cast<std::uint8_t*>(workspace) : workspace_.as<std::uint8_t>()};
+            workspace ? static_cast<std::uint8_t*>(workspace) : workspace_.as<std::uint8_t>(),
+            static_cast<const std::uint16_t*>(inputs.residual),
+            inputs.residual_stride,
+            {}};
+  if (inputs.adapters) call.lora = run_shrink(call, inputs);
   if (path.remap) run_remap(path, call);
   if (path.gemm)
     run_blas(path, call);
   else
     run_kernel(path, call);
+}
+
+LoraArgs Plan::run_shrink(const Call& call, const EpilogueInputs& inputs) const {
+  const auto& adapters = static_cast<const Adapters&>(*inputs.adapters);
+  auto* low = reinterpret_cast<u16*>(call.workspace + places_.low);
+  const int chunks = lora_chunks(static_cast<int>(adapters.shape.max_rank));
+  const LoraArgs lora{adapters.table(), inputs.adapter_of_row, low, chunks * kLoraRanks,
+                      static_cast<i32>(adapters.shape.adapters)};
+  LoraShrinkArgs args{lora, low, call.x, call.x_stride, static_cast<i32>(call.m), static_cast<i32>(matrix_->k), chunks};
+  const Shrink& shrink = shrink_[choose::many_rows(call.m)];
+  LaunchShape shape = shrink.kernel.shape(call.m, chunks);
+  shape.overlap_previous = options_.overlap_previous && limits_.arch >= 90;
+  void* parameters[] = {&args};
+  driver_->launch(*shrink.function, shape, call.stream, parameters);
+  return lora;
 }
 
 void Plan::run_remap(const Path& path, Call& call) const {
@@ -106,7 +142,11 @@ void Plan::run_kernel(const Path& path, const Call& call) const {
                   call.x_stride,
                   call.out_stride,
                   static_cast<i32>(call.m),
-                  matrix_->zeros.as<const u8>()};
+                  matrix_->zeros.as<const u8>(),
+
+                  call.residual,
+                  call.residual_stride,
+                  call.lora};
   const auto& kernel = *path.choice.kernel;
   LaunchShape shape = path.choice.shape;
   shape.blocks = kernel.grid(call.m);
@@ -117,8 +157,8 @@ void Plan::run_kernel(const Path& path, const Call& call) const {
   const auto box = kernel.boxes(call.m);
   const auto columns = path.remap ? matrix_->packed_k : matrix_->k;
   TensorMapBytes x_map = driver_->encode({call.x, call.m, columns, call.x_stride, box.x_rows, box.columns, bf16_});
-  TensorMapBytes out_map =
-      driver_->encode({call.out, call.m, matrix_->n, call.out_stride, box.out_rows, box.columns, bf16_});
+  TensorMapBytes out_map = driver_->encode({call.out, call.m, matrix_->n * box.out_columns / box.columns,
+                                            call.out_stride, box.out_rows, box.out_columns, bf16_});
   void* parameters[] = {&args, &x_map, &out_map};
   driver_->launch(*path.kernel, shape, call.stream, parameters);
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "runtime/choose/choose.hpp"
+#include "runtime/choose/sources.hpp"
 #include "runtime/gpu/matrix.hpp"
 
 namespace q4::gpu {
@@ -20,7 +21,7 @@ class Plan : public PlanBackend {
        const PlanOptions& options, const TuningRecord* tuned);
 
   void run(void* stream, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride, std::int64_t m,
-           void* workspace) const override;
+           void* workspace, const EpilogueInputs& inputs) const override;
   std::size_t workspace_bytes() const override { return places_.total; }
   std::string tactic(std::int64_t m) const override { return path(m).choice.tactic.str(); }
   std::vector<std::string> tactics(std::int64_t m) const override;
@@ -35,12 +36,19 @@ class Plan : public PlanBackend {
   };
   /// Offsets in the workspace.
   struct Places : choose::WorkspaceLayout {
+    std::size_t low = 0;  ///< x A of adapters
     std::size_t total = 0;
+  };
+  /// lora_shrink, for few rows and for many.
+  struct Shrink {
+    choose::ShrinkKernel kernel;
+    std::shared_ptr<const Function> function;
   };
   struct Call;
 
   const Path& path(std::int64_t m) const;
   void acquire(std::vector<choose::Choice> choices, Kernels& kernels);
+  LoraArgs run_shrink(const Call& call, const EpilogueInputs& inputs) const;
   void run_remap(const Path& path, Call& call) const;
   void run_kernel(const Path& path, const Call& call) const;
   void run_blas(const Path& path, const Call& call) const;
@@ -51,6 +59,7 @@ class Plan : public PlanBackend {
   const Limits limits_;
   bool bf16_;
   std::vector<Path> paths_;
+  std::vector<Shrink> shrink_;  ///< with Epilogue::lora
   Places places_;
   Buffer workspace_;
 };

@@ -54,8 +54,8 @@ void Repacker::launch(const jit::Source& source, std::int64_t blocks, int thread
 void Repacker::pack(const void* qweight, const std::int32_t* source, void* codes, void* stream) const {
   PackArgs args{static_cast<const u32*>(qweight), source,          static_cast<u32*>(codes), narrow(shape_.k),
                 narrow(shape_.packed_k),          narrow(shape_.n)};
-  launch(choose::pack_source(shape_.awq, false, shape_.pairs), pack_blocks(args.k, args.n), pack_threads(), &args, stream,
-         pack_shared_bytes());
+  launch(choose::pack_source(shape_.awq, false, shape_.pairs), pack_blocks(args.k, args.n), pack_threads(), &args,
+         stream, pack_shared_bytes());
 }
 
 void Repacker::unpack(const void* codes, const std::int32_t* packed, void* words, std::int64_t first,

@@ -25,11 +25,11 @@ constexpr u32 kOffset = 0xffffffu;  // of an address; the block's place in the c
 
 double wide(u16 v, bool bf16) { return bf16 ? bf16_to_float(v) : half_to_float(v); }
 
-/// Where byte `at` of row `row` of a tile with the 128-byte swizzle stands: 16-byte chunks change places within their
-/// 128 bytes by which of eight these are.
+/// Where byte `at` of row `row` of a tile stands: 16-byte chunks change places within 128 bytes (64, where a row has no
+/// more) by which of eight (four) 128 bytes these are.
 u32 swizzled(u32 tile, int row, int at, int row_bytes = 128) {
   const u32 linear = static_cast<u32>(row * row_bytes + at);
-  return tile + (linear ^ ((linear >> 7 & 7u) << 4));
+  return tile + (linear ^ ((linear >> 7 & (row_bytes <= 64 ? 3u : 7u)) << 4));
 }
 
 /// The box at (row, column) of a matrix to a tile of shared memory; zeros

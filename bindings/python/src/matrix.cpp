@@ -6,6 +6,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include "bindings/python/src/arguments.hpp"
 #include "bindings/python/src/module.hpp"
 #include "bindings/python/src/session.hpp"
 #include "runtime/base/check.hpp"
@@ -29,7 +30,7 @@ Device target(const char* call, nb::handle device, const Array& qweight) {
 }
 
 MatrixPtr from_gptq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb::handle g_idx, nb::handle bias,
-                    std::int64_t group_size, nb::handle zeros, nb::handle device, bool reuse) {
+                    std::int64_t group_size, nb::handle zeros, nb::handle device, bool reuse, bool gate_up) {
   constexpr const char* kCall = "Matrix.from_gptq";
   Arrays a{read_array(kCall, "qweight", qweight),
            read_array(kCall, "qzeros", qzeros),
@@ -49,7 +50,8 @@ MatrixPtr from_gptq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb
   }
   if (!bias.is_none()) t.bias = view_of(kCall, a.bias.emplace(read_array(kCall, "bias", bias)));
   const Device chosen = target(kCall, device, a.qweight);
-  const MatrixOptions options = reuse_options(kCall, reuse, {&a.qweight, &a.qzeros, &a.scales});
+  MatrixOptions options = reuse_options(kCall, reuse, {&a.qweight, &a.qzeros, &a.scales});
+  options.gate_up = gate_up;
   MatrixPtr matrix;
   {
     const GilRelease release;
@@ -60,7 +62,7 @@ MatrixPtr from_gptq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb
 }
 
 MatrixPtr from_awq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb::handle bias, std::int64_t group_size,
-                   nb::handle device, bool reuse) {
+                   nb::handle device, bool reuse, bool gate_up) {
   constexpr const char* kCall = "Matrix.from_awq";
   Arrays a{read_array(kCall, "qweight", qweight),
            read_array(kCall, "qzeros", qzeros),
@@ -70,7 +72,8 @@ MatrixPtr from_awq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb:
   AwqTensors t{view_of(kCall, a.qweight), view_of(kCall, a.qzeros), view_of(kCall, a.scales), {}, group_size};
   if (!bias.is_none()) t.bias = view_of(kCall, a.bias.emplace(read_array(kCall, "bias", bias)));
   const Device chosen = target(kCall, device, a.qweight);
-  const MatrixOptions options = reuse_options(kCall, reuse, {&a.qweight, &a.qzeros, &a.scales});
+  MatrixOptions options = reuse_options(kCall, reuse, {&a.qweight, &a.qzeros, &a.scales});
+  options.gate_up = gate_up;
   MatrixPtr matrix;
   {
     const GilRelease release;
@@ -80,9 +83,26 @@ MatrixPtr from_awq(nb::handle qweight, nb::handle qzeros, nb::handle scales, nb:
   return matrix;
 }
 
+/// What matmul() takes for the kernel's epilogue.
+struct EpilogueArguments {
+  nb::handle residual = nb::none(), activation = nb::none(), adapters = nb::none(), adapter_of_row = nb::none();
+  /// The first that is given; null: none.
+  const char* given() const {
+    return !residual.is_none()         ? "residual"
+           : !activation.is_none()     ? "activation"
+           : !adapters.is_none()       ? "adapters"
+           : !adapter_of_row.is_none() ? "adapter_of_row"
+                                       : nullptr;
+  }
+};
+
 /// By torch's operator (q4/_torch_ops.py), for an x that torch watches.
 nb::object multiply_watched(const MatrixPtr& matrix, nb::handle x, nb::handle out, nb::handle bias, nb::handle stream,
-                            bool batch_invariant) {
+                            bool batch_invariant, const EpilogueArguments& epilogue) {
+  check(!epilogue.given(),
+        "matmul: {}= has no gradient, and does not go with an x that requires grad, is traced or is of a subclass of "
+        "torch.Tensor: call under torch.no_grad() with x.detach(), or apply it to the result",
+        epilogue.given() ? epilogue.given() : "");
   check(out.is_none() && stream.is_none(),
         "matmul: {}= does not go with an x that requires grad, is traced or is of a subclass of torch.Tensor: leave it "
         "away, or call under torch.no_grad() with x.detach()",
@@ -92,15 +112,23 @@ nb::object multiply_watched(const MatrixPtr& matrix, nb::handle x, nb::handle ou
 }
 
 nb::object compute(const MatrixPtr& self, nb::handle x, nb::handle out, nb::handle bias, nb::handle stream,
-                   bool batch_invariant) {
+                   bool batch_invariant, const EpilogueArguments& epilogue) {
   constexpr const char* kCall = "matmul";
   const MatrixPtr matrix = self;
+  PlanOptions options;
+  options.epilogue = {epilogue_of(kCall, epilogue.activation), !epilogue.residual.is_none(),
+                      !epilogue.adapters.is_none()};
+  check(bias.is_none() || !epilogue.given(),
+        "{}: bias= is added by x's framework after everything else, and does not go with {}=: give the bias to the "
+        "matrix",
+        kCall, epilogue.given() ? epilogue.given() : "");
+  const std::int64_t columns = columns_of(*matrix, options.epilogue.activation);
   const Array from = read_array(kCall, "x", x);
   const RowsOf x_rows = rows_of(kCall, from);
   nb::object result;
   if (out.is_none()) {
     std::vector<std::int64_t> shape(from.shape.begin(), from.shape.begin() + from.dims);
-    shape.back() = matrix->weights.n();
+    shape.back() = columns;
     result = empty_like(kCall, x, from, shape);
   } else {
     result = nb::borrow(out);
@@ -109,14 +137,25 @@ nb::object compute(const MatrixPtr& self, nb::handle x, nb::handle out, nb::hand
   check(to.dims == from.dims, "{}: out has shape {}, x has {}; they must have as many dimensions", kCall,
         to.shape_text(), from.shape_text());
   const RowsOf out_rows = rows_of(kCall, to);
-  const auto m = check_operands(kCall, *matrix, from, x_rows, to, out_rows);
+  const auto m = check_operands(kCall, *matrix, from, x_rows, to, out_rows, columns);
+  Array added, numbers;
+  RunInputs inputs;
+  if (options.epilogue.residual)
+    inputs.residual = check_residual(kCall, added = read_array(kCall, "residual", epilogue.residual), to);
+  LoraAdapters adapters;
+  if (options.epilogue.lora) {
+    adapters = adapters_of(kCall, epilogue.adapters);
+    options.lora_rank = adapters.max_rank(), inputs.adapters = &adapters;
+  }
+  if (!epilogue.adapter_of_row.is_none())
+    inputs.adapter_of_row =
+        adapter_numbers(kCall, numbers = read_array(kCall, "adapter_of_row", epilogue.adapter_of_row), to, m);
   void* on = stream_of(kCall, stream, from);
-  PlanOptions options;
   options.activation = from.dtype;
   options.batch_invariant = batch_invariant;
   {
     const GilRelease release;
-    matrix->multiply(options, workspaces(), on, {from.data, x_rows.stride}, {to.data, out_rows.stride}, m);
+    matrix->multiply(options, workspaces(), on, {from.data, x_rows.stride}, {to.data, out_rows.stride}, m, inputs);
   }
   if (bias.is_none()) return result;
   nb::object sum = nb::steal(PyNumber_InPlaceAdd(result.ptr(), bias.ptr()));
@@ -125,11 +164,18 @@ nb::object compute(const MatrixPtr& self, nb::handle x, nb::handle out, nb::hand
 }
 
 nb::object multiply(const MatrixPtr& self, nb::handle x, nb::handle out, nb::handle bias, nb::handle stream,
-                    bool batch_invariant) {
-  if (watched(x)) return multiply_watched(self, x, out, bias, stream, batch_invariant);
-  check(!wants_gradient(out),
-        "matmul: out requires grad, but what is written to it has no gradient: pass out.detach()");
-  return compute(self, x, out, bias, stream, batch_invariant);
+                    bool batch_invariant, const EpilogueArguments& epilogue = {}) {
+  if (watched(x)) return multiply_watched(self, x, out, bias, stream, batch_invariant, epilogue);
+  for (const auto& [name, array] : {std::pair{"out", out}, std::pair{"residual", epilogue.residual}})
+    check(!wants_gradient(array), "matmul: {} requires grad, but what is written has no gradient: pass {}.detach()",
+          name, name);
+  return compute(self, x, out, bias, stream, batch_invariant, epilogue);
+}
+
+nb::object matmul(const MatrixPtr& self, nb::handle x, nb::handle out, nb::handle bias, nb::handle stream,
+                  bool batch_invariant, nb::handle residual, nb::handle activation, nb::handle adapters,
+                  nb::handle adapter_of_row) {
+  return multiply(self, x, out, bias, stream, batch_invariant, {residual, activation, adapters, adapter_of_row});
 }
 
 /// torch asks this before it gives up on x @ W: ten times as fast as the TypeError that it would make of it.
@@ -140,52 +186,6 @@ nb::object torch_function(nb::handle function, nb::handle, nb::tuple operands, n
       matrix && (keywords.is_none() || PyDict_Size(keywords.ptr()) == 0))
     return multiply(matrix, operands[0], nb::none(), nb::none(), nb::none(), false);
   return nb::borrow(Py_NotImplemented);
-}
-
-/// A prepared multiplication with a workspace of its own.
-struct Plan {
-  MatrixPtr matrix;
-  MatmulPlan plan;
-  DType dtype;
-  ProcessMutex mutex;
-
-  Plan(MatrixPtr matrix, MatmulPlan plan, DType dtype)
-      : matrix(std::move(matrix)), plan(std::move(plan)), dtype(dtype) {}
-
-  void run(nb::handle x, nb::handle out, nb::handle stream, int repeat) {
-    constexpr const char* kCall = "Plan.run";
-    check(!wants_gradient(x) && !wants_gradient(out),
-          "{}: {} requires grad, but a plan computes none: use x @ W, or call under torch.no_grad()", kCall,
-          wants_gradient(x) ? "x" : "out");
-    const Array from = read_array(kCall, "x", x), to = read_array(kCall, "out", out);
-    const RowsOf x_rows = rows_of(kCall, from), out_rows = rows_of(kCall, to);
-    const auto m = check_operands(kCall, *matrix, from, x_rows, to, out_rows);
-    check(from.dtype == dtype, "{}: x has dtype {}; the plan is for {}", kCall, to_string(from.dtype),
-          to_string(dtype));
-    void* on = stream_of(kCall, stream, from);
-    const GilRelease release;
-    std::lock_guard lock(mutex);
-    for (int i = 0; i < repeat; ++i) plan.run({on}, {from.data, x_rows.stride}, {to.data, out_rows.stride}, m);
-  }
-};
-
-std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, nb::handle dtype, nb::handle math,
-                                nb::handle gather, std::int64_t reconstruct_from, bool batch_invariant,
-                                bool overlap_previous, const std::string& tactic) {
-  constexpr const char* kCall = "Matrix.plan";
-  PlanOptions o;
-  o.max_m = max_m;
-  o.activation = activation(kCall, dtype);
-  o.math = choice<Math>(kCall, "math", word(kCall, "math", math),
-                        {{"auto", Math::kAuto}, {"half2", Math::kHalf2}, {"fp32", Math::kFp32}, {"int8", Math::kInt8}});
-  o.gather = choice<Gather>(kCall, "gather", word(kCall, "gather", gather),
-                            {{"auto", Gather::kAuto}, {"fused", Gather::kFused}, {"separate", Gather::kSeparate}});
-  o.reconstruct_from = reconstruct_from;
-  o.batch_invariant = batch_invariant;
-  o.overlap_previous = overlap_previous;
-  o.tactic = tactic;
-  const GilRelease release;
-  return std::make_unique<Plan>(matrix, MatmulPlan(runtime(), matrix->weights, o), o.activation);
 }
 
 void warmup(const MatrixPtr& matrix, std::int64_t max_m, nb::handle dtype, nb::handle stream) {
@@ -269,39 +269,23 @@ Checkpoint open_checkpoint(nb::handle path) {
 
 void bind_matrix(nb::module_& m) {
   const auto none = nb::none();
-  nb::class_<Plan>(m, "Plan", "x @ W prepared for up to max_m rows: run() launches and allocates nothing.")
-      .def("run", &Plan::run, "x"_a.none(), "out"_a.none(), "stream"_a = none, "repeat"_a = 1,
-           "out[m, n] = x[m, k] @ W (+ bias of the matrix), m <= max_m; one stream or thread at a time. repeat: so "
-           "many times, "
-           "for measuring without Python.")
-      .def(
-          "tactic", [](const Plan& p, std::int64_t rows) { return p.plan.tactic(rows); }, "m"_a,
-          "What runs for m rows.")
-      .def(
-          "tactics", [](const Plan& p, std::int64_t rows) { return p.plan.tactics(rows); }, "m"_a,
-          "Everything that could run for m rows, the default first.")
-      .def_prop_ro(
-          "max_m", [](const Plan& p) { return p.plan.max_m(); }, "Largest m that run() accepts.")
-      .def_prop_ro(
-          "dtype", [](const Plan& p) { return std::string(to_string(p.dtype)); }, "\"fp16\", \"bf16\", \"fp32\".")
-      .def_prop_ro(
-          "workspace_bytes", [](const Plan& p) { return p.plan.workspace_bytes(); }, "Device memory of the plan.");
-
   nb::class_<Matrix> matrix(m, "Matrix", nb::is_weak_referenceable(),
                             "4-bit weights W[k, n], packed on one device; immutable. x @ W multiplies.");
   matrix
       .def_static(
           "from_gptq", &from_gptq, "qweight"_a.none(), "qzeros"_a.none(), "scales"_a.none(), "g_idx"_a = none,
           "bias"_a = none, nb::kw_only(), "group_size"_a = 0, "zeros"_a.none() = "auto", "device"_a = none,
-          "reuse"_a = false,
+          "reuse"_a = false, "gate_up"_a = false,
           "From int32 qweight [k/8, n], int32 qzeros [groups, n/8], scales [groups, n] (fp16, bf16 or fp32), g_idx "
           "[k] (int32 or int64; None, empty or meta: no act-order) and bias [n]. group_size 0: from the shapes; -1: "
           "one group. zeros: 'v1' (stored + 1), 'v2' (as stored), 'auto' (v1 unless all are 8). device: where the "
           "matrix goes; None: where qweight is. The tensors are read once; with reuse, on a GPU, the packed weights "
           "take "
-          "their memory where they fit (see in_place), and the matrix keeps them.")
+          "their memory where they fit (see in_place), and the matrix keeps them. gate_up: columns are n / 2 gates, "
+          "then "
+          "their ups, for matmul(activation='silu_mul') and no other use.")
       .def_static("from_awq", &from_awq, "qweight"_a.none(), "qzeros"_a.none(), "scales"_a.none(), "bias"_a = none,
-                  nb::kw_only(), "group_size"_a = 0, "device"_a = none, "reuse"_a = false,
+                  nb::kw_only(), "group_size"_a = 0, "device"_a = none, "reuse"_a = false, "gate_up"_a = false,
                   "From AWQ's \"gemm\" layout: int32 qweight [k, n/8], int32 qzeros [groups, n/8], scales [groups, n].")
       .def_static(
           "from_checkpoint",
@@ -311,15 +295,16 @@ void bind_matrix(nb::module_& m) {
           "path"_a, "name"_a, nb::kw_only(), "device"_a = none, "zeros"_a = none,
           "The matrix `name` (\"model.layers.0.self_attn.q_proj\") of a safetensors checkpoint, GPTQ or AWQ; "
           "device None: the best one. For many matrices open a q4.Checkpoint once.")
-      .def("matmul", &multiply, "x"_a.none(), nb::kw_only(), "out"_a = none, "bias"_a = none, "stream"_a = none,
-           "batch_invariant"_a = false,
+      .def("matmul", &matmul, "x"_a.none(), nb::kw_only(), "out"_a = none, "bias"_a = none, "stream"_a = none,
+           "batch_invariant"_a = false, "residual"_a = none, "activation"_a = none, "adapters"_a = none,
+           "adapter_of_row"_a = none,
            "x[..., k] @ W -> [..., n], in x's dtype (fp16, bf16; fp32 on the CPU) and x's kind of array, on the stream "
            "that "
            "is current in x's framework.")
       .def(
           "_compute",
           [none](const MatrixPtr& self, nb::handle x, bool batch_invariant) {
-            return compute(self, x, none, none, none, batch_invariant);
+            return compute(self, x, none, none, none, batch_invariant, {});
           },
           "x"_a, "batch_invariant"_a, "matmul() whoever watches x: for the operators of q4/_torch_ops.py.")
       .def(
@@ -327,13 +312,6 @@ void bind_matrix(nb::module_& m) {
           [none](const MatrixPtr& self, nb::handle x) { return multiply(self, x, none, none, none, false); }, "x"_a)
       .def_static("__torch_function__", &torch_function, "function"_a, "types"_a, "args"_a = nb::tuple(),
                   "kwargs"_a = none)
-      .def("plan", &make_plan, "max_m"_a, nb::kw_only(), "dtype"_a.none() = "float16", "math"_a.none() = "auto",
-           "gather"_a.none() = "auto", "reconstruct_from"_a = 0, "batch_invariant"_a = false,
-           "overlap_previous"_a = false, "tactic"_a = "",
-           "Prepares x @ W for up to max_m rows. dtype: of x, as a str or a dtype of NumPy or torch. math: 'auto', "
-           "'half2', 'fp32', 'int8'; gather (act-order): 'auto', "
-           "'fused', "
-           "'separate'; reconstruct_from: first m that is reconstructed (0: chosen, -1: never).")
       .def("warmup", &warmup, "max_m"_a, "dtype"_a.none() = "float16", "stream"_a = none,
            "Compiles and allocates what x @ W needs for up to max_m rows on a stream (None: torch's current one).")
       .def("__repr__", [](const Matrix& self) { return describe(self); })
@@ -346,6 +324,9 @@ void bind_matrix(nb::module_& m) {
           "group_size", [](const Matrix& self) { return self.weights.group_size(); }, "Rows of a group.")
       .def_prop_ro("groups", [](const Matrix& self) { return self.weights.groups(); })
       .def_prop_ro("act_order", [](const Matrix& self) { return self.weights.act_order(); })
+      .def_prop_ro(
+          "gate_up", [](const Matrix& self) { return self.weights.gate_up(); },
+          "Loaded with gate_up: columns are gates, then ups.")
       .def_prop_ro("has_bias", [](const Matrix& self) { return self.weights.has_bias(); })
       .def_prop_ro(
           "zeros", [](const Matrix& self) { return self.weights.zeros() == ZeroFormat::kV1 ? "v1" : "v2"; },
@@ -357,6 +338,8 @@ void bind_matrix(nb::module_& m) {
           "device", [](const Matrix& self) { return self.device.str(); }, "\"cpu\", \"cuda:0\".")
       .def_prop_ro(
           "nbytes", [](const Matrix& self) { return self.weights.bytes(); }, "Device memory of the weights.");
+  bind_plan(m, matrix);
+  bind_lora(m);
   matrix.attr("__array_ufunc__") = none;  // NumPy leaves x @ W to __rmatmul__
 
   m.def(

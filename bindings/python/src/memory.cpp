@@ -32,7 +32,9 @@ nb::dict unpack(const MatrixPtr& matrix) {
     const GilRelease release;
     u = matrix->weights.unpack();
   }
-  return dict_of(u);
+  nb::dict d = dict_of(u);
+  if (matrix->weights.gate_up()) d["gate_up"] = true;
+  return d;
 }
 
 void update(const MatrixPtr& matrix, nb::handle qweight, nb::handle qzeros, nb::handle scales, nb::handle g_idx,

@@ -19,7 +19,8 @@ ForkSafeMutex making;
 bool same_but_m(PlanOptions a, const PlanOptions& b) {
   return a.activation == b.activation && a.math == b.math && a.gather == b.gather &&
          a.reconstruct_from == b.reconstruct_from && a.batch_invariant == b.batch_invariant &&
-         a.overlap_previous == b.overlap_previous && a.tactic == b.tactic && a.own_workspace == b.own_workspace;
+         a.overlap_previous == b.overlap_previous && a.tactic == b.tactic && a.own_workspace == b.own_workspace &&
+         a.epilogue == b.epilogue && a.lora_rank == b.lora_rank;
 }
 
 }  // namespace
@@ -113,19 +114,20 @@ MatmulPlan Matrix::plan(PlanOptions options) {
 }
 
 void Matrix::multiply(const PlanOptions& options, Workspaces& workspaces, void* stream, ConstRows x, Rows out,
-                      std::int64_t m) {
+                      std::int64_t m, RunInputs inputs) {
   if (m == 0) return;
   PlanOptions wanted = options;
   wanted.max_m = m, wanted.own_workspace = false;
   const MatmulPlan plan = this->plan(wanted);
   const auto scratch = workspaces.get(device, stream);
   std::lock_guard lock(scratch->mutex);
-  plan.run({stream}, x, out, m, scratch->reserve(device, plan.workspace_bytes()));
+  inputs.workspace = scratch->reserve(device, plan.workspace_bytes());
+  plan.run({stream}, x, out, m, inputs);
 }
 
 std::int64_t check_operands(const char* call, const Matrix& matrix, const Array& x, const RowsOf& x_rows,
-                            const Array& out, const RowsOf& out_rows) {
-  const auto k = matrix.weights.k(), n = matrix.weights.n();
+                            const Array& out, const RowsOf& out_rows, std::int64_t columns) {
+  const auto k = matrix.weights.k(), n = columns ? columns : matrix.weights.n();
   for (const Array* a : {&x, &out}) {
     check(!a->meta, "{}: {} is on the meta device and has no memory", call, a->name);
     check(a->device == matrix.device, "{}: {} is on {}, but the matrix is on {}: move it there", call, a->name,
@@ -136,12 +138,23 @@ std::int64_t check_operands(const char* call, const Matrix& matrix, const Array&
   check(x_rows.cols == k, "{}: x has shape {}; its last dimension must be k = {} of the matrix", call, x.shape_text(),
         k);
   check(out_rows.cols == n && out_rows.rows == x_rows.rows,
-        "{}: out has shape {}; with {} rows of x it must be [{}, n = {}]", call, out.shape_text(), x_rows.rows,
-        x_rows.rows, n);
+        "{}: out has shape {}; with {} rows of x it must be [{}, {}]", call, out.shape_text(), x_rows.rows, x_rows.rows,
+        n);
   check(out.dtype == x.dtype, "{}: out has dtype {}, x has {}; they must be the same", call, to_string(out.dtype),
         to_string(x.dtype));
   check(out.writable, "{}: out is read-only; pass memory that can be written", call);
   return x_rows.rows;
+}
+
+ConstRows check_residual(const char* call, const Array& residual, const Array& out) {
+  check(!residual.meta && residual.device == out.device && residual.dtype == out.dtype,
+        "{}: residual is {} on {}{}; out is {} on {}: make them alike", call, to_string(residual.dtype),
+        residual.device.str(), residual.meta ? " (meta)" : "", to_string(out.dtype), out.device.str());
+  bool same = residual.dims == out.dims;
+  for (int i = 0; same && i < out.dims; ++i) same = residual.shape[i] == out.shape[i];
+  check(same, "{}: residual has shape {}; it must be that of the result, {}", call, residual.shape_text(),
+        out.shape_text());
+  return {residual.data, rows_of(call, residual).stride};
 }
 
 }  // namespace q4::python

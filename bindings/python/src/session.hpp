@@ -72,8 +72,8 @@ class Matrix {
   /// `options.max_m` is the m that is wanted.
   MatmulPlan plan(PlanOptions options);
   /// out = x @ W on the stream. Called without the GIL.
-  void multiply(const PlanOptions& options, Workspaces& workspaces, void* stream, ConstRows x, Rows out,
-                std::int64_t m);
+  void multiply(const PlanOptions& options, Workspaces& workspaces, void* stream, ConstRows x, Rows out, std::int64_t m,
+                RunInputs inputs = {});
 
   QuantizedMatrix weights;
   const Device device;
@@ -102,8 +102,11 @@ Checkpoint open_checkpoint(nb::handle path);
 std::shared_ptr<Matrix> load_matrix(const Checkpoint& checkpoint, const std::string& name, nb::handle device,
                                     const std::optional<std::string>& zeros);
 
-/// Checks x and out against each other and the matrix, so that Matrix::multiply can run them; returns m.
+/// Checks x and out against each other and the matrix, so that Matrix::multiply can run them; returns m. `columns` of
+/// out, 0: n.
 std::int64_t check_operands(const char* call, const Matrix& matrix, const Array& x, const RowsOf& x_rows,
-                            const Array& out, const RowsOf& out_rows);
+                            const Array& out, const RowsOf& out_rows, std::int64_t columns = 0);
+/// Checks the residual against out, and returns its rows.
+ConstRows check_residual(const char* call, const Array& residual, const Array& out);
 
 }  // namespace q4::python

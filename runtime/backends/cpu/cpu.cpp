@@ -9,6 +9,7 @@
 #include <string>
 
 #include "runtime/backends/context.hpp"
+#include "runtime/backends/cpu/adapters.hpp"
 #include "runtime/backends/cpu/blas.hpp"
 #include "runtime/backends/cpu/kernels.hpp"
 #include "runtime/backends/cpu/moe_plan.hpp"
@@ -96,6 +97,9 @@ class CpuDevice final : public DeviceBackend {
                                                    const GroupedOptions& options) override {
     return cpu::plan_grouped(std::static_pointer_cast<const CpuExperts>(std::move(experts)), options,
                              {kernels_, pool_, ledger_});
+  }
+  std::unique_ptr<AdapterTable> make_adapters(const AdaptersShape& shape) override {
+    return std::make_unique<CpuAdapters>(shape);
   }
 
   void column_remap(void*, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,

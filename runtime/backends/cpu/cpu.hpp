@@ -12,6 +12,7 @@ inline constexpr DeviceTraits kCpuTraits{.host_addressable = true,
                                          .compiles = false,
                                          .quantizes_activations = true,
                                          .fp32_activations = true,
+                                         .blas_finishes = true,
                                          .alignment = 1,
                                          .stride_multiple = 1};
 

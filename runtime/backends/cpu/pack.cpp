@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/layout.h"
 #include "runtime/backends/cpu/packed.hpp"
 #include "runtime/base/check.hpp"
 
@@ -71,7 +72,7 @@ void add_row(const MatrixSource& source, std::int64_t row, std::int64_t column, 
 }
 
 /// Eight rows of AWQ's words: transposes nibbles, for all words side by side.
-void pack_awq_octet(const MatrixSource& source, std::int64_t first, std::int64_t column, int columns,
+void pack_awq_octet(const MatrixSource& source, std::int64_t first, std::int64_t column, int columns, int width,
                     std::uint32_t* lanes) {
   constexpr int kWords = kTile / 8;
   std::uint32_t rows[8][kWords] = {};
@@ -90,21 +91,39 @@ void pack_awq_octet(const MatrixSource& source, std::int64_t first, std::int64_t
   for (const int r : {0, 1, 4, 5}) swap(r, r + 2, 8, 0x00FF00FFu);
   for (const int r : {0, 2, 4, 6}) swap(r, r + 1, 4, 0x0F0F0F0Fu);
   for (int c = 0; c < 8; ++c)  // now rows[j] holds what was nibble j of each row
-    for (int w = 0; w < kWords; ++w) lanes[8 * w + c] = even_odd(rows[awq_nibble(c)][w]);
+    for (int w = 0; w < width / 8; ++w) lanes[8 * w + c] = even_odd(rows[awq_nibble(c)][w]);
 }
 
-void pack_octet(const MatrixSource& source, std::int64_t packed, std::int64_t column, int columns,
-                std::uint32_t* lanes) {
+/// Columns of W that stand side by side in a tile, from its column `at` on: `columns` of them, then zeros up to `width`.
+struct Run {
+  int at;
+  std::int64_t column;
+  int columns, width;
+};
+/// f(run) for a tile's one run, or, of pairs, for its eight.
+template <class F>
+void for_runs(const CpuMatrix& matrix, std::int64_t tile, const F& f) {
+  if (!matrix.pairs) return f(Run{0, matrix.column_of(tile), matrix.columns_of(tile), kTile});
+  for (int at = 0; at < kTile; at += 8) {
+    const std::int64_t packed = tile * kTile + at;
+    const bool there = packed < matrix.n;
+    f(Run{at, there ? matrix.source_column(packed) : 0, there ? 8 : 0, 8});
+  }
+}
+
+void pack_octet(const MatrixSource& source, std::int64_t packed, const Run& run, std::uint32_t* lanes) {
+  const auto [at, column, columns, width] = run;
+  lanes += at;
   const std::int64_t first = octet_row(source, packed);
   if (first >= 0 && !source.awq) {
     std::uint32_t space[kTile];
     const std::uint32_t* words = words_of(source, first / 8, column, columns, space);
     for (int c = 0; c < columns; ++c) lanes[c] = even_odd(words[c]);
-    std::fill(lanes + columns, lanes + kTile, 0u);
+    std::fill(lanes + columns, lanes + width, 0u);
     return;
   }
-  if (first >= 0) return pack_awq_octet(source, first, column, columns, lanes);
-  std::fill(lanes, lanes + kTile, 0u);
+  if (first >= 0) return pack_awq_octet(source, first, column, columns, width, lanes);
+  std::fill(lanes, lanes + width, 0u);
   if (first == kPadding) return;
   for (int i = 0; i < 8; ++i) {
     const std::int64_t row = source.order.source[std::size_t(packed + i)];
@@ -112,16 +131,16 @@ void pack_octet(const MatrixSource& source, std::int64_t packed, std::int64_t co
   }
 }
 
-/// Scales and zeros of one segment and tile.
-void pack_header(const MatrixSource& source, std::int64_t group, std::int64_t column, int columns, std::byte* at) {
+/// Scales and zeros of one segment and run.
+void pack_header(const MatrixSource& source, std::int64_t group, const Run& run, std::byte* to) {
   std::uint16_t scales[kTile] = {};
   std::uint8_t zeros[kTile] = {};
-  if (group >= 0) {  // else nothing but padding
-    std::memcpy(scales, source.scales.data() + group * source.n + column, std::size_t(columns) * 2);
-    std::memcpy(zeros, source.zeros.data() + group * source.n + column, std::size_t(columns));
+  if (group >= 0 && run.columns > 0) {  // else nothing but padding
+    std::memcpy(scales, source.scales.data() + group * source.n + run.column, std::size_t(run.columns) * 2);
+    std::memcpy(zeros, source.zeros.data() + group * source.n + run.column, std::size_t(run.columns));
   }
-  std::memcpy(at, scales, sizeof scales);
-  std::memcpy(at + sizeof scales, zeros, sizeof zeros);
+  std::memcpy(to + run.at * 2, scales, std::size_t(run.width) * 2);
+  std::memcpy(to + sizeof scales + run.at, zeros, std::size_t(run.width));
 }
 
 /// Asks for the codes of `packed` in the columns of one tile: a source row is far from the next, and no hardware
@@ -165,17 +184,15 @@ void pack_tiles(const MatrixSource& source, const CpuMatrix& matrix, std::int64_
     const std::int64_t group = source.order.group[std::size_t(packed / source.order.unit)];
     for (int octet = -1; octet < matrix.segment / 8; ++octet) {
       for (std::int64_t tile = 0; tile < tiles; ++tile) {
-        const std::int64_t column = matrix.column_of(first + tile), row = packed + octet * 8;
-        const int columns = matrix.columns_of(first + tile);
         std::byte* segment = at + std::size_t(tile) * matrix.tile_bytes();
-        if (octet < 0) {
-          pack_header(source, group, column, columns, segment);
-        } else {
-          prefetch_octet(source, row + kAhead, column, columns);
-          alignas(64) std::uint32_t lanes[kTile];
-          pack_octet(source, row, column, columns, lanes);
-          put_octet(lanes, segment + kHeader + octet * kOctet);
-        }
+        alignas(64) std::uint32_t lanes[kTile];
+        for_runs(matrix, first + tile, [&](const Run& run) {
+          if (octet < 0) return pack_header(source, group, run, segment);
+          const std::int64_t row = packed + octet * 8;
+          prefetch_octet(source, row + kAhead, run.column, run.columns);
+          pack_octet(source, row, run, lanes);
+        });
+        if (octet >= 0) put_octet(lanes, segment + kHeader + octet * kOctet);
       }
     }
   }
@@ -212,9 +229,14 @@ CpuMatrix::CpuMatrix(const MatrixShape& shape, bool gate_up, ThreadPool& threads
 std::unique_ptr<CpuMatrix> pack(const MatrixSource& source, ThreadPool& pool,
                                 const std::shared_ptr<MemoryLedger>& ledger) {
   auto matrix = std::make_unique<CpuMatrix>(source, false, pool);
+  matrix->pairs = source.gate_up;
   matrix->weights = Buffer(ledger, std::size_t(matrix->tiles) * matrix->tile_bytes(), MemoryKind::kWeights);
   matrix->update(source, nullptr);
   return matrix;
+}
+
+std::int64_t CpuMatrix::source_column(std::int64_t column) const {
+  return pairs ? paired_source(int(column), int(n)) : column;
 }
 
 void CpuMatrix::update(const MatrixSource& from, void*) {
@@ -222,7 +244,8 @@ void CpuMatrix::update(const MatrixSource& from, void*) {
   act_order = !from.g_idx.empty();
   std::copy(from.order.source.begin(), from.order.source.end(), source.begin());
   for (std::int64_t t = 0; t < tiles && !bias.empty(); ++t)
-    std::copy_n(from.bias.begin() + column_of(t), columns_of(t), bias.begin() + t * kTile);
+    for (int c = 0; c < columns_of(t); ++c)
+      bias[std::size_t(t * kTile + c)] = from.bias[std::size_t(source_column(column_of(t) + c))];
   const std::int64_t together = std::clamp<std::int64_t>(tiles / (2 * pool->threads()), 1, 8);
   pool->run((tiles + together - 1) / together, [&](std::int64_t task, int) {
     const std::int64_t first = task * together;
@@ -247,20 +270,24 @@ UnpackedSource CpuMatrix::unpack() const {
     for (std::int64_t packed = 0; packed < blocks * kBlock; packed += segment, at += segment_bytes(segment)) {
       const std::int64_t group = groups.of_unit(packed / unit);
       if (group < 0) continue;
-      std::memcpy(to.scales.data() + group * n + first, at, std::size_t(columns) * 2);
-      std::memcpy(to.zeros.data() + group * n + first, at + kTile * 2, std::size_t(columns));
+      for (std::int64_t c = 0; c < columns; ++c) {
+        const auto place = std::size_t(group * n + source_column(first + c));
+        std::memcpy(&to.scales[place], at + 2 * c, 2);
+        std::memcpy(&to.zeros[place], at + kTile * 2 + c, 1);
+      }
       const auto* lanes = reinterpret_cast<const std::uint32_t*>(at + kHeader);
       for (std::int64_t i = 0; i < segment; ++i) {
         const std::int64_t row = !source.empty() ? source[std::size_t(packed + i)] : packed + i < k ? packed + i : -1;
         for (std::int64_t c = 0; c < columns && row >= 0; ++c)
-          put(row, first + c, lanes[i / 8 * kTile + c] >> nibble_shift(int(i % 8)) & 15u);
+          put(row, source_column(first + c), lanes[i / 8 * kTile + c] >> nibble_shift(int(i % 8)) & 15u);
       }
     }
   }
   if (act_order) to.g_idx = groups.g_idx(source, unit, k);
   if (!bias.empty()) to.bias.resize(std::size_t(n));
   for (std::int64_t t = 0; t < tiles && !bias.empty(); ++t)
-    std::copy_n(bias.begin() + t * kTile, columns_of(t), to.bias.begin() + column_of(t));
+    for (int c = 0; c < columns_of(t); ++c)
+      to.bias[std::size_t(source_column(column_of(t) + c))] = bias[std::size_t(t * kTile + c)];
   return to;
 }
 

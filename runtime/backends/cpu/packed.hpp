@@ -27,7 +27,7 @@ struct CpuMatrix final : PackedMatrix {
   std::int64_t span = 0;             ///< columns that fill whole tiles together: n, or n / 2 of gate and of up
   int segment = 0;                   ///< rows that share scales inside a block
   std::vector<std::int32_t> source;  ///< [blocks * kBlock] row of x for each packed row, -1: padding; empty: identity
-  std::vector<float> bias;           ///< [tiles * kTile] or empty
+  std::vector<float> bias;           ///< [tiles * kTile] in packed order, or empty
   Buffer weights;
 
   std::size_t tile_bytes() const { return std::size_t(blocks) * block_bytes(segment); }
@@ -43,8 +43,11 @@ struct CpuMatrix final : PackedMatrix {
   PackedGroups groups;
   std::int64_t unit = 0;  ///< packed rows of a unit of `groups`
   bool awq = false, act_order = false;
+  bool pairs = false;          ///< columns are packed as pairs (kernels/layout.h), in the tiles of a whole span
   ThreadPool* pool = nullptr;  ///< of the device, which outlives its matrices
 
+  /// The column of W at column `column` of the packed order, which pairs change.
+  std::int64_t source_column(std::int64_t column) const;
   UnpackedSource unpack() const override;
   void update(const MatrixSource& source, void* stream) override;
   std::size_t bytes() const override {

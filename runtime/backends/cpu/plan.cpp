@@ -6,6 +6,7 @@
 
 #include "runtime/backends/cpu/blas.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/choose/epilogue.hpp"
 
 namespace q4::cpu {
 namespace {
@@ -59,7 +60,9 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
       pool_(pool),
       element_(element_of(options.activation)),
       int8_(options.math == Math::kInt8),
-      batch_invariant_(options.batch_invariant) {
+      batch_invariant_(options.batch_invariant),
+      epilogue_(options.epilogue),
+      lora_rank_(options.epilogue.lora ? options.lora_rank : 0) {
   if (!options.tactic.empty()) {
     forced_ = true;
     forced_config_ = parse(options.tactic);
@@ -75,7 +78,8 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
     if (tuned)
       for (const TunedBucket& bucket : tuned->buckets)
         for (const CpuConfig& config : configs(options.max_m))
-          if (config.path != Path::kBlas && bucket.tactic == config.name()) tuned_.push_back({bucket, config});
+          if (config.path != Path::kBlas && (bucket.tactic == config.name() || bucket.tactic == name(config)))
+            tuned_.push_back({bucket, config});
   }
   layout_workspace(options.max_m);
   pool_.ready();
@@ -121,17 +125,24 @@ std::vector<CpuConfig> CpuPlan::configs(std::int64_t m) const {
   return list;
 }
 
-CpuConfig CpuPlan::parse(const std::string& name) const {
+std::string CpuPlan::name(const CpuConfig& config) const {
+  std::string text = config.name();
+  if (!choose::is_plain(epilogue_))
+    text.insert(std::min(text.find(' '), text.size()), "+" + choose::to_text(epilogue_));
+  return text;
+}
+
+CpuConfig CpuPlan::parse(const std::string& text) const {
   std::string names;
   for (const CpuConfig& config : configs(INT32_MAX)) {
-    if (name == config.name()) return config;
-    names += (names.empty() ? "" : ", ") + config.name();
+    if (text == config.name() || text == name(config)) return config;
+    names += (names.empty() ? "" : ", ") + name(config);
   }
   for (const CpuConfig& config : configs(1))
-    if (name == config.name()) return config;
-  const bool no_blas = name == CpuConfig{Path::kBlas}.name() && !blas().available;
+    if (text == config.name() || text == name(config)) return config;
+  const bool no_blas = text == CpuConfig{Path::kBlas}.name() && !blas().available;
   fail(ErrorCode::kInvalidArgument,
-       "MatmulPlan: tactic \"{}\" is not available on this CPU for this matrix{}; use one of: {}", name,
+       "MatmulPlan: tactic \"{}\" is not available on this CPU for this matrix{}; use one of: {}", text,
        no_blas ? ": there is " + blas().name : "", names);
 }
 
@@ -146,7 +157,7 @@ CpuConfig CpuPlan::config(std::int64_t m) const {
 std::vector<std::string> CpuPlan::tactics(std::int64_t m) const {
   std::vector<std::string> names = {tactic(m)};
   for (const CpuConfig& config : configs(m))
-    if (config.name() != names.front()) names.push_back(config.name());
+    if (name(config) != names.front()) names.push_back(name(config));
   return names;
 }
 
@@ -175,6 +186,10 @@ void CpuPlan::layout_workspace(std::int64_t max_m) {
     workspace_bytes_ = product_at_ + rows * kDenseColumns * sizeof(float);
   }
   workspace_bytes_ = round_up(workspace_bytes_, kAlign);
+  if (lora_rank_ == 0) return;
+  low_at_ = workspace_bytes_;  // low of each row, then a row of x a thread
+  workspace_bytes_ += round_up(rows * std::size_t(lora_rank_) * sizeof(float), kAlign) +
+                      std::size_t(pool_.threads()) * round_up(std::size_t(matrix_->k) * sizeof(float), kAlign);
 }
 
 }  // namespace q4::cpu

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "runtime/backends/backend.hpp"
+#include "runtime/backends/cpu/adapters.hpp"
 #include "runtime/backends/cpu/kernels.hpp"
 #include "runtime/backends/cpu/packed.hpp"
 #include "runtime/backends/cpu/paths.hpp"
@@ -43,9 +44,9 @@ class CpuPlan final : public PlanBackend {
           const std::shared_ptr<MemoryLedger>& ledger, const PlanOptions& options, const TuningRecord* tuned);
 
   void run(void* stream, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride, std::int64_t m,
-           void* workspace) const override;
+           void* workspace, const EpilogueInputs& inputs) const override;
   std::size_t workspace_bytes() const override { return workspace_bytes_; }
-  std::string tactic(std::int64_t m) const override { return config(m).name(); }
+  std::string tactic(std::int64_t m) const override { return name(config(m)); }
   std::vector<std::string> tactics(std::int64_t m) const override;
 
  private:
@@ -59,8 +60,15 @@ class CpuPlan final : public PlanBackend {
     std::byte* out;
     std::int64_t out_stride;
     std::int64_t count;
+    const std::byte* residual = nullptr;
+    std::int64_t residual_stride = 0;
+    const CpuAdapters* adapters = nullptr;
+    const std::int32_t* adapter_of_row = nullptr;
+    const float* low = nullptr;  ///< [count][lora_rank_] scale x A, with adapters
   };
   CpuConfig config(std::int64_t m) const;
+  /// With the plan's epilogue: "cpu-direct+silu_mul math=fp32".
+  std::string name(const CpuConfig& config) const;
   PathRules rules() const { return {&kernels_, element_, matrix_->segment, int8_, batch_invariant_}; }
   bool valid(Path path) const { return rules().valid(path); }
   std::int64_t task_rows(const CpuConfig& config) const {
@@ -71,7 +79,7 @@ class CpuPlan final : public PlanBackend {
   /// Whether `config` could be better than the default for some m up to this.
   bool competes(const CpuConfig& config, std::int64_t m) const;
   std::vector<CpuConfig> configs(std::int64_t m) const;
-  CpuConfig parse(const std::string& name) const;
+  CpuConfig parse(const std::string& text) const;
   /// Parts of k that are added in order, for so few rows that tiles alone would not keep all threads busy to the end. A
   /// matter of the shape, never of the threads: it shapes the bits.
   std::int64_t k_parts(std::int64_t rows) const;
@@ -89,15 +97,21 @@ class CpuPlan final : public PlanBackend {
   void multiply_rows(Multiply multiply, const PackX& packing, const CpuConfig& config, const Rows& rows,
                      std::byte* workspace) const;
   void run_blas(const Rows& rows, std::byte* workspace) const;
+  const float* run_shrink(const Rows& rows, std::byte* workspace) const;
   /// Sums [count][y_stride] of one tile to rows from `row` on. `scratch`: kScratch bytes.
   void store(const Rows& rows, std::int64_t row, int count, std::int64_t tile, float* y, std::int64_t y_stride,
              std::byte* scratch) const;
+  /// The same with an epilogue.
+  void finish_and_store(const Rows& rows, std::int64_t row, int count, std::int64_t tile, float* y,
+                        std::int64_t y_stride, std::byte* scratch) const;
 
   std::shared_ptr<const CpuMatrix> matrix_;
   Kernels kernels_;
   ThreadPool& pool_;
   Element element_;
   bool int8_, batch_invariant_;
+  Epilogue epilogue_;
+  std::int64_t lora_rank_ = 0;  // 0: no adapters
   std::int64_t blas_from_ = 0;  // 0: never
   struct Bucket {
     TunedBucket measured;
@@ -108,7 +122,8 @@ class CpuPlan final : public PlanBackend {
   CpuConfig forced_config_;
 
   std::int64_t chunk_rows_ = 0;  // rows of one pass
-  std::size_t sums_at_ = 0, scratch_at_ = 0, partial_at_ = 0, dense_at_ = 0, product_at_ = 0, workspace_bytes_ = 0;
+  std::size_t sums_at_ = 0, scratch_at_ = 0, partial_at_ = 0, dense_at_ = 0, product_at_ = 0, low_at_ = 0,
+              workspace_bytes_ = 0;
   Buffer own_workspace_;
 };
 

@@ -3,25 +3,49 @@
 #include <atomic>
 
 #include "runtime/backends/cpu/blas.hpp"
+#include "runtime/backends/cpu/epilogue.hpp"
 #include "runtime/backends/cpu/exact.hpp"
 #include "runtime/backends/cpu/plan.hpp"
+#include "runtime/choose/epilogue.hpp"
 
 namespace q4::cpu {
 
 void CpuPlan::run(void*, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride, std::int64_t m,
-                  void* workspace) const {
+                  void* workspace, const EpilogueInputs& inputs) const {
   const CpuConfig chosen = config(m);
   auto* memory = workspace ? static_cast<std::byte*>(workspace) : own_workspace_.as<std::byte>();
   const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
   for (std::int64_t row = 0; row < m; row += kChunkRows) {
-    const Rows rows{static_cast<const std::byte*>(x) + row * x_stride * size, x_stride,
-                    static_cast<std::byte*>(out) + row * out_stride * size, out_stride, std::min(kChunkRows, m - row)};
+    Rows rows{static_cast<const std::byte*>(x) + row * x_stride * size, x_stride,
+              static_cast<std::byte*>(out) + row * out_stride * size, out_stride, std::min(kChunkRows, m - row)};
+    if (inputs.residual) {
+      rows.residual = static_cast<const std::byte*>(inputs.residual) + row * inputs.residual_stride * size;
+      rows.residual_stride = inputs.residual_stride;
+    }
+    if (inputs.adapters) {
+      rows.adapters = static_cast<const CpuAdapters*>(inputs.adapters);
+      rows.adapter_of_row = inputs.adapter_of_row + row;
+      rows.low = run_shrink(rows, memory);
+    }
     if (chosen.path == Path::kBlas) {
       run_blas(rows, memory);
     } else {
       run_tiles(chosen, rows, memory);
     }
   }
+}
+
+const float* CpuPlan::run_shrink(const Rows& rows, std::byte* workspace) const {
+  const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
+  auto* low = reinterpret_cast<float*>(workspace + low_at_);
+  std::byte* values = workspace + low_at_ + round_up(std::size_t(rows.count * lora_rank_) * sizeof(float), 256);
+  pool_.run(rows.count, [&](std::int64_t row, int worker) {
+    if (const auto* entry = rows.adapters->entry(rows.adapter_of_row[row]))
+      shrink(*entry, rows.x + row * rows.x_stride * size, element_, matrix_->k,
+             reinterpret_cast<float*>(values + std::size_t(worker) * round_up(std::size_t(matrix_->k) * 4, 256)),
+             low + row * lora_rank_);
+  });
+  return low;
 }
 
 PackX CpuPlan::pack_job(const Rows& rows, std::byte* workspace) const {
@@ -92,6 +116,7 @@ TileJob CpuPlan::tile_job(const PackX& packing, std::int64_t tile, int worker, s
 
 void CpuPlan::store(const Rows& rows, std::int64_t row, int count, std::int64_t tile, float* y, std::int64_t y_stride,
                     std::byte* scratch) const {
+  if (!choose::is_plain(epilogue_)) return finish_and_store(rows, row, count, tile, y, y_stride, scratch);
   const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
   const int columns = int(std::min<std::int64_t>(kTile, matrix_->n - tile * kTile));
   StoreJob job{y,
@@ -112,6 +137,30 @@ void CpuPlan::store(const Rows& rows, std::int64_t row, int count, std::int64_t 
                 columns, reinterpret_cast<float*>(scratch)});
     kernels_.store(job);
   }
+}
+
+void CpuPlan::finish_and_store(const Rows& rows, std::int64_t row, int count, std::int64_t tile, float* y,
+                               std::int64_t y_stride, std::byte* scratch) const {
+  const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
+  const int columns = int(std::min<std::int64_t>(kTile, matrix_->n - tile * kTile));
+  const float* bias = matrix_->bias.empty() ? nullptr : matrix_->bias.data() + tile * kTile;
+  for (int r = 0; r < count; ++r) {
+    float* sums = y + r * y_stride;
+    if (!int8_ && has_nonfinite(sums))
+      make_exact({matrix_.get(), &kernels_, tile, rows.x + (row + r) * rows.x_stride * size, element_, sums, columns,
+                  reinterpret_cast<float*>(scratch)});
+    else if (bias)
+      for (int c = 0; c < columns; ++c) sums[c] += bias[c];
+    if (!rows.adapters) continue;
+    if (const auto* entry = rows.adapters->entry(rows.adapter_of_row[row + r]))
+      expand(*entry, rows.low + (row + r) * lora_rank_, tile, rows.adapters->columns(), sums);
+  }
+  const int gated = choose::is_gated(epilogue_.activation) ? 2 : 1;
+  const std::int64_t first = tile * (kTile / gated);  // column of out
+  const std::byte* residual = rows.residual ? rows.residual + ((row * rows.residual_stride + first) * size) : nullptr;
+  finish({y, y_stride, count, columns, residual, rows.residual_stride, element_}, epilogue_.activation);
+  kernels_.store({y, y_stride, count, columns / gated, nullptr, rows.out + (row * rows.out_stride + first) * size,
+                  rows.out_stride, element_});
 }
 
 // Few rows: parts of k are tasks, so that threads finish together. Who finishes a tile's last part adds them in order.

@@ -240,7 +240,7 @@ void CudaDriver::launch(const gpu::Function& function, const gpu::LaunchShape& s
 }
 
 gpu::TensorMapBytes CudaDriver::encode(const gpu::TensorMapShape& s) const {
-  constexpr int kFloat16 = 6, kBfloat16 = 9, kSwizzle128 = 3, kPromote256 = 3;
+  constexpr int kFloat16 = 6, kBfloat16 = 9, kSwizzle64 = 2, kSwizzle128 = 3, kPromote256 = 3;
   const Current current(*api_, context_);
   gpu::TensorMapBytes map;
   const std::uint64_t extents[2] = {static_cast<std::uint64_t>(s.cols), static_cast<std::uint64_t>(s.rows)};
@@ -248,9 +248,10 @@ gpu::TensorMapBytes CudaDriver::encode(const gpu::TensorMapShape& s) const {
   const unsigned box[2] = {static_cast<unsigned>(s.box_cols), static_cast<unsigned>(s.box_rows)}, steps[2] = {1, 1};
   if (!api_->tensor_map_encode)
     fail(ErrorCode::kUnsupported, "cuTensorMapEncodeTiled: this driver has none; update it");
-  api_->check(api_->tensor_map_encode(&map, s.bf16 ? kBfloat16 : kFloat16, 2, const_cast<void*>(s.data), extents,
-                                      strides, box, steps, 0, kSwizzle128, kPromote256, 0),
-              "cuTensorMapEncodeTiled");
+  api_->check(
+      api_->tensor_map_encode(&map, s.bf16 ? kBfloat16 : kFloat16, 2, const_cast<void*>(s.data), extents, strides, box,
+                              steps, 0, s.box_cols * 2 <= 64 ? kSwizzle64 : kSwizzle128, kPromote256, 0),
+      "cuTensorMapEncodeTiled");
   return map;
 }
 

@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "kernels/epilogue.h"
 #include "kernels/prefill_config.h"
 #include "runtime/choose/kernel.hpp"
 
@@ -82,7 +83,9 @@ struct PrefillPolicy {
   static PrefillConfig invariant(const Problem& p, const Limits& limits) {
     return prefill_default(p, 64, limits, true);
   }
-  static TensorBoxes boxes(const PrefillConfig& c, i64 m) { return {x_box_rows(c, m), c.rows, kStripColumns}; }
+  static TensorBoxes boxes(const PrefillConfig& c, i64 m) {
+    return {x_box_rows(c, m), c.rows, kStripColumns, out_columns(c.p, kStripColumns)};
+  }
   /// Tensor copies of rows that straddle lines request twice as many of them from the L2. Few rows cost less than the
   /// copy, and behind several waves of tiles it hides (H200: worth 7 to 40% from m = 32 to 256 at n = 8192 and to 512
   /// at 4096).

@@ -17,6 +17,7 @@ from q4._native import (  # noqa: E402
     Checkpoint,
     DeviceInfo,
     Experts,
+    LoraAdapters,
     Matrix,
     MatrixEntry,
     Plan,
@@ -62,14 +63,36 @@ def matmul(
     bias: _Any = None,
     stream: _Any = None,
     batch_invariant: bool = False,
+    residual: _Any = None,
+    activation: "str | None" = None,
+    adapters: "LoraAdapters | None" = None,
+    adapter_of_row: _Any = None,
 ) -> _Any:
     """x[..., k] @ W -> [..., n], in x's dtype and x's kind of array.
 
     out: written instead of a new array. bias [n]: added to the result by x's framework (a bias given to the matrix is
     added in the kernel, before rounding). stream: None for the one that is current in x's framework, an address, or a
     stream object of torch or CuPy. batch_invariant: a row's bits do not depend on the other rows.
+
+    residual and activation are part of the kernel: residual + activation(x @ W), rounded once (a bias of the matrix comes
+    before the activation). residual: of the result's shape, dtype and device; it may be out. activation: "silu",
+    "gelu_tanh", "gelu" (erf) or "relu2", or with "_mul" that of the first n / 2 columns times the others, which gives
+    [..., n / 2] and wants a matrix loaded with gate_up=True. Neither has a gradient.
+
+    adapters and adapter_of_row (int32, one number a row of x, on its device): row t gets the product of adapter
+    adapter_of_row[t] added before bias and activation; a number outside the table, -1 for one, adds nothing.
     """
-    return W.matmul(x, out=out, bias=bias, stream=stream, batch_invariant=batch_invariant)
+    return W.matmul(
+        x,
+        out=out,
+        bias=bias,
+        stream=stream,
+        batch_invariant=batch_invariant,
+        residual=residual,
+        activation=activation,
+        adapters=adapters,
+        adapter_of_row=adapter_of_row,
+    )
 
 
 __all__ = [
@@ -83,6 +106,7 @@ __all__ = [
     "Experts",
     "InvalidArgument",
     "IoError",
+    "LoraAdapters",
     "Matrix",
     "MatrixEntry",
     "NotFound",

@@ -11,6 +11,7 @@ _AWQ_SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # of column 8 w + j in word w
 def restore(tensors: "dict[str, Any]", device: Any) -> Matrix:
     """The matrix that Matrix.unpack() gave these tensors of, on a device."""
     options = {name: tensors[name] for name in ("qweight", "qzeros", "scales", "bias", "group_size")}
+    options["gate_up"] = tensors.get("gate_up", False)
     if tensors["format"] == "awq":
         return Matrix.from_awq(**options, device=device)
     return Matrix.from_gptq(**options, g_idx=tensors["g_idx"], zeros=tensors["zeros"], device=device)

@@ -1,6 +1,7 @@
-"""q4 for PyTorch: Linear and MoE, modules over a 4-bit matrix and over experts, parallel forms, and replace_linears."""
+"""q4 for PyTorch: Linear and MoE, modules over a 4-bit matrix and over experts, parallel forms, LoRA, and replace_linears."""
 
 from q4._torch_linear import Linear
+from q4._torch_lora import LoraLinear, load_peft
 from q4._torch_moe import MoE
 from q4._torch_parallel import (
     ColumnParallelLinear,
@@ -14,10 +15,12 @@ from q4._torch_replace import replace_linears
 __all__ = [
     "ColumnParallelLinear",
     "Linear",
+    "LoraLinear",
     "MergedColumnParallelLinear",
     "MoE",
     "QKVParallelLinear",
     "RowParallelLinear",
     "check_ranks_agree",
+    "load_peft",
     "replace_linears",
 ]
