@@ -30,6 +30,9 @@ void check_options(const PlanOptions& options, Device device);
 const TuningRecord* find_tuned(const Runtime& runtime, const DeviceBackend& device, std::int64_t k, std::int64_t n,
                                std::int64_t group_size, bool act_order, const PlanOptions& options);
 
+/// `shape` as a matrix that a plan with `options` can multiply by: of pairs where its activation is of gates and ups.
+MatrixShape planned_shape(const WarmupShape& shape, const PlanOptions& options);
+
 /// Each shape of the matrices that can be loaded, once.
 std::vector<WarmupShape> warmup_shapes(const Checkpoint& checkpoint);
 

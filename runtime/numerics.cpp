@@ -18,9 +18,8 @@ std::string Runtime::numerics_id(Device device, const std::vector<WarmupShape>& 
   check_options(options, opened->info().device);
   std::set<std::string> lines;  // in whatever order shapes come
   for (const WarmupShape& s : shapes) {
-    const auto matrix = matrix_shape(s.k, s.n, s.group_size, s.act_order, s.bias, s.awq);
-    const auto* tuned =
-        find_tuned(*this, *opened, matrix.k, matrix.n, matrix.group_size, matrix.act_order, options.activation);
+    const MatrixShape matrix = planned_shape({s.k, s.n, s.group_size, s.act_order, s.bias, s.awq}, options);
+    const auto* tuned = find_tuned(*this, *opened, matrix.k, matrix.n, matrix.group_size, matrix.act_order, options);
     lines.insert(fmt::format("{} {} {} {} {} {}: {}\n", s.k, s.n, s.group_size, s.act_order, s.bias, s.awq,
                              opened->numerics(matrix, options, tuned)));
   }

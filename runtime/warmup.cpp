@@ -137,6 +137,17 @@ Device device_to_warm(const Runtime& runtime, const WarmupOptions& options) {
 
 }  // namespace
 
+MatrixShape planned_shape(const WarmupShape& shape, const PlanOptions& options) {
+  const bool gated = choose::is_gated(options.epilogue.activation);
+  auto matrix = matrix_shape(shape.k, shape.n, shape.group_size, shape.act_order, shape.bias, shape.awq,
+                             shape.in_place && !gated);
+  matrix.gate_up = gated;
+  check(!gated || matrix.n % kTileColumns == 0,
+        "warmup: n = {} with the activation {}; gates and ups must each be a multiple of 8 columns", matrix.n,
+        to_string(options.epilogue.activation));
+  return matrix;
+}
+
 WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const WarmupOptions& options) const {
   constexpr int kMostThreads = 4096;
   check(options.threads >= 0 && options.threads <= kMostThreads, "Runtime::warmup: threads = {} is outside [0, {}]",
@@ -150,13 +161,7 @@ WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const Warmu
   Jobs jobs;
   std::set<std::string> seen;
   for (const WarmupShape& shape : shapes) {
-    const bool gated = choose::is_gated(options.plan.epilogue.activation);
-    auto matrix = matrix_shape(shape.k, shape.n, shape.group_size, shape.act_order, shape.bias, shape.awq,
-                               shape.in_place && !gated);
-    matrix.gate_up = gated;
-    check(!matrix.gate_up || matrix.n % kTileColumns == 0,
-          "Runtime::warmup: n = {} with the activation {}; gates and ups must each be a multiple of 8 columns",
-          matrix.n, to_string(options.plan.epilogue.activation));
+    const MatrixShape matrix = planned_shape(shape, options.plan);
     const auto* tuned =
         find_tuned(*this, *device, matrix.k, matrix.n, matrix.group_size, matrix.act_order, options.plan);
     for (auto& job : device->warmup(matrix, options.plan, tuned))
