@@ -72,14 +72,14 @@ std::vector<Tactic> product_tactics(const MoeShape& shape, std::size_t i, std::i
   const bool must_remap = shape.products[i].mapped, first = i == 0;
   std::vector<Tactic> all;
   const auto add = [&](const char* kernel, bool remap, const Values& values) {
-    Tactic tactic{.remap = remap || must_remap, .kernel = find_matmul_kernel(kernel), .values = values};
+    Tactic tactic{.remap = remap || must_remap, .kernel = find_matmul_kernel(kernel), .values = values, .epilogue = {}};
     Problem problem;
     if (bind_product(shape, i, tactic, problem, limits) && std::find(all.begin(), all.end(), tactic) == all.end())
       all.push_back(std::move(tactic));
   };
   // Configs are made for the problem that the tactic would have.
   Problem problem;
-  const Tactic any{.remap = first || must_remap, .kernel = find_matmul_kernel("gemv"), .values = {}};
+  const Tactic any{.remap = first || must_remap, .kernel = find_matmul_kernel("gemv"), .values = {}, .epilogue = {}};
   bind_product(shape, i, any, problem, limits);
   const auto decode = [&](const DecodeConfig& c) { add("decode", false, values_of(c)); };
   const auto prefill = [&](const PrefillConfig& c) { add("prefill", first, values_of(c)); };
