@@ -204,7 +204,7 @@ def saved_config(config: "dict[str, Any]", model: Any, names: Any) -> "dict[str,
         return config
     if method == "gptq" and as_it_was["gptq"] and all(model.get_submodule(name).matrix.zeros == "v2" for name in names):
         # Also where the checkpoint said v1: GPTQModel's zeros that are not symmetric are read into v2.
-        said = {key: "gptq_v2" for key in ("checkpoint_format", "format") if key in config}
+        said: "dict[str, Any]" = {key: "gptq_v2" for key in ("checkpoint_format", "format") if key in config}
         return {**config, "checkpoint_format": "gptq_v2", **said}
     if as_it_was.get(str(method), False):
         return config

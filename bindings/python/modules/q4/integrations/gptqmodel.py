@@ -46,11 +46,35 @@ class _Q4Linear(_Mixin):  # type: ignore[misc,unused-ignore]
     SUPPORTS_DTYPES = [torch.float16, torch.bfloat16, torch.float32]
     QUANT_TYPE = "q4"
 
-    def __init__(self, **options: Any) -> None:
-        options.setdefault("backend", self.SUPPORTS_BACKENDS[0])
-        options.setdefault("adapter", None)
-        options.setdefault("register_buffers", True)
-        super().__init__(**options)
+    def __init__(
+        self,
+        bits: int,
+        group_size: int,
+        sym: bool,
+        desc_act: bool,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        pack_dtype: torch.dtype = torch.int32,
+        adapter: Any = None,
+        register_buffers: bool = True,
+        **options: Any,
+    ) -> None:
+        """In the order in which optimum gives them."""
+        super().__init__(
+            bits=bits,
+            group_size=group_size,
+            sym=sym,
+            desc_act=desc_act,
+            in_features=in_features,
+            out_features=out_features,
+            bias=bias,
+            pack_dtype=pack_dtype,
+            adapter=adapter,
+            register_buffers=register_buffers,
+            backend=options.pop("backend", self.SUPPORTS_BACKENDS[0]),
+            **options,
+        )
 
     def post_init(self) -> None:
         """Packs the buffers into a q4.Matrix where they are, and drops them."""
@@ -100,6 +124,15 @@ class _Q4Linear(_Mixin):  # type: ignore[misc,unused-ignore]
             self._linear._save_to_state_dict(destination, prefix, keep_vars)
 
 
+def _own(kernel: Any) -> Any:
+    """GPTQModel looks for the SUPPORTS fields in the class itself, not in its bases."""
+    for name, value in vars(_Q4Linear).items():
+        if name.startswith("SUPPORTS") and name not in vars(kernel):
+            setattr(kernel, name, value)
+    return kernel
+
+
+@_own
 class Q4GptqLinear(_Q4Linear, GPTQQuantLinear):  # type: ignore[misc,unused-ignore]
     """GPTQ. GPTQModel converts v1 zeros to v2 before post_init, in whole words, as it wrote them."""
 
@@ -122,6 +155,7 @@ class Q4GptqLinear(_Q4Linear, GPTQQuantLinear):  # type: ignore[misc,unused-igno
         )
 
 
+@_own
 class Q4AwqLinear(_Q4Linear, AWQuantLinear):  # type: ignore[misc,unused-ignore]
     """AWQ gemm."""
 
