@@ -184,7 +184,8 @@ def keep_sample(folder: Path, checkpoint: Any, tensors: Tensors, target: Path) -
     entry = next(e for e in checkpoint.matrices if e.name.endswith(("k_proj", "down_proj", "w1")))
     parts, k, n = tensors.parts(entry.name), KEPT_ROWS, KEPT_COLUMNS
     raw = {key: tensors.get(f"{entry.name}.{key}") for key in parts}
-    groups = 1 if entry.groups == 1 else k // entry.group_size
+    version = str(config.get("version", "")).lower()
+    groups = 1 if entry.groups == 1 else -(-k // entry.group_size)
     if entry.has_g_idx and len(np.unique(parts.get("g_idx", parts.get("weight_g_idx"))[:k])) > groups:
         groups = entry.groups  # act-order: rows of every group
     kept = {}
@@ -202,6 +203,10 @@ def keep_sample(folder: Path, checkpoint: Any, tensors: Tensors, target: Path) -
             kept[key] = tensor[:n, :groups]
         elif key == "weight_zero_point":
             kept[key] = tensor[: n // 8, :groups]
+        elif version == "gemv":
+            kept[key] = tensor[:n, : k // 8] if key == "qweight" else tensor[:n]
+        elif version == "gemv_fast":
+            kept[key] = tensor[: n // 4, :k] if key == "qweight" else tensor[:, :n]
         elif key == "qweight":
             kept[key] = tensor[: rows * k // entry.k, : columns * n // entry.n]
         elif key in ("scales", "qzeros"):
@@ -221,8 +226,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--samples", type=Path)
+    parser.add_argument("--only", nargs="*", help="names of folders")
     options = parser.parse_args()
     folders = sorted(path.parent for path in options.out.glob("*/q4-made-by.json"))
+    folders = [folder for folder in folders if not options.only or folder.name in options.only]
     failed = 0
     for folder in folders:
         made = json.loads((folder / "q4-made-by.json").read_text())
