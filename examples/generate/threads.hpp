@@ -17,7 +17,7 @@ class Threads {
     for (int i = 1; i < count; ++i) workers_.emplace_back([this] { serve(); });
   }
   ~Threads() {
-    count_ = -1;
+    stop_ = true;
     job_.fetch_add(1);
     job_.notify_all();
     for (std::thread& worker : workers_) worker.join();
@@ -37,12 +37,12 @@ class Threads {
     }
     task_ = &task;
     count_ = count;
-    next_ = 0;
-    busy_ = static_cast<int>(workers_.size());
-    job_.fetch_add(1, std::memory_order_release);
+    next_ = 0;  // from here on whoever takes part sees this job
+    job_.fetch_add(1);
     job_.notify_all();
     work();
-    wait_until([this] { return busy_.load(std::memory_order_acquire) == 0; }, busy_);
+    next_ = kNone;  // a thread that comes late finds nothing to do, and nobody waits for it
+    wait_until([this] { return inside_ == 0; }, inside_);
   }
 
   /// Splits [0, count) into a range for each thread, a multiple of `step` long: body(begin, end).
@@ -78,19 +78,21 @@ class Threads {
 
   void serve() {
     for (int seen = 0;;) {
-      wait_until([&] { return job_.load(std::memory_order_acquire) != seen; }, job_);
-      ++seen;
-      if (count_ < 0) return;
+      wait_until([&] { return job_ != seen; }, job_);
+      seen = job_;
+      if (stop_) return;
+      inside_.fetch_add(1);
       work();
-      if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_all();
+      if (inside_.fetch_sub(1) == 1) inside_.notify_all();
     }
   }
 
+  static constexpr int kNone = 1 << 30;  ///< of next_: beyond every count
   std::vector<std::thread> workers_;
   std::mutex running_;
-  const std::function<void(int)>* task_ = nullptr;
-  int count_ = 0;
-  std::atomic<int> next_{0}, busy_{0}, job_{0};
+  std::atomic<const std::function<void(int)>*> task_{nullptr};
+  std::atomic<int> count_{0}, next_{kNone}, inside_{0}, job_{0};
+  std::atomic<bool> stop_{false};
 };
 
 }  // namespace generate
