@@ -80,7 +80,8 @@ std::vector<std::string> model_names() {
     const std::string name = p.label.substr(0, p.label.find(' '));
     if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
   }
-  for (const auto& [name, config] : Json::parse(kModelsJson).items()) names.push_back(name);
+  const Json all = Json::parse(kModelsJson);  // items() refers to it
+  for (const auto& [name, config] : all.items()) names.push_back(name);
   return names;
 }
 
