@@ -200,6 +200,7 @@ inline PlanOptions plan_options(const q4_plan_options& given) {
 inline MatrixOptions matrix_options(const q4_tensors& given) {
   MatrixOptions options;
   options.storage = enumerated(given.storage, Storage::kReuse, "tensors.storage");
+  options.gate_up = given.gate_up != 0;
   if (given.scratch_bytes) options.scratch_bytes = given.scratch_bytes;
   return options;
 }

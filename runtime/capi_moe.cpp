@@ -17,11 +17,16 @@ q4::ExpertsOptions experts_options(const q4_experts_options* given) {
   return {.gate_up = options_of(given, "options").gate_up != 0};
 }
 
+void check_own(const q4_tensors& given) {
+  q4::check(given.storage == Q4_STORAGE_OWN, "tensors.storage is {}: experts have own memory, pass 0", given.storage);
+  q4::check(given.gate_up == 0, "tensors.gate_up is set: experts have it in q4_experts_options, pass 0");
+}
+
 q4::GptqTensors gptq_of(const q4_tensors& given) {
   auto gptq = tensors_of<q4::GptqTensors>(given);
   gptq.g_idx = optional_view(given.g_idx, "tensors.g_idx");
   gptq.zeros = enumerated(given.zeros, q4::ZeroFormat::kV2, "tensors.zeros");
-  q4::check(given.storage == Q4_STORAGE_OWN, "tensors.storage is {}: experts have own memory, pass 0", given.storage);
+  check_own(given);
   return gptq;
 }
 
@@ -29,7 +34,7 @@ q4::AwqTensors awq_of(const q4_tensors& given) {
   q4::check(given.g_idx == nullptr, "tensors.g_idx is set: AWQ matrices have none, pass null");
   q4::check(given.zeros == Q4_ZEROS_AUTO, "tensors.zeros is {}: AWQ has one way to store zeros, pass Q4_ZEROS_AUTO",
             given.zeros);
-  q4::check(given.storage == Q4_STORAGE_OWN, "tensors.storage is {}: experts have own memory, pass 0", given.storage);
+  check_own(given);
   return tensors_of<q4::AwqTensors>(given);
 }
 

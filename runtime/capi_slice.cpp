@@ -31,10 +31,12 @@ q4_status q4_matrix_fuse(q4_runtime* runtime, q4_device device, const q4_tensors
     auto& owner = required(runtime, "runtime");
     auto& result = required(matrix, "matrix");
     q4::check(tensors != nullptr && count > 0, "tensors is null or count is 0: pass those of one matrix or more");
+    q4::MatrixOptions options;
     std::vector<q4::GptqTensors> gptq;
     std::vector<q4::AwqTensors> plain;
     for (std::size_t i = 0; i < count; ++i) {
       const q4_tensors given = options_of(&required(tensors[i], "tensors"), "tensors");
+      options.gate_up |= given.gate_up != 0;
       if (awq) {
         q4::check(given.g_idx == nullptr && given.zeros == Q4_ZEROS_AUTO,
                   "tensors[{}] has a g_idx or a zero format: AWQ has neither, pass null and Q4_ZEROS_AUTO", i);
@@ -45,7 +47,6 @@ q4_status q4_matrix_fuse(q4_runtime* runtime, q4_device device, const q4_tensors
       gptq.back().g_idx = optional_view(given.g_idx, "tensors.g_idx");
       gptq.back().zeros = enumerated(given.zeros, q4::ZeroFormat::kV2, "tensors.zeros");
     }
-    q4::MatrixOptions options;
     options.slice = slice_of(slice);
     const q4::Device on = device_of(device, "device");
     result = owner.matrices.add(awq ? q4::QuantizedMatrix::fuse_awq(owner.runtime, on, plain, options)

@@ -26,6 +26,7 @@ std::shared_ptr<QuantizedMatrix::Impl> make(const Runtime& runtime, std::shared_
   return impl;
 }
 
+/// `qweight`: of the only tensors; empty: there are several.
 void use_options(CheckedSource& checked, const MatrixOptions& options, const TensorView& qweight, const char* call) {
   check(options.storage <= Storage::kReuse, "{}: storage = {} is not a value of Storage", call,
         static_cast<int>(options.storage));
@@ -69,12 +70,20 @@ QuantizedMatrix QuantizedMatrix::from_awq(const Runtime& runtime, Device device,
 
 QuantizedMatrix QuantizedMatrix::fuse_gptq(const Runtime& runtime, Device device, std::span<const GptqTensors> tensors,
                                            const MatrixOptions& options) {
-  return make_matrix(runtime, device, tensors, {}, options.slice, "QuantizedMatrix::fuse_gptq");
+  constexpr const char* kCall = "QuantizedMatrix::fuse_gptq";
+  const auto backend = runtime.impl().open(device);
+  CheckedSource checked = check_gptq(backend, tensors, options.slice, kCall);
+  use_options(checked, options, {}, kCall);
+  return of(make(runtime, backend, checked));
 }
 
 QuantizedMatrix QuantizedMatrix::fuse_awq(const Runtime& runtime, Device device, std::span<const AwqTensors> tensors,
                                           const MatrixOptions& options) {
-  return make_matrix(runtime, device, tensors, options.slice, "QuantizedMatrix::fuse_awq");
+  constexpr const char* kCall = "QuantizedMatrix::fuse_awq";
+  const auto backend = runtime.impl().open(device);
+  CheckedSource checked = check_awq(backend, tensors, options.slice, kCall);
+  use_options(checked, options, {}, kCall);
+  return of(make(runtime, backend, checked));
 }
 
 QuantizedMatrix QuantizedMatrix::of(std::shared_ptr<Impl> impl) {

@@ -9,6 +9,7 @@
 #include "on_device.hpp"
 #include "runtime/choose/choose.hpp"
 #include "runtime/tuning_format.hpp"
+#include "whole.hpp"
 
 namespace q4::test {
 namespace {
@@ -156,6 +157,24 @@ TEST_CASE("epilogue: infinities and NaNs of x") {
   }
 }
 
+TEST_CASE("epilogue: a gate and an up of their own, fused") {
+  const GptqMatrix gate = make_gptq({.k = 128, .n = 48, .group_size = 64}),
+                   up = make_gptq({.k = 128, .n = 48, .group_size = 64, .seed = 2});
+  const AwqMatrix awq_gate = to_awq(gate), awq_up = to_awq(up);
+  for (const auto& info : ready_devices())
+    for (const bool awq : {false, true}) {
+      const std::vector<GptqTensors> both = {gate.tensors(), up.tensors()};
+      const std::vector<AwqTensors> awq_both = {awq_gate.tensors(), awq_up.tensors()};
+      const auto fused = awq ? QuantizedMatrix::fuse_awq(shared_runtime(), info.device, awq_both, {.gate_up = true})
+                             : QuantizedMatrix::fuse_gptq(shared_runtime(), info.device, both, {.gate_up = true});
+      CHECK(fused.gate_up());
+      const PlainMatrix plain = plain_of(fused), gates = unpack(gate.tensors()), ups = unpack(up.tensors());
+      for (std::int64_t c = 0; c < 48; ++c)
+        CHECK((plain.weight(7, c) == gates.weight(7, c) && plain.weight(9, 48 + c) == ups.weight(9, c)));
+      check_epilogue(info.device, fused, plain, {.epilogue = {Activation::kSiluMul, true}}, 5);
+    }
+}
+
 TEST_CASE("epilogue: what is refused, and why") {
   const Runtime& runtime = shared_runtime();
   const GptqMatrix source = make_gptq({.k = 128, .n = 72, .group_size = 64}), wide = make_gptq({.k = 128, .n = 64});
@@ -171,8 +190,6 @@ TEST_CASE("epilogue: what is refused, and why") {
   };
   rejects({"from_gptq", "gate_up", "n = 72", "multiple of 8"},
           [&] { QuantizedMatrix::from_gptq(runtime, {}, source.tensors(), {.gate_up = true}); });
-  rejects({"from_awq", "storage"},
-          [&] { QuantizedMatrix::from_awq(runtime, {}, to_awq(wide).tensors(), {.storage = Storage::kReuse}); });
   const auto plain = QuantizedMatrix::from_gptq(runtime, {}, wide.tensors());
   const auto pairs = QuantizedMatrix::from_gptq(runtime, {}, wide.tensors(), {.gate_up = true});
   rejects({"MatmulPlan", "silu_mul", "gate_up = false", "load it with gate_up"}, [&] {
