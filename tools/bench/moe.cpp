@@ -18,6 +18,7 @@
 #include "runtime/base/convert.hpp"
 #include "runtime/runtime.hpp"
 #include "tools/bench/timed.hpp"
+#include "tools/common/csv.hpp"
 #include "tools/common/weights.hpp"
 
 namespace q4::tools {
@@ -242,11 +243,7 @@ double MoeProblem::x_bytes(std::int64_t m) const { return 4.0 * static_cast<doub
 
 MoeProblem parse_moe(const std::string& text) {
   std::vector<std::int64_t> numbers;
-  for (const auto& part : split(text, ",")) try {
-      std::size_t end = 0;
-      numbers.push_back(std::stoll(part, &end));
-      if (end != part.size()) numbers.clear();
-    } catch (const std::exception&) { numbers.clear(); }
+  for (const auto& part : split(text, ",")) numbers.push_back(parse_whole(part, "--moe = " + text));
   check(numbers.size() == 4, "--moe = {}: give E,topk,K,I, four whole numbers such as 128,8,2048,768", text);
   MoeProblem p{numbers[0], numbers[1], numbers[2], numbers[3]};
   check(p.experts >= 1 && p.experts <= 65536, "--moe = {}: E = {} must be in [1, 65536]", text, p.experts);

@@ -192,7 +192,9 @@ def test_bad_input() -> None:
     rejects("activation is none, but the experts were made with gate_up", x, ids, weights, w13, w2, activation="none")
     rejects(r"expert_map\[0\] = 9", x, ids, weights, w13, w2, expert_map=[9])
     rejects("limit = 0", x, ids, weights, w13, w2, activation="swiglu_clamp", limit=0.0)
-    rejects("w2 has k = 64; the product with w13 gives it 48", x, ids, weights, w13, w13)
+    rejects("w2 was made with gate_up", x, ids, weights, w13, w13)
+    other = q4.Experts.from_gptq([gptq(64, N, 16).tensors()] * EXPERTS)
+    rejects("w2 has k = 64; the product with w13 gives it 48", x, ids, weights, w13, other)
     rejects("out has shape", x, ids, weights, w13, w2, out=np.empty((4, 8), np.float16))
     rejects("out has dtype fp32", x, ids, weights, w13, w2, out=np.empty((4, N), np.float32))
     with pytest.raises(ValueError, match="there are no experts"):

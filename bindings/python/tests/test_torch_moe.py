@@ -94,7 +94,7 @@ def with_order(sample: Sample, g_idx: Any) -> Sample:
     zeros = sample.qzeros.view(np.uint32)[:, :, None] >> (4 * np.arange(8, dtype=np.uint32)) & 15
     zeros = (zeros.reshape(len(zeros), -1).astype(np.int64) + 1) & 15
     dense = sample.scales.astype(np.float64)[g_idx] * (codes - zeros[g_idx])
-    return Sample(sample.qweight, sample.qzeros, sample.scales, g_idx, dense)
+    return Sample(sample.qweight, sample.qzeros, sample.scales, g_idx.copy(), dense)
 
 
 def same(model: Any, dense: Any) -> None:

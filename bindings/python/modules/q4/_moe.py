@@ -4,7 +4,10 @@ import copyreg
 from collections.abc import Sequence
 from typing import Any
 
-from q4._native import Experts, _grouped, _moe
+from q4 import _native
+from q4._native import Experts
+
+_library: Any = _native
 
 _NO_MAP: "list[int]" = []
 _TENSORS = ("qweight", "qzeros", "scales", "g_idx", "bias")
@@ -18,11 +21,12 @@ def unpack(experts: Experts) -> "list[dict[str, Any]]":
 def restore(tensors: "list[dict[str, Any]]", gate_up: bool, device: Any) -> Experts:
     """The experts that unpack() gave these tensors of, on a device."""
     size: int = tensors[0]["group_size"]
+    zeros: Any = tensors[0]["zeros"]
     awq = tensors[0]["format"] == "awq"
     tuples = [tuple(t[part] for part in _TENSORS if not (awq and part == "g_idx")) for t in tensors]
     if awq:
         return Experts.from_awq(tuples, group_size=size, gate_up=gate_up, device=device)
-    return Experts.from_gptq(tuples, group_size=size, zeros=tensors[0]["zeros"], gate_up=gate_up, device=device)
+    return Experts.from_gptq(tuples, group_size=size, zeros=zeros, gate_up=gate_up, device=device)
 
 
 def _reduce(experts: Experts) -> Any:
@@ -81,7 +85,7 @@ def moe(
     experts its place in w13 and w2, or -1 where another rank has it: a list, which is read at each call. Ids that name
     no expert add nothing. out, stream and batch_invariant as for matmul. There is no gradient.
     """
-    return _moe(
+    return _library._moe(
         x,
         _as(topk_ids, "int32"),
         _as(topk_weights, "float32"),
@@ -115,7 +119,7 @@ def grouped_matmul(
     expert_ids [rows]: the expert of each row; or, for rows that are sorted by expert, offsets [experts + 1]: expert e
     has the rows from offsets[e] to offsets[e + 1]. Rows of no expert are zeros. The rest as for moe.
     """
-    return _grouped(
+    return _library._grouped(
         x,
         experts,
         None if expert_ids is None else _as(expert_ids, "int32"),

@@ -31,7 +31,7 @@ class Layer(NamedTuple):
     prefix: str  # "model.layers.0.mlp.experts"
     names: "tuple[str, str, str]"  # of gate, up and down
     entries: "list[MatrixEntry]"
-    count: int
+    experts: int
 
     def patterns(self) -> "tuple[tuple[str, str], str]":
         """Of gate and up, and of down."""
@@ -90,10 +90,10 @@ def check_layer(layer: Layer, module: torch.nn.Module) -> None:
     gate_up = tuple(getattr(module, "gate_up_proj").shape)
     experts, columns, k = gate_up if len(gate_up) == 3 else (0, 0, 0)
     entry = layer.entries[0]
-    if (experts, columns, k) != (layer.count, 2 * entry.n, entry.k):
+    if (experts, columns, k) != (layer.experts, 2 * entry.n, entry.k):
         raise q4.InvalidArgument(
             f"replace_linears: '{layer.prefix}' is {type(module).__name__} with gate_up_proj {list(gate_up)}, but the"
-            f" checkpoint has {layer.count} experts of {entry.k} x {entry.n}"
+            f" checkpoint has {layer.experts} experts of {entry.k} x {entry.n}"
         )
     if getattr(module, "gate_up_proj_bias", None) is not None:
         raise q4.Unsupported(f"replace_linears: '{layer.prefix}' is {type(module).__name__}, which has biases")
@@ -157,24 +157,24 @@ class MoE(torch.nn.Module):
         self, checkpoint: Checkpoint, layer: Layer, device: Any = None, first: int = 0, count: int = -1
     ) -> None:
         """The weights of a layer of a checkpoint."""
-        last = layer.count if count < 0 else first + count
-        if not 0 <= first < last <= layer.count:
+        last = layer.experts if count < 0 else first + count
+        if not 0 <= first < last <= layer.experts:
             raise q4.InvalidArgument(
-                f"MoE: first = {first} and count = {count} are no part of the {layer.count} experts '{layer.prefix}.*'"
+                f"MoE: first = {first} and count = {count} are no part of the {layer.experts} experts '{layer.prefix}.*'"
             )
         gate_up, down = layer.patterns()
         options = {"first": first, "count": last - first, "device": device}
         self.w13 = Experts.from_checkpoint(checkpoint, gate_up, **options)
         self.w2 = Experts.from_checkpoint(checkpoint, down, **options)
-        if (first, last) != (0, layer.count):
-            self.expert_map = [e - first if first <= e < last else -1 for e in range(layer.count)]
+        if (first, last) != (0, layer.experts):
+            self.expert_map = [e - first if first <= e < last else -1 for e in range(layer.experts)]
 
     @property
     def device(self) -> torch.device:
         """Where the experts are."""
         return torch.device("meta") if self.w13 is None else torch_device(self.w13.device)
 
-    @torch.compiler.disable  # a graph holds no experts
+    @torch.compiler.disable  # type: ignore[misc,untyped-decorator,unused-ignore]  # a graph holds no experts
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
@@ -297,7 +297,7 @@ def _joined(gate: "tuple[Any, ...]", up: "tuple[Any, ...]") -> "tuple[Any, ...]"
     return (*(torch.cat([a, b], 1) for a, b in zip(gate[:3], up[:3])), gate[3], bias)
 
 
-def _experts(tensors: "list[tuple[Any, ...]]", zeros: str, gate_up: bool, device: Any) -> Experts:
+def _experts(tensors: "list[tuple[Any, ...]]", zeros: Any, gate_up: bool, device: Any) -> Experts:
     qweight, qzeros, scales = tensors[0][:3]
     if qweight.shape[1] != scales.shape[1]:  # AWQ packs along the columns
         return Experts.from_awq([(*t[:3], t[4]) for t in tensors], gate_up=gate_up, device=device)

@@ -220,33 +220,6 @@ class Experts:
     @property
     def nbytes(self) -> int: ...
 
-def _moe(
-    x: Any,
-    topk_ids: Any,
-    topk_weights: Any,
-    w13: Experts,
-    w2: Experts,
-    activation: str,
-    expert_map: Sequence[int],
-    alpha: float,
-    limit: float,
-    batch_invariant: bool,
-    out: Any,
-    stream: Any,
-) -> Any: ...
-def _grouped(
-    x: Any,
-    experts: Experts,
-    expert_ids: Any,
-    offsets: Any,
-    activation: str,
-    alpha: float,
-    limit: float,
-    batch_invariant: bool,
-    out: Any,
-    stream: Any,
-) -> Any: ...
-
 class LoraAdapters:
     def __init__(self, W: Matrix, *, adapters: int = 8, max_rank: int = 64, dtype: _Dtype = "float16") -> None: ...
     def set(self, index: int, a: Any, b: Any, scale: float = 1.0) -> None: ...
