@@ -115,12 +115,12 @@ Q4_DEVICE void multiply(float (*acc)[C.batch][4], const Brick<C>& brick, const X
   }
 }
 
-/// acc += this team's slabs of a tile. `follow()` runs once before the first refill that the tile itself has no slab for;
+/// Grouped: acc += this team's slabs of a tile. `follow()` runs once before the first refill that the tile itself has no slab for;
 /// where it is true, it has put what follows into `w.source`, and the refills go on there.
 template <DecodeConfig C, class F>
 Q4_DEVICE void multiply_slabs(float (&acc)[warp_tiles(C)][C.batch][4], Weights<C>& w, XRing<C>& x, const MatmulArgs& a,
                               const Place<C>& at, F follow) {
-  [[maybe_unused]] bool asked = false, follows = false;
+  bool asked = false, follows = false;
 #pragma unroll 1
   for (int i = 0; i < at.count; i += C.depth) {
 #pragma unroll
@@ -130,13 +130,11 @@ Q4_DEVICE void multiply_slabs(float (&acc)[warp_tiles(C)][C.batch][4], Weights<C
       const int next = i + d + C.depth;
       int next_slab = at.slot + next * slots(C);
       bool more = most_slabs(C) > C.depth && next < at.count;
-      if constexpr (C.p.grouped) {
-        if (!more) {
-          if (!asked) follows = follow();
-          asked = true;
-          more = follows;
-          next_slab = at.slot + d * slots(C);
-        }
+      if (!more) {
+        if (!asked) follows = follow();
+        asked = true;
+        more = follows;
+        next_slab = at.slot + d * slots(C);
       }
 #pragma unroll
       for (int b = 0; b < warp_bricks(C); ++b) {
@@ -159,28 +157,63 @@ Q4_DEVICE void multiply_slabs(float (&acc)[warp_tiles(C)][C.batch][4], Weights<C
 template <DecodeConfig C>
 Q4_DEVICE void decode(const MatmulArgs& a) {
   using namespace decode_detail;
+  constexpr int kBricks = warp_bricks(C);
   const Place<C> at = place<C>(block_index() / C.cluster);
   XRing<C> x(a, at);
   float* sums = reinterpret_cast<float*>(shared_memory() + x_bytes(C) + x_sum_bytes(C));
   u8* inbox = shared_memory() + x_bytes(C) + x_sum_bytes(C) + sum_bytes(C);
-  Weights<C> w;
-  w.find(a, at);
+
+  BrickSource source[kBricks];
+  Brick<C> buffer[C.depth][kBricks];
+#pragma unroll
+  for (int b = 0; b < kBricks; ++b) source[b] = brick_source<C>(a, at.first_tile + b * C.brick, at.lane);
   x.load_maps(a, at);
-  w.ask_meta(at);
+  const auto load_all_words = [&] {
+#pragma unroll
+    for (int d = 0; d < C.depth; ++d)
+#pragma unroll
+      for (int b = 0; b < kBricks; ++b)
+        if (d < at.count) load_words<C>(buffer[d][b], source[b], at.slot + d * slots(C));
+  };
+#pragma unroll
+  for (int d = 0; d < C.depth; ++d)
+#pragma unroll
+    for (int b = 0; b < kBricks; ++b)
+      if (d < at.count) load_meta<C>(buffer[d][b], source[b], at.slot + d * slots(C));
   // Staggered: half of the warps asks later, so that the others' weights arrive, and are used, first: less arithmetic
   // is left when the last byte comes.
   const bool late = C.stagger && (thread_index() >> 5) >= C.teams * C.side / 2;
-  if (!late) w.ask_words(at);
+  if (!late) load_all_words();
   if constexpr (C.cluster > 1) open_inbox<C>(inbox, a.m);
   allow_next_kernel();
   wait_previous_kernel();  // weights are constant, x is not
   if constexpr (C.p.residual) prefetch_l2(first_residual<C>(a, at));
-  if constexpr (!C.p.gather) x.ask(a, at);
   x.first(a, at, [&] {
-    if (late) w.ask_words(at);
+    if (late) load_all_words();
   });
+
+  // Its own loop, not multiply_slabs: called from two places, the compiler orders the same instructions otherwise.
   float acc[warp_tiles(C)][C.batch][4] = {};
-  multiply_slabs<C>(acc, w, x, a, at, [] { return false; });
+#pragma unroll 1
+  for (int i = 0; i < at.count; i += C.depth) {
+#pragma unroll
+    for (int d = 0; d < C.depth; ++d) {
+      if (i + d >= at.count) break;
+      x.next(a, at, i + d);
+#pragma unroll
+      for (int b = 0; b < kBricks; ++b) {
+        const int next = i + d + C.depth, next_slab = at.slot + next * slots(C);
+        const bool more = most_slabs(C) > C.depth && next < at.count;
+        multiply<C>(acc + b * C.brick, buffer[d][b], x, i + d, [&](int half) {
+          if (C.early && more) load_words<C>(buffer[d][b], source[b], next_slab, half);
+        });
+        if (more) {
+          load_meta<C>(buffer[d][b], source[b], next_slab);
+          if (!C.early) load_words<C>(buffer[d][b], source[b], next_slab);
+        }
+      }
+    }
+  }
   if constexpr (C.p.lora) {
     if (at.slot == 0) {
       const float kFactor[2] = {1.f / column_factor<kBf16<C>>(false), 1.f / column_factor<kBf16<C>>(true)};

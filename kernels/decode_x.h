@@ -63,8 +63,8 @@ struct XRing {
     const int member = side * 32 + lane, first_row = member >> 4, column = (member & 15) * 8,
               p = slab * kSlabRows + column;
     const bool inside = C.p.x_k >= C.p.k || p < C.p.x_k;
-    u32 to = shared_address(ring) + into * x_slot_bytes(C) + first_row * kXRowBytes + column * 2;
     if constexpr (C.p.grouped == kGroupedIndirect) {
+      u32 to = shared_address(ring) + into * x_slot_bytes(C) + first_row * kXRowBytes + column * 2;
       const u16* x = a.x + (inside ? p : 0);
 #pragma unroll 1
       for (int base = 2 * side; base < a.m; base += 2 * C.side) {
@@ -76,6 +76,7 @@ struct XRing {
       return;
     }
     const u16* x = a.x + first_row * a.x_stride + (inside ? p : 0);
+    u32 to = shared_address(ring) + into * x_slot_bytes(C) + first_row * kXRowBytes + column * 2;
 #pragma unroll 1
     for (int row = first_row; row < a.m; row += 2 * C.side) {
       async_copy16(to, x, inside ? 16 : 0);
@@ -146,7 +147,7 @@ struct XRing {
             sums[(i % 2 * slab_sets(C) + u) * rows(C) + 8 * b + 2 * lane + e] = total_of<C>(total, b, e);
     }
   }
-  /// Asks for the first slabs; nobody reads the ring any more.
+  /// Grouped: asks for the first slabs; nobody reads the ring any more.
   Q4_DEVICE void ask(const MatmulArgs& a, const Place<C>& at) {
     slot = 0;
 #pragma unroll
@@ -155,8 +156,8 @@ struct XRing {
       async_commit();
     }
   }
-  /// After ask() (act-order: instead of it) sums the first slab (as `next`). `then` runs when this thread's part of it
-  /// has come.
+  /// Asks for the first slabs (grouped: after ask()) and sums the first (as `next`). `then` runs when this thread's part
+  /// of it has come.
   template <class F>
   Q4_DEVICE void first(const MatmulArgs& a, const Place<C>& at, F then) {
     if constexpr (C.p.gather) {
@@ -170,6 +171,13 @@ struct XRing {
         if (i < at.count) gather(a, maps[i], i);
       if (x_ahead(C) < at.count) maps[0] = load_map(a, at, x_ahead(C));
     } else {
+      if constexpr (!C.p.grouped) {
+#pragma unroll
+        for (int i = 0; i < x_ahead(C); ++i) {
+          if (i < at.count) stage(a, at.slot + i * slots(C), i);
+          async_commit();
+        }
+      }
       async_wait<x_ahead(C) - 1>();
       then();
     }
