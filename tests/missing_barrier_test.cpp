@@ -89,7 +89,8 @@ TEST_CASE("child: reconstruct without its barrier" * doctest::skip()) {
   const PackedMatrix packed = pack_reference(unpack(make_gptq({.k = kMatrix.k, .n = kMatrix.n}).tensors()), 128);
   const DeviceBytes codes(packed.codes), meta(packed.meta);
   HostRows w(DType::kF16, kMatrix.k, kMatrix.n);
-  const ReconstructArgs args{codes.data(), meta.data(), nullptr, static_cast<u16*>(w.data()), kMatrix.n, 0, kMatrix.n};
+  const ReconstructArgs args{codes.data(), meta.data(), nullptr,   static_cast<u16*>(w.data()),
+                             kMatrix.n,    0,           kMatrix.n, nullptr};
   emulate({.threads = threads(kReconstruct), .shared_bytes = shared_bytes(kReconstruct), .engine = Engine::kThreads},
           [&] { reconstruct<kReconstruct>(args); });
 }
