@@ -67,6 +67,7 @@ def by_definition(parts: "dict[str, Any]", config: "dict[str, Any]", name: str) 
             if not v2:  # GPTQModel subtracted one from each nibble by subtracting 0x11111111 from the word
                 stored = stored + np.uint32(0x11111111)
             zeros = nibbles(stored, 1)
+    scales = scales.astype(np.float16)  # what q4 multiplies by, whatever was stored
     k, groups = codes.shape[0], scales.shape[0]
     size = config.get("group_size") or -1
     size = -(-k // groups) if size == -1 or -(-k // size) != groups else size
