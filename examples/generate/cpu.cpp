@@ -70,10 +70,10 @@ class CpuEngine : public Engine {
         head_(linear(model.quantized_head)) {
     rope_ = rope_table(c_, capacity);
     for (const Layer& layer : model.layers)
-      layers_.push_back({linear(layer.qkv), linear(layer.o), linear(layer.gate_up), linear(layer.down),
-                         std::vector<float>(std::size_t(capacity) * c_.kv_columns()),
+      layers_.push_back({linear(layer.qkv), linear(layer.o, kAdd), linear(layer.gate_up, finish(layer.gate_up)),
+                         linear(layer.down, kAdd), std::vector<float>(std::size_t(capacity) * c_.kv_columns()),
                          std::vector<float>(std::size_t(capacity) * c_.kv_columns())});
-    for (auto* buffer : {&x_, &normed_, &added_}) buffer->resize(std::size_t(kChunk) * c_.hidden);
+    for (auto* buffer : {&x_, &normed_}) buffer->resize(std::size_t(kChunk) * c_.hidden);
     gate_up_.resize(std::size_t(kChunk) * 2 * c_.intermediate);
     product_.resize(std::size_t(kChunk) * c_.intermediate);
     qkv_.resize(std::size_t(kChunk) * (c_.q_columns() + 2 * c_.kv_columns()));
@@ -97,8 +97,12 @@ class CpuEngine : public Engine {
     std::vector<float> keys, values;  ///< of every position so far: [capacity, kv_columns]
   };
 
-  Linear linear(const Matrices& matrices) const {
-    return {runtime_, matrices, {.max_m = kChunk, .activation = q4::DType::kF32}};
+  static constexpr q4::Epilogue kAdd = {.residual = true};  // the sums are added to what is there
+  static q4::Epilogue finish(const Matrices& gate_up) {
+    return {.activation = gate_up[0].gate_up() ? q4::Activation::kSiluMul : q4::Activation::kNone};
+  }
+  Linear linear(const Matrices& matrices, const q4::Epilogue& epilogue = {}) const {
+    return {runtime_, matrices, {.max_m = kChunk, .activation = q4::DType::kF32, .epilogue = epilogue}};
   }
 
   /// Appends tokens to the text. Returns the likeliest next one, if it is wanted.
@@ -111,18 +115,12 @@ class CpuEngine : public Engine {
       norm(layer.attention_norm, m);
       state.qkv.run({}, normed_.data(), qkv_.data(), m);
       attend(state, m);
-      state.o.run({}, mixed_.data(), added_.data(), m);
-      add(m);
+      state.o.run({}, mixed_.data(), x_.data(), m);  // x += mixed @ o
       norm(layer.mlp_norm, m);
-      state.gate_up.run({}, normed_.data(), gate_up_.data(), m);
-      threads_.ranges(std::int64_t(m) * c_.intermediate, 64, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-          const float* const gate = gate_up_.data() + i + i / c_.intermediate * c_.intermediate;
-          product_[i] = gate[0] / (1 + std::exp(-gate[0])) * gate[c_.intermediate];
-        }
-      });
-      state.down.run({}, product_.data(), added_.data(), m);
-      add(m);
+      const bool finished = layer.gate_up[0].gate_up();
+      state.gate_up.run({}, normed_.data(), finished ? product_.data() : gate_up_.data(), m);
+      if (!finished) multiply_gates(m);
+      state.down.run({}, product_.data(), x_.data(), m);
     }
     position_ += m;
     return want_next ? likeliest(row(x_, m - 1)) : -1;
@@ -132,8 +130,14 @@ class CpuEngine : public Engine {
   void norm(const std::vector<float>& weight, int m) {
     for (int i = 0; i < m; ++i) rms_norm(row(x_, i), weight, c_.norm_epsilon, row(normed_, i));
   }
-  void add(int m) {
-    for (std::int64_t i = 0; i < std::int64_t(m) * c_.hidden; ++i) x_[i] += added_[i];
+  /// product = silu(gate) * up, where gate and up are not one matrix.
+  void multiply_gates(int m) {
+    threads_.ranges(std::int64_t(m) * c_.intermediate, 64, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const float* const gate = gate_up_.data() + i + i / c_.intermediate * c_.intermediate;
+        product_[i] = gate[0] / (1 + std::exp(-gate[0])) * gate[c_.intermediate];
+      }
+    });
   }
 
   /// mixed = softmax(q k^T / sqrt(head_dim)) v, a row for each of the m new tokens, which see themselves and all before.
@@ -193,7 +197,7 @@ class CpuEngine : public Engine {
   std::vector<float> rope_;
   std::vector<LayerState> layers_;
   const Linear head_;
-  std::vector<float> x_, normed_, added_, qkv_, mixed_, gate_up_, product_, logits_, scores_;
+  std::vector<float> x_, normed_, qkv_, mixed_, gate_up_, product_, logits_, scores_;
 };
 
 }  // namespace

@@ -10,23 +10,25 @@
 
 namespace generate {
 
-/// x times matrices whose columns stand side by side.
+/// x times matrices whose columns stand side by side, with what their plans do to the sums.
 class Linear {
  public:
   Linear(const q4::Runtime& runtime, const Matrices& matrices, const q4::PlanOptions& options)
-      : element_(static_cast<std::int64_t>(q4::size_of(options.activation))) {
+      : element_(static_cast<std::int64_t>(q4::size_of(options.activation))), adds_(options.epilogue.residual) {
     for (const q4::QuantizedMatrix& matrix : matrices) {
       plans_.emplace_back(runtime, matrix, options);
-      columns_.push_back(matrix.n());
-      width_ += matrix.n();
+      columns_.push_back(matrix.gate_up() ? matrix.n() / 2 : matrix.n());
+      width_ += columns_.back();
     }
   }
   bool empty() const { return plans_.empty(); }
-  /// out [m, columns] = x [m, inputs] @ W. On a GPU a launch.
+  /// out [m, columns] = x [m, inputs] @ W, or with Epilogue::residual out += x @ W. On a GPU a launch.
   void run(q4::Stream stream, const void* x, void* out, std::int64_t m) const {
     auto* place = static_cast<char*>(out);
     for (std::size_t i = 0; i < plans_.size(); ++i) {
-      plans_[i].run(stream, {x}, {place, width_}, m);
+      q4::RunInputs inputs;
+      if (adds_) inputs.residual = {place, width_};
+      plans_[i].run(stream, {x}, {place, width_}, m, inputs);
       place += columns_[i] * element_;
     }
   }
@@ -35,6 +37,7 @@ class Linear {
   std::vector<q4::MatmulPlan> plans_;
   std::vector<std::int64_t> columns_;
   std::int64_t width_ = 0, element_;
+  bool adds_;
 };
 
 class Engine {

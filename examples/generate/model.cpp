@@ -38,6 +38,21 @@ Model load_model(const q4::Runtime& runtime, q4::Device device, const std::strin
     must_be(names[0], result, in, out);
     return result;
   };
+  // On the CPU their columns are also interleaved, for a plan that finishes silu(gate) * up itself.
+  const auto gate_and_up = [&](const std::string& gate, const std::string& up) -> Matrices {
+    const bool cpu = device.kind == q4::BackendKind::kCpu;
+    if (cpu && model.files.find(gate).format == q4::QuantFormat::kGptq &&
+        model.files.find(up).format == q4::QuantFormat::kGptq)
+      try {
+        const std::vector<q4::GptqTensors> tensors = {model.files.gptq(gate), model.files.gptq(up)};
+        const Matrices result = {q4::QuantizedMatrix::fuse_gptq(runtime, device, tensors, {.gate_up = true})};
+        must_be(gate, result, c.hidden, 2 * c.intermediate);
+        return result;
+      } catch (const q4::Error& error) {
+        if (error.code() != q4::ErrorCode::kUnsupported) throw;  // they cannot be one matrix
+      }
+    return linear({gate, up}, c.hidden, 2 * c.intermediate);
+  };
   const auto norm = [&](const std::string& name) {
     const q4::TensorView tensor = model.files.tensor(name + ".weight");
     must_be(name, tensor, 1, c.hidden);
@@ -54,7 +69,7 @@ Model load_model(const q4::Runtime& runtime, q4::Device device, const std::strin
                             .qkv = linear({attention + "q_proj", attention + "k_proj", attention + "v_proj"}, c.hidden,
                                           c.q_columns() + 2 * c.kv_columns()),
                             .o = linear({attention + "o_proj"}, c.q_columns(), c.hidden),
-                            .gate_up = linear({mlp + "gate_proj", mlp + "up_proj"}, c.hidden, 2 * c.intermediate),
+                            .gate_up = gate_and_up(mlp + "gate_proj", mlp + "up_proj"),
                             .down = linear({mlp + "down_proj"}, c.intermediate, c.hidden)});
   }
   model.final_norm = norm("model.norm");

@@ -16,7 +16,9 @@ using Matrices = std::vector<q4::QuantizedMatrix>;
 
 struct Layer {
   std::vector<float> attention_norm, mlp_norm;  ///< [hidden]
-  Matrices qkv, o, gate_up, down;
+  Matrices qkv, o;
+  Matrices gate_up;  ///< one with QuantizedMatrix::gate_up(), whose plans multiply silu(gate) by up, or without
+  Matrices down;
 };
 
 struct Model {
