@@ -36,7 +36,7 @@ struct Modelled {
     const cpu::CpuPlan plan(std::static_pointer_cast<const cpu::CpuMatrix>(packed.matrix), kernels, pool, ledger,
                             options, nullptr);
     HostRows out(options.activation, x.rows(), n, n + 16);
-    plan.run(nullptr, x.data(), x.row_stride(), out.data(), out.row_stride(), x.rows(), nullptr);
+    plan.run(nullptr, x.data(), x.row_stride(), out.data(), out.row_stride(), x.rows(), nullptr, {});
     CHECK(out.padding_intact());
     return out;
   }
