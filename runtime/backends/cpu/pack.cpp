@@ -71,27 +71,39 @@ void add_row(const MatrixSource& source, std::int64_t row, std::int64_t column, 
   for (int c = 0; c < columns; ++c) lanes[c] |= (words[c] >> from & 15u) << shift;
 }
 
-/// Eight rows of AWQ's words: transposes nibbles, for all words side by side.
+constexpr int kAwqWords = kTile / 8;  // of a row in a tile
+
+/// Exchanges kShift bits between rows that are kStep apart: a step of a transposition of nibbles.
+template <int kStep, int kShift, std::uint32_t kMask>
+void exchange(std::uint32_t (&rows)[8][kAwqWords]) {
+  for (int low = 0; low < 8; ++low) {
+    if (low & kStep) continue;
+    for (int w = 0; w < kAwqWords; ++w) {
+      const std::uint32_t other = ((rows[low][w] >> kShift) ^ rows[low + kStep][w]) & kMask;
+      rows[low + kStep][w] ^= other;
+      rows[low][w] ^= other << kShift;
+    }
+  }
+}
+
+/// Eight rows of AWQ's words. Row i goes where its nibble belongs in a lane; then nibbles and rows are transposed.
 void pack_awq_octet(const MatrixSource& source, std::int64_t first, std::int64_t column, int columns, int width,
                     std::uint32_t* lanes) {
-  constexpr int kWords = kTile / 8;
-  std::uint32_t rows[8][kWords] = {};
-  for (int r = 0; r < 8; ++r) {
-    std::uint32_t space[kTile];
-    std::copy_n(words_of(source, first + r, column / 8, columns / 8, space), columns / 8, rows[r]);
-  }
-  const auto swap = [&](int low, int high, int shift, std::uint32_t mask) {
-    for (int w = 0; w < kWords; ++w) {
-      const std::uint32_t other = ((rows[low][w] >> shift) ^ rows[high][w]) & mask;
-      rows[high][w] ^= other;
-      rows[low][w] ^= other << shift;
+  std::uint32_t rows[8][kAwqWords], space[kAwqWords];
+  for (int i = 0; i < 8; ++i) {
+    const std::uint32_t* words = words_of(source, first + i, column / 8, columns / 8, space);
+    std::uint32_t* const to = rows[nibble_shift(i) / 4];
+    if (columns == kTile) {
+      std::memcpy(to, words, sizeof rows[0]);
+    } else {
+      std::fill(std::copy_n(words, columns / 8, to), to + kAwqWords, 0u);
     }
-  };
-  for (const int r : {0, 1, 2, 3}) swap(r, r + 4, 16, 0x0000FFFFu);
-  for (const int r : {0, 1, 4, 5}) swap(r, r + 2, 8, 0x00FF00FFu);
-  for (const int r : {0, 2, 4, 6}) swap(r, r + 1, 4, 0x0F0F0F0Fu);
-  for (int c = 0; c < 8; ++c)  // now rows[j] holds what was nibble j of each row
-    for (int w = 0; w < width / 8; ++w) lanes[8 * w + c] = even_odd(rows[awq_nibble(c)][w]);
+  }
+  exchange<4, 16, 0x0000FFFFu>(rows);
+  exchange<2, 8, 0x00FF00FFu>(rows);
+  exchange<1, 4, 0x0F0F0F0Fu>(rows);
+  for (int w = 0; w < width / 8; ++w)
+    for (int c = 0; c < 8; ++c) lanes[8 * w + c] = rows[awq_nibble(c)][w];
 }
 
 /// Columns of W that stand side by side in a tile, from its column `at` on: `columns` of them, then zeros up to `width`.
@@ -143,8 +155,7 @@ void pack_header(const MatrixSource& source, std::int64_t group, const Run& run,
   std::memcpy(to + sizeof scales + run.at, zeros, std::size_t(run.width));
 }
 
-/// Asks for the codes of `packed` in the columns of one tile: a source row is far from the next, and no hardware
-/// prefetcher follows steps of many pages.
+/// Asks for the codes of `packed` in the columns of one tile.
 void prefetch_octet(const MatrixSource& source, std::int64_t packed, std::int64_t column, int columns) {
   if (!source.order.identity || packed >= source.k) return;
   const std::int64_t first = source.awq ? packed : packed / 8, rows = source.awq ? 8 : 1;
@@ -154,7 +165,7 @@ void prefetch_octet(const MatrixSource& source, std::int64_t packed, std::int64_
   if (piece == nullptr && !source.pieces.empty()) return;
   const std::uint32_t* words = piece ? piece->words : source.qweight;
   const std::int64_t stride = piece ? piece->row_stride : source.awq ? source.n / 8 : source.n;
-  for (std::int64_t row = first; row < std::min(first + rows, source.awq ? source.k : source.k / 8); ++row)
+  for (std::int64_t row = first; row < first + rows; ++row)
     for (std::int64_t c = 0; c < width; c += 16) __builtin_prefetch(words + row * stride + word + c);
 }
 
@@ -175,28 +186,62 @@ void finish_octets() {
 #endif
 }
 
-/// `tiles` neighbours at once, so that each source row is read in long pieces.
-void pack_tiles(const MatrixSource& source, const CpuMatrix& matrix, std::int64_t first, std::int64_t tiles) {
-  constexpr std::int64_t kAhead = 16 * 8;  // packed rows: enough requests in flight, few enough to stay in the cache
-  const std::int64_t packed_rows = matrix.blocks * kBlock;
-  std::byte* at = matrix.weights.as<std::byte>() + std::size_t(first) * matrix.tile_bytes();
-  for (std::int64_t packed = 0; packed < packed_rows; packed += matrix.segment, at += segment_bytes(matrix.segment)) {
+/// What one task packs: neighbouring tiles, of some blocks.
+struct Part {
+  std::int64_t tile, tiles, block, blocks;
+};
+
+/// Row after row, each through all tiles.
+void pack_part(const MatrixSource& source, const CpuMatrix& matrix, const Part& part) {
+  constexpr std::int64_t kAhead = 8;  // tiles: 2 KB of a row
+  const std::int64_t begin = part.block * kBlock, end = begin + part.blocks * kBlock;
+  std::byte* at = matrix.weights.as<std::byte>() + std::size_t(part.tile) * matrix.tile_bytes() +
+                  std::size_t(part.block) * block_bytes(matrix.segment);
+  for (std::int64_t packed = begin; packed < end; packed += matrix.segment, at += segment_bytes(matrix.segment)) {
     const std::int64_t group = source.order.group[std::size_t(packed / source.order.unit)];
     for (int octet = -1; octet < matrix.segment / 8; ++octet) {
-      for (std::int64_t tile = 0; tile < tiles; ++tile) {
-        std::byte* segment = at + std::size_t(tile) * matrix.tile_bytes();
+      for (std::int64_t tile = part.tile; tile < part.tile + part.tiles; ++tile) {
+        const std::int64_t row = packed + octet * 8;
+        std::byte* segment = at + std::size_t(tile - part.tile) * matrix.tile_bytes();
         alignas(64) std::uint32_t lanes[kTile];
-        for_runs(matrix, first + tile, [&](const Run& run) {
+        for_runs(matrix, tile, [&](const Run& run) {
           if (octet < 0) return pack_header(source, group, run, segment);
-          const std::int64_t row = packed + octet * 8;
-          prefetch_octet(source, row + kAhead, run.column, run.columns);
           pack_octet(source, row, run, lanes);
         });
-        if (octet >= 0) put_octet(lanes, segment + kHeader + octet * kOctet);
+        if (octet < 0) continue;
+        put_octet(lanes, segment + kHeader + octet * kOctet);
+        if (tile + kAhead < part.tile + part.tiles)
+          for_runs(matrix, tile + kAhead,
+                   [&](const Run& run) { prefetch_octet(source, row, run.column, run.columns); });
       }
     }
   }
 }
+
+/// The parts of a matrix. Rows in order: whole rows of W, as they lie in a file, so that each page is met once; few
+/// tasks more than threads divide rows too. Rows in another order: so few tiles that all rows of W stay in a cache,
+/// because a word of it, which holds eight rows, is read eight times.
+struct Parts {
+  std::int64_t tiles, blocks, across = 1, down = 1;  ///< how many parts
+
+  Parts(const CpuMatrix& matrix, bool in_order, std::int64_t threads) : tiles(matrix.tiles), blocks(matrix.blocks) {
+    constexpr std::int64_t kCacheBytes = 512 << 10;
+    if (in_order) {
+      down = blocks;
+      across = std::clamp<std::int64_t>(2 * threads / blocks, 1, tiles);
+    } else {
+      const std::int64_t together = std::clamp<std::int64_t>(kCacheBytes / (matrix.k * kTile / 2), 1, 8);
+      across = (tiles + together - 1) / together;
+    }
+  }
+  std::int64_t count() const { return across * down; }
+  Part operator[](std::int64_t index) const {
+    const auto begin = [](std::int64_t part, std::int64_t parts, std::int64_t all) { return all * part / parts; };
+    const std::int64_t column = index % across, row = index / across;
+    const std::int64_t tile = begin(column, across, tiles), block = begin(row, down, blocks);
+    return {tile, begin(column + 1, across, tiles) - tile, block, begin(row + 1, down, blocks) - block};
+  }
+};
 
 }  // namespace
 
@@ -246,10 +291,9 @@ void CpuMatrix::update(const MatrixSource& from, void*) {
   for (std::int64_t t = 0; t < tiles && !bias.empty(); ++t)
     for (int c = 0; c < columns_of(t); ++c)
       bias[std::size_t(t * kTile + c)] = from.bias[std::size_t(source_column(column_of(t) + c))];
-  const std::int64_t together = std::clamp<std::int64_t>(tiles / (2 * pool->threads()), 1, 8);
-  pool->run((tiles + together - 1) / together, [&](std::int64_t task, int) {
-    const std::int64_t first = task * together;
-    pack_tiles(from, *this, first, std::min(together, tiles - first));
+  const Parts parts(*this, from.order.identity, pool->threads());
+  pool->run(parts.count(), [&](std::int64_t part, int) {
+    pack_part(from, *this, parts[part]);
     finish_octets();
   });
 }
