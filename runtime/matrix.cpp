@@ -26,18 +26,31 @@ std::shared_ptr<QuantizedMatrix::Impl> make(const Runtime& runtime, std::shared_
   return impl;
 }
 
-/// `qweight`: of the only tensors; empty: there are several.
+/// Of `count` matrices side by side. A slice has gates and ups where they are divided alike.
+void set_gate_up(CheckedSource& checked, bool gate_up, const Slice& slice, std::size_t count, const char* call) {
+  checked.source.gate_up = gate_up;
+  if (!gate_up) return;
+  const bool halves = count == 2 || (slice.parts.size() == 2 && slice.parts[0] == slice.parts[1]);
+  check(count <= 2, "{}: gate_up is set, and {} matrices are given: give gates and ups, or one matrix with both", call,
+        count);
+  check(halves || slice.along != Slice::Along::kColumns,
+        "{}: gate_up is set, and slice.parts does not say that gates and ups are divided alike: set it to {{n / 2, n / "
+        "2}}",
+        call);
+  check(
+      checked.source.n % kTileColumns == 0,
+      "{}: gate_up is set and n = {}; n / 2 gates and as many ups must each be a multiple of 8 columns: pad both with "
+      "zero columns",
+      call, checked.source.n);
+}
+
 void use_options(CheckedSource& checked, const MatrixOptions& options, const TensorView& qweight, const char* call) {
   check(options.storage <= Storage::kReuse, "{}: storage = {} is not a value of Storage", call,
         static_cast<int>(options.storage));
   checked.source.scratch_bytes = options.scratch_bytes;
   const bool whole = options.slice.along == Slice::Along::kWhole;
   if (options.storage == Storage::kReuse && whole) checked.source.reuse = const_cast<void*>(qweight.data);
-  check(!options.gate_up || (whole && checked.source.n % kTileColumns == 0),
-        "{}: gate_up is set and n = {}{}; n / 2 gates and as many ups must each be a multiple of 8 columns, of a whole "
-        "matrix: pad both with zero columns",
-        call, checked.source.n, whole ? "" : " of a slice");
-  checked.source.gate_up = options.gate_up;
+  set_gate_up(checked, options.gate_up, options.slice, 1, call);
 }
 
 }  // namespace
@@ -70,20 +83,12 @@ QuantizedMatrix QuantizedMatrix::from_awq(const Runtime& runtime, Device device,
 
 QuantizedMatrix QuantizedMatrix::fuse_gptq(const Runtime& runtime, Device device, std::span<const GptqTensors> tensors,
                                            const MatrixOptions& options) {
-  constexpr const char* kCall = "QuantizedMatrix::fuse_gptq";
-  const auto backend = runtime.impl().open(device);
-  CheckedSource checked = check_gptq(backend, tensors, options.slice, kCall);
-  use_options(checked, options, {}, kCall);
-  return of(make(runtime, backend, checked));
+  return make_matrix(runtime, device, tensors, {}, options.slice, options.gate_up, "QuantizedMatrix::fuse_gptq");
 }
 
 QuantizedMatrix QuantizedMatrix::fuse_awq(const Runtime& runtime, Device device, std::span<const AwqTensors> tensors,
                                           const MatrixOptions& options) {
-  constexpr const char* kCall = "QuantizedMatrix::fuse_awq";
-  const auto backend = runtime.impl().open(device);
-  CheckedSource checked = check_awq(backend, tensors, options.slice, kCall);
-  use_options(checked, options, {}, kCall);
-  return of(make(runtime, backend, checked));
+  return make_matrix(runtime, device, tensors, options.slice, options.gate_up, "QuantizedMatrix::fuse_awq");
 }
 
 QuantizedMatrix QuantizedMatrix::of(std::shared_ptr<Impl> impl) {
@@ -92,16 +97,35 @@ QuantizedMatrix QuantizedMatrix::of(std::shared_ptr<Impl> impl) {
   return matrix;
 }
 
+namespace {
+
+/// Two matrices of gates and ups have as many columns.
+template <class Tensors>
+void check_halves(std::span<const Tensors> tensors, const char* call) {
+  if (tensors.size() != 2) return;
+  const std::int64_t gates = tensors[0].scales.cols, ups = tensors[1].scales.cols;
+  check(gates == ups, "{}: gate_up is set, and the gates have {} columns, the ups {}: they must have as many", call,
+        gates, ups);
+}
+
+}  // namespace
+
 QuantizedMatrix make_matrix(const Runtime& runtime, Device device, std::span<const GptqTensors> tensors,
-                            std::span<const CutFrom> cuts, const Slice& slice, const char* call) {
+                            std::span<const CutFrom> cuts, const Slice& slice, bool gate_up, const char* call) {
+  if (gate_up) check_halves(tensors, call);
   const auto backend = runtime.impl().open(device);
-  return QuantizedMatrix::of(make(runtime, backend, check_gptq(backend, tensors, slice, call, cuts)));
+  CheckedSource checked = check_gptq(backend, tensors, slice, call, cuts);
+  set_gate_up(checked, gate_up, slice, tensors.size(), call);
+  return QuantizedMatrix::of(make(runtime, backend, checked));
 }
 
 QuantizedMatrix make_matrix(const Runtime& runtime, Device device, std::span<const AwqTensors> tensors,
-                            const Slice& slice, const char* call) {
+                            const Slice& slice, bool gate_up, const char* call) {
+  if (gate_up) check_halves(tensors, call);
   const auto backend = runtime.impl().open(device);
-  return QuantizedMatrix::of(make(runtime, backend, check_awq(backend, tensors, slice, call)));
+  CheckedSource checked = check_awq(backend, tensors, slice, call);
+  set_gate_up(checked, gate_up, slice, tensors.size(), call);
+  return QuantizedMatrix::of(make(runtime, backend, checked));
 }
 
 void QuantizedMatrix::Impl::update(CheckedSource to, void* stream, const char* call) {

@@ -30,9 +30,9 @@ class [[gnu::visibility("hidden")]] QuantizedMatrix::Impl {
 
 /// Matrices side by side as one; `cuts` as for check_gptq().
 QuantizedMatrix make_matrix(const Runtime& runtime, Device device, std::span<const GptqTensors> tensors,
-                            std::span<const CutFrom> cuts, const Slice& slice, const char* call);
+                            std::span<const CutFrom> cuts, const Slice& slice, bool gate_up, const char* call);
 QuantizedMatrix make_matrix(const Runtime& runtime, Device device, std::span<const AwqTensors> tensors,
-                            const Slice& slice, const char* call);
+                            const Slice& slice, bool gate_up, const char* call);
 
 /// What every use of a handle begins with.
 const QuantizedMatrix::Impl& require(const QuantizedMatrix& matrix, const char* call);

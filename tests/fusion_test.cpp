@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <q4/q4.hpp>
 
 #include "checkpoint_maker.hpp"
@@ -65,6 +66,43 @@ TEST_CASE("fusion: on an interpreted GPU") {
   if (!info) return;
   const Attention attention(ActOrder::kPermuted);
   CHECK(attention.in(plain_of(QuantizedMatrix::fuse_gptq(interpreted(), info->device, attention.tensors()))));
+}
+
+TEST_CASE("fusion: gates and ups, whole and sliced, for an activation that multiplies them") {
+  const GptqMatrix gate = make_gptq({.k = 256, .n = 64, .bias = true, .seed = 3}),
+                   up = make_gptq({.k = 256, .n = 64, .seed = 4});
+  const std::vector<GptqTensors> both = {gate.tensors(), up.tensors()};
+  const PlainMatrix g = unpack(both[0]), u = unpack(both[1]);
+  const HostRows x = random_rows(DType::kF32, 3, 256);
+  const auto gates = product(x, g), ups = product(x, u);
+  for (const int world : {1, 2}) {
+    for (int rank = 0; rank < world; ++rank) {
+      const auto fused =
+          QuantizedMatrix::fuse_gptq(quiet(), {}, both, {.slice = Slice::columns(rank, world), .gate_up = true});
+      CHECK(fused.gate_up());
+      const std::int64_t n = 64 / world;
+      CHECK(plain_of(fused).weight(9, n + 5) == u.weight(9, rank * n + 5));
+      HostRows out(DType::kF32, 3, n);
+      PlanOptions options{.max_m = 3, .activation = DType::kF32};
+      options.epilogue.activation = Activation::kSiluMul;
+      MatmulPlan(quiet(), fused, options).run({}, {x.data()}, {out.data()}, 3);
+      std::vector<double> want;
+      for (std::int64_t m = 0; m < 3; ++m)
+        for (std::int64_t c = rank * n; c < (rank + 1) * n; ++c) {
+          const auto at = static_cast<std::size_t>(m * 64 + c);
+          want.push_back(gates[at] / (1 + std::exp(-gates[at])) * ups[at]);
+        }
+      CHECK(relative_error(out, want) <= tolerance(DType::kF32));
+    }
+  }
+  const auto error = [&](const std::vector<GptqTensors>& tensors, const MatrixOptions& options) {
+    return error_of([&] { QuantizedMatrix::fuse_gptq(quiet(), {}, tensors, options); });
+  };
+  CHECK(error({both[0], both[1], both[1]}, {.gate_up = true}).find("3 matrices are given") != std::string::npos);
+  CHECK(error({both[0], make_gptq({.k = 256, .n = 128}).tensors()}, {.gate_up = true})
+            .find("the gates have 64 columns") != std::string::npos);
+  CHECK(error({both[0]}, {.slice = Slice::columns(0, 2), .gate_up = true}).find("slice.parts does not say") !=
+        std::string::npos);
 }
 
 TEST_CASE("fusion: what does not fit is an error that says so, or separate matrices") {

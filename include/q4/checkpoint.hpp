@@ -49,6 +49,9 @@ struct LoadOptions {
   /// What of each matrix is loaded. Only the bytes of the slice are read from the files, and of the stored zeros, where
   /// the checkpoint leaves their format open, as many as decide it.
   Slice slice = {};
+  /// Gates, then ups, for plans whose activation multiplies them (MatrixOptions::gate_up): two names, or one matrix with
+  /// both.
+  bool gate_up = false;
   /// Called before the first matrix and after each one, on the calling thread: bytes of tensors done, and of the call.
   std::function<void(std::uint64_t done, std::uint64_t total)> progress = {};
 };

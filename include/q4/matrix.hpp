@@ -106,7 +106,8 @@ class Q4_API QuantizedMatrix {
                                   const MatrixOptions& options = {});
   /// Several matrices of one input (q, k, v; gate, up) as one, their columns side by side: one product reads x once.
   /// They must agree in k, and in group size and g_idx (kUnsupported); stored zeros, types of scales and having a bias
-  /// may differ. With a slice of columns each is sliced by itself. The codes go to own memory.
+  /// may differ. With a slice of columns each is sliced by itself. gate_up: of the gates and the ups, in that order. The
+  /// codes go to own memory.
   static QuantizedMatrix fuse_gptq(const Runtime& runtime, Device device, std::span<const GptqTensors> tensors,
                                    const MatrixOptions& options = {});
   static QuantizedMatrix fuse_awq(const Runtime& runtime, Device device, std::span<const AwqTensors> tensors,

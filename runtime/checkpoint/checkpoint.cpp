@@ -287,9 +287,9 @@ QuantizedMatrix Checkpoint::load(const Runtime& runtime, Device device, const st
     if (options.zeros && stored) gptq_tensors.back().zeros = *options.zeros;
   }
   try {
-    QuantizedMatrix matrix = awq_tensors.empty()
-                                 ? make_matrix(runtime, device, gptq_tensors, cuts, options.slice, kCall)
-                                 : make_matrix(runtime, device, awq_tensors, options.slice, kCall);
+    QuantizedMatrix matrix =
+        awq_tensors.empty() ? make_matrix(runtime, device, gptq_tensors, cuts, options.slice, options.gate_up, kCall)
+                            : make_matrix(runtime, device, awq_tensors, options.slice, options.gate_up, kCall);
     if (options.progress) options.progress(bytes, bytes);
     return matrix;
   } catch (const Error& error) {

@@ -60,11 +60,12 @@ Tensors tensors_of(const char* call, Given& given, nb::dict part) {
 
 template <class Tensors, class Fuse>
 MatrixPtr fuse(const char* call, const std::vector<nb::dict>& parts, const std::optional<Slice>& slice,
-               nb::handle device, const Fuse& make) {
+               nb::handle device, bool gate_up, const Fuse& make) {
   Given given;
   std::vector<Tensors> tensors;
   for (const nb::dict& part : parts) tensors.push_back(tensors_of<Tensors>(call, given, part));
   MatrixOptions options;
+  options.gate_up = gate_up;
   if (slice) options.slice = *slice;
   const Device chosen = read_device(call, device).value_or(given.device);
   if (!parts.empty()) finish_torch_stream(given.device);
@@ -72,12 +73,14 @@ MatrixPtr fuse(const char* call, const std::vector<nb::dict>& parts, const std::
   return std::make_shared<Matrix>(make(runtime(), chosen, tensors, options));
 }
 
-MatrixPtr fuse_gptq(const std::vector<nb::dict>& parts, const std::optional<Slice>& slice, nb::handle device) {
-  return fuse<GptqTensors>("fuse_gptq", parts, slice, device, &QuantizedMatrix::fuse_gptq);
+MatrixPtr fuse_gptq(const std::vector<nb::dict>& parts, const std::optional<Slice>& slice, nb::handle device,
+                    bool gate_up) {
+  return fuse<GptqTensors>("fuse_gptq", parts, slice, device, gate_up, &QuantizedMatrix::fuse_gptq);
 }
 
-MatrixPtr fuse_awq(const std::vector<nb::dict>& parts, const std::optional<Slice>& slice, nb::handle device) {
-  return fuse<AwqTensors>("fuse_awq", parts, slice, device, &QuantizedMatrix::fuse_awq);
+MatrixPtr fuse_awq(const std::vector<nb::dict>& parts, const std::optional<Slice>& slice, nb::handle device,
+                   bool gate_up) {
+  return fuse<AwqTensors>("fuse_awq", parts, slice, device, gate_up, &QuantizedMatrix::fuse_awq);
 }
 
 std::vector<std::string> names_of(const char* call, nb::handle names) {
@@ -102,10 +105,11 @@ Device device_or_best(const char* call, nb::handle device) {
 }
 
 MatrixPtr load(const Checkpoint& checkpoint, nb::handle name, nb::handle device,
-               const std::optional<std::string>& zeros, const std::optional<Slice>& slice) {
+               const std::optional<std::string>& zeros, const std::optional<Slice>& slice, bool gate_up) {
   constexpr const char* kCall = "Checkpoint.load";
   const auto names = names_of(kCall, name);
-  const LoadOptions options = options_of(kCall, zeros, slice);
+  LoadOptions options = options_of(kCall, zeros, slice);
+  options.gate_up = gate_up;
   const Device on = device_or_best(kCall, device);
   const GilRelease release;
   return std::make_shared<Matrix>(checkpoint.load(runtime(), on, names, options));
@@ -198,20 +202,23 @@ void bind_slice(nb::module_& m) {
       .def_ro("world", &Slice::world)
       .def("__repr__", &describe);
   m.def("fuse_gptq", &fuse_gptq, "parts"_a, nb::kw_only(), "slice"_a = nb::none(), "device"_a = nb::none(),
+        "gate_up"_a = false,
         "One matrix of several of one input, their columns side by side: a list of dicts with the arguments of "
-        "Matrix.from_gptq. Unsupported where their groups or g_idx differ. slice: of each.");
+        "Matrix.from_gptq. Unsupported where their groups or g_idx differ. slice: of each. gate_up: they are the gates "
+        "and the ups, for plans whose activation multiplies them.");
   m.def("fuse_awq", &fuse_awq, "parts"_a, nb::kw_only(), "slice"_a = nb::none(), "device"_a = nb::none(),
-        "The same of matrices as Matrix.from_awq takes them.");
+        "gate_up"_a = false, "The same of matrices as Matrix.from_awq takes them.");
 }
 
 void bind_loads(nb::class_<Checkpoint>& checkpoint) {
   checkpoint
       .def(
           "load", &load, "name"_a, "device"_a = nb::none(), nb::kw_only(), "zeros"_a = nb::none(),
-          "slice"_a = nb::none(),
+          "slice"_a = nb::none(), "gate_up"_a = false,
           "Loads a matrix to a device (None: the best one). name: also a list of matrices of one input, which become "
           "one, their columns side by side; Unsupported where their groups, g_idx or packings differ. zeros: overrides "
-          "the checkpoint's claim. slice: a q4.Slice, of which alone the bytes are read.")
+          "the checkpoint's claim. slice: a q4.Slice, of which alone the bytes are read. "
+          "gate_up: gates, then ups, for plans whose activation multiplies them.")
       .def("load_together", &load_together, "names"_a, "device"_a = nb::none(), nb::kw_only(), "zeros"_a = nb::none(),
            "slice"_a = nb::none(),
            "A list with the one matrix that load(names) gives, or, where they cannot be one, each of them.")
