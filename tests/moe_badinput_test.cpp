@@ -87,10 +87,10 @@ TEST_CASE_FIXTURE(Fixture, "experts must agree") {
     const AwqMatrix awq = to_awq(w.w2[0]);
     updated.update(0, awq.tensors());
   });
-  spec = same, spec.act_order = ActOrder::kPermuted;
+  spec = w.w13[0].spec, spec.act_order = ActOrder::kPermuted;
   const GptqMatrix ordered = make_gptq(spec);
   rejects("act-order where there was none", {"update", "expert 0", "load them all again"},
-          [&] { updated.update(0, ordered.tensors()); });
+          [&] { experts.w13.update(0, ordered.tensors()); });
   CHECK_THROWS_WITH_AS((void)QuantizedExperts().k(), doctest::Contains("empty"), Error);
 }
 
