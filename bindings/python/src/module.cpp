@@ -42,6 +42,7 @@ NB_MODULE(_native, m) {
   bind_runtime(m);
   bind_memory(m);
   bind_experts(m);
+  bind_moe(m);
   for (const char* name :
        {"Matrix", "Experts", "Plan", "Checkpoint", "MatrixEntry", "DeviceInfo", "BackendStatus", "Slice"}) {
     gives_itself<>(m.attr(name), "__copy__");

@@ -15,6 +15,7 @@ namespace q4::python {
 namespace nb = nanobind;
 
 void bind_experts(nb::module_& module);
+void bind_moe(nb::module_& module);
 void bind_exllama(nb::module_& module);
 void bind_exllamav2(nb::module_& module);
 void bind_memory(nb::module_& module);
