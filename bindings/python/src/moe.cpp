@@ -95,14 +95,16 @@ nb::object moe(nb::handle x, nb::handle topk_ids, nb::handle topk_weights, const
         "{}: topk_ids has shape {} and topk_weights {}; with {} rows of x both must be [{}, topk]", kCall,
         ids.shape_text(), weights.shape_text(), tokens, tokens);
   void* on = stream_of(kCall, stream, from);
-  const GilRelease release;
   if (tokens == 0) return all.result;
-  const MoePlan plan = w13->moe_plan(second, options);
-  const auto scratch = workspaces().get(w13->device, on);
-  std::lock_guard lock(scratch->mutex);
-  plan.run({on}, {from.data, all.x_rows.stride}, static_cast<const std::int32_t*>(id_data),
-           static_cast<const float*>(weight_data), {all.to.data, all.out_rows.stride}, tokens,
-           scratch->reserve(w13->device, plan.workspace_bytes()));
+  {
+    const GilRelease release;
+    const MoePlan plan = w13->moe_plan(second, options);
+    const auto scratch = workspaces().get(w13->device, on);
+    std::lock_guard lock(scratch->mutex);
+    plan.run({on}, {from.data, all.x_rows.stride}, static_cast<const std::int32_t*>(id_data),
+             static_cast<const float*>(weight_data), {all.to.data, all.out_rows.stride}, tokens,
+             scratch->reserve(w13->device, plan.workspace_bytes()));
+  }
   return all.result;
 }
 
@@ -126,18 +128,20 @@ nb::object grouped(nb::handle x, const ExpertsPtr& experts, nb::handle expert_id
   const auto* data = static_cast<const std::int32_t*>(
       data_of(kCall, vector, DType::kI32, experts->device, sorted ? weights.experts() + 1 : all.x_rows.rows));
   void* on = stream_of(kCall, stream, from);
-  const GilRelease release;
   if (all.x_rows.rows == 0) return all.result;
-  const GroupedPlan plan = experts->grouped_plan(options);
-  const auto scratch = workspaces().get(experts->device, on);
-  std::lock_guard lock(scratch->mutex);
-  void* workspace = scratch->reserve(experts->device, plan.workspace_bytes());
-  const ConstRows from_rows{from.data, all.x_rows.stride};
-  const Rows to_rows{all.to.data, all.out_rows.stride};
-  if (sorted)
-    plan.run_sorted({on}, from_rows, data, to_rows, all.x_rows.rows, workspace);
-  else
-    plan.run({on}, from_rows, data, to_rows, all.x_rows.rows, workspace);
+  {
+    const GilRelease release;
+    const GroupedPlan plan = experts->grouped_plan(options);
+    const auto scratch = workspaces().get(experts->device, on);
+    std::lock_guard lock(scratch->mutex);
+    void* workspace = scratch->reserve(experts->device, plan.workspace_bytes());
+    const ConstRows from_rows{from.data, all.x_rows.stride};
+    const Rows to_rows{all.to.data, all.out_rows.stride};
+    if (sorted)
+      plan.run_sorted({on}, from_rows, data, to_rows, all.x_rows.rows, workspace);
+    else
+      plan.run({on}, from_rows, data, to_rows, all.x_rows.rows, workspace);
+  }
   return all.result;
 }
 
