@@ -31,7 +31,7 @@ void refuse_what_is_not_exact(Format format, const Source& source) {
   }
   if (first.empty()) first = config_refusal(format, source);
   if (first.empty()) return;
-  fail(ErrorCode::kUnsupported, "--to {}: {} {} of {} matrices cannot be converted exactly: {}", to_string(format),
+  fail(ErrorCode::kUnsupported, "--to {}: {}: {} of {} matrices cannot be converted exactly: {}", to_string(format),
        source.folder(), std::max<std::size_t>(count, 1), source.matrices().size(), first);
 }
 
