@@ -165,8 +165,8 @@ void NewFolder::need(std::uint64_t bytes) const {
   const std::uint64_t left = std::uint64_t{space.f_bavail} * space.f_frsize;
   if (bytes > left) {
     fail(ErrorCode::kIo,
-         "OUT = {}: {:.3f} GB are needed and {:.3f} GB are free; free space there, or choose another place", out_,
-         static_cast<double>(bytes) / 1e9, static_cast<double>(left) / 1e9);
+         "OUT = {}: {:.1f} MB are needed and {:.1f} MB are free; free space there, or choose another place", out_,
+         static_cast<double>(bytes) / 1e6, static_cast<double>(left) / 1e6);
   }
 }
 
