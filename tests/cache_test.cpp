@@ -210,6 +210,21 @@ TEST_CASE("cache: a damaged entry is reported, compiled again and replaced") {
   }
 }
 
+TEST_CASE("cache: an entry whose last option has no end is damaged, though its checksum matches") {
+  const Entry entry = make_entry({"kernel", "source", "headers", "sm_90a", {"-std=c++20"}}, "nvrtc 1", 1, {'a'});
+  std::string bytes = encode(entry);
+  bytes.resize(bytes.size() - 32);
+  const auto checked = [&] {
+    const auto sum = Sha256().update(bytes.data(), bytes.size()).digest();
+    return decode(bytes + std::string(reinterpret_cast<const char*>(sum.data()), sum.size()));
+  };
+  REQUIRE(checked());
+  CHECK(checked()->key.options == entry.key.options);
+  bytes.at(bytes.find("-std=c++20\n") + 10) = '0';
+  REQUIRE_FALSE(checked());
+  CHECK(checked().reason() == "its last option has no end");
+}
+
 TEST_CASE("cache: an entry under another key's name is refused") {
   Fixture f;
   f.get(CacheMode::kReadWrite);

@@ -126,9 +126,10 @@ Result<Entry> decode(std::string_view data) {
   for (auto& field : fields) whole = whole && take(rest, field);
   Entry entry;
   if (!whole || !rest.empty() || fields[6].size() != sizeof entry.created) return Failure{"fields do not fit the file"};
+  if (!fields[4].empty() && fields[4].back() != '\n') return Failure{"its last option has no end"};
   entry.key.name = fields[0], entry.key.source = fields[1], entry.key.headers = fields[2], entry.key.target = fields[3];
   for (std::string_view options = fields[4]; !options.empty();) {
-    const auto end = std::min(options.find('\n'), options.size() - 1);
+    const auto end = options.find('\n');
     entry.key.options.emplace_back(options.substr(0, end));
     options.remove_prefix(end + 1);
   }
