@@ -173,6 +173,7 @@ Q4_DEVICE u32 equal_lanes(u32 v, int bits) {
   return mask;
 }
 Q4_DEVICE int bit_count(u32 v) { return __popc(v); }
+constexpr int kLanesUnroll = 32;  ///< turns of a loop over the lanes that are worth unrolling
 #endif
 
 // ---- halves as bits -------------------------------------------------------------------------------------------------
@@ -285,8 +286,10 @@ Q4_DEVICE void allow_next_kernel() {
 #endif  // Q4_EMULATED
 
 #if !Q4_CUDA
+constexpr int kLanesUnroll = 1;  // more, and their masks are more than the scalar registers hold
 Q4_DEVICE u32 equal_lanes(u32 v, int) {
   u32 mask = 0;
+#pragma unroll kLanesUnroll
   for (int lane = 0; lane < 32; ++lane) mask |= static_cast<u32>(shuffle(v, lane) == v) << lane;
   return mask;
 }

@@ -97,7 +97,10 @@ Q4_DEVICE i32 expert_of(const RouteArgs& a, i32 slot) {
     i32 low = 0, high = a.experts;  // offsets[low] <= slot < offsets[high]
     while (high - low > 1) {
       const i32 middle = (low + high) / 2;
-      (a.offsets[middle] <= slot ? low : high) = middle;
+      if (a.offsets[middle] <= slot)
+        low = middle;
+      else
+        high = middle;
     }
     return low;
   }
@@ -105,6 +108,11 @@ Q4_DEVICE i32 expert_of(const RouteArgs& a, i32 slot) {
   if (!a.map) return id >= 0 && id < a.experts ? id : -1;
   return id >= 0 && id < a.map_size ? a.map[id] : -1;
 }
+
+/// Rows, and row tiles for either matmul.
+struct Sums {
+  i32 rows, first, second;
+};
 
 /// The experts of kBatch x 32 slots of a warp, as places in the range that begins at `first`: -1 where it is in another
 /// range or there is none. All loads are on their way at once.
@@ -139,7 +147,7 @@ Q4_DEVICE void route_warp(const RouteArgs& a) {
   const int lane = thread_index();
   const i32 expert = lane < a.slots ? expert_of(a, lane) : -1;
   i32 begin = 0, rank = 0, rows = 0, total = 0;
-#pragma unroll
+#pragma unroll kLanesUnroll
   for (int other = 0; other < 32; ++other) {
     const i32 theirs = shuffle(expert, other);
     begin += theirs >= 0 && theirs < expert;
@@ -159,7 +167,7 @@ Q4_DEVICE void route_warp(const RouteArgs& a) {
     if (!a.lists[i].rows) continue;
     const i32 tiles = leads ? tiles_of(a.lists[i], rows) : 0;
     i32 first = 0, all = 0;
-#pragma unroll
+#pragma unroll kLanesUnroll
     for (int other = 0; other < 32; ++other) {
       const i32 theirs = shuffle(tiles, other);
       if (shuffle(expert, other) < expert) first += theirs;
@@ -215,7 +223,8 @@ Q4_DEVICE void route(const RouteArgs& a) {
     }
     sync_block();
     // kEach experts a thread: their rows, and their row tiles for either matmul.
-    i32 rows[kEach], earlier[kEach], sum[3] = {}, before[3];  // earlier: of the blocks before
+    i32 rows[kEach], earlier[kEach];  // earlier: of the blocks before
+    Sums sum{}, before{};
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
       const int expert = thread * kEach + j;
@@ -240,17 +249,17 @@ Q4_DEVICE void route(const RouteArgs& a) {
           rows[j] += a.block_counts[static_cast<i64>(b) * a.experts + first + expert];
         }
       }
-      sum[0] += rows[j];
-      for (int i = 0; i < 2; ++i) sum[1 + i] += tiles_of(a.lists[i], rows[j]);
+      sum.rows += rows[j];
+      sum.first += tiles_of(a.lists[0], rows[j]), sum.second += tiles_of(a.lists[1], rows[j]);
     }
     if constexpr (C.part == kCountPart) {
       sync_block();
     } else {
-#pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        const i32 through = scan(sum[i], lane);
-        before[i] = through - sum[i];
-        if (lane == 31) warp_sums[warp][i] = through;
+      const Sums through{scan(sum.rows, lane), scan(sum.first, lane), scan(sum.second, lane)};
+      before = {through.rows - sum.rows, through.first - sum.first, through.second - sum.second};
+      if (lane == 31) {
+        i32* of_warp = warp_sums[warp];
+        of_warp[0] = through.rows, of_warp[1] = through.first, of_warp[2] = through.second;
       }
       sync_block();
       if (warp == 0) {
@@ -263,20 +272,21 @@ Q4_DEVICE void route(const RouteArgs& a) {
         }
       }
       sync_block();
-#pragma unroll
-      for (int i = 0; i < 3; ++i) before[i] += warp_sums[warp][i];
+      const i32* of_warp = warp_sums[warp];
+      before.rows += of_warp[0], before.first += of_warp[1], before.second += of_warp[2];
 #pragma unroll
       for (int j = 0; j < kEach; ++j) {
         const int expert = thread * kEach + j;
         if (expert >= range) break;
-        begins[expert] = before[0] + earlier[j];
-        for (int i = 0; i < 2; ++i) {
-          const i32 tiles = tiles_of(a.lists[i], rows[j]);
+        begins[expert] = before.rows + earlier[j];
+        const auto list = [&](const RouteTiles& to, i32& at) {
+          const i32 tiles = tiles_of(to, rows[j]);
           for (i32 t = 0; t < tiles && block == 0; ++t)
-            a.lists[i].tiles[before[1 + i] + t] = {first + expert, before[0], before[0] + rows[j], before[1 + i]};
-          before[1 + i] += tiles;
-        }
-        before[0] += rows[j];
+            to.tiles[at + t] = {first + expert, before.rows, before.rows + rows[j], at};
+          at += tiles;
+        };
+        list(a.lists[0], before.first), list(a.lists[1], before.second);
+        before.rows += rows[j];
       }
       sync_block();
       for (i32 base = begin; base < end; base += 32 * kBatch) {
@@ -303,6 +313,7 @@ Q4_DEVICE void route(const RouteArgs& a) {
   }
   if (thread == 0 && block == 0 && C.part != kCountPart) {
     *a.row_count = totals[0];
+#pragma unroll
     for (int i = 0; i < 2; ++i)
       if (a.lists[i].rows) *a.lists[i].count = totals[1 + i];
   }

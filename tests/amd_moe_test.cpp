@@ -24,7 +24,7 @@ void check_experts(const char* target) {
       routing.ids[1] = -1, routing.ids.back() = 900;
       HostRows out(type, tokens, spec.n, spec.n + 16);
       run_moe(interpreted(), info->device, plan, x, routing, out);
-      INFO(target, " tokens=", tokens, " ", plan.tactic(tokens));
+      INFO(std::string(target), " tokens=", tokens, " ", plan.tactic(tokens));
       CHECK(relative_error(out, moe_reference(w, x, routing, type)) <= moe_limit(type));
       CHECK(out.padding_intact());
     }

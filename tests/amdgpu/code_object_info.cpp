@@ -50,9 +50,15 @@ CodeObjectInfo code_object_info(std::span<const char> code, const std::string& e
       info.lds_bytes = kernel.at(".group_segment_fixed_size");
       info.threads = kernel.at(".max_flat_workgroup_size");
       info.argument_bytes = kernel.at(".kernarg_segment_size");
-      for (const Json& argument : kernel.value(".args", Json::array()))
-        if (!argument.at(".value_kind").get<std::string>().starts_with("hidden_"))
+      for (const Json& argument : kernel.value(".args", Json::array())) {
+        const auto kind = argument.at(".value_kind").get<std::string>();
+        if (kind == "hidden_block_count_x")
+          info.block_count = argument.at(".offset");
+        else if (kind == "hidden_group_size_x")
+          info.group_size = argument.at(".offset");
+        else if (!kind.starts_with("hidden_"))
           info.arguments.push_back({argument.at(".offset"), argument.at(".size")});
+      }
       return info;
     }
   } catch (const Json::exception& error) { fail(ErrorCode::kCorrupt, "{}: {}", kCaller, error.what()); }

@@ -19,6 +19,7 @@ struct CodeObjectInfo {
   int lds_bytes = 0;       ///< static shared memory of a block
   int threads = 0;         ///< largest block
   int argument_bytes = 0;  ///< of the kernel's argument segment, hidden ones included
+  int block_count = -1, group_size = -1;  ///< where among them those hidden ones are, along x: 4 and 2 bytes
   struct Argument {
     int offset = 0, size = 0;
   };

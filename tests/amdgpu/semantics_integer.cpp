@@ -87,6 +87,7 @@ void add_bits(Table& t) {
 }
 
 void add_arithmetic(Table& t) {
+  t["v_bcnt_u32_b32"] = two<[](u32 a, u32 b) { return static_cast<u32>(std::popcount(a)) + b; }>;
   t["v_add_u32"] = two<[](u32 a, u32 b) { return a + b; }>, t["v_sub_u32"] = two<[](u32 a, u32 b) { return a - b; }>;
   t["v_subrev_u32"] = two<[](u32 a, u32 b) { return b - a; }>;
   t["v_add_u16"] = two<[](u32 a, u32 b) { return (a + b) & 0xffffu; }>;

@@ -186,6 +186,11 @@ void add_arithmetic(Table& t) {
 
 void add_scalar(Table& t) {
   t["s_mov_b32"] = [](Wave& w, const Instruction& i) { w.set_scalar(i.operands[0], a32(w, i)); };
+  t["s_brev_b32"] = [](Wave& w, const Instruction& i) {
+    u32 reversed = 0;
+    for (int bit = 0; bit < 32; ++bit) reversed |= (a32(w, i) >> bit & 1) << (31 - bit);
+    w.set_scalar(i.operands[0], reversed);
+  };
   t["s_mov_b64"] = [](Wave& w, const Instruction& i) { w.set_scalar64(i.operands[0], a64(w, i)); };
   t["s_cselect_b32"] = [](Wave& w, const Instruction& i) {
     w.set_scalar(i.operands[0], w.scc ? a32(w, i) : b32(w, i));

@@ -192,6 +192,9 @@ EXPORT int hipModuleLaunchKernel(const Kernel* kernel, unsigned blocks, unsigned
   for (std::size_t i = 0; i < kernel->info.arguments.size(); ++i)
     std::memcpy(arguments.data() + kernel->info.arguments[i].offset, parameters[i],
                 static_cast<std::size_t>(kernel->info.arguments[i].size));
+  const auto group = static_cast<unsigned short>(threads);
+  if (const int at = kernel->info.block_count; at >= 0) std::memcpy(arguments.data() + at, &blocks, sizeof blocks);
+  if (const int at = kernel->info.group_size; at >= 0) std::memcpy(arguments.data() + at, &group, sizeof group);
   const int device = current_device;
   return enqueue(stream, [=] { return run_kernel(*kernel, {blocks, threads, shared}, arguments, device); });
 }
