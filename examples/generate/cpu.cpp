@@ -40,8 +40,9 @@ inline float dot(const float* a, const T* b, std::int64_t count, Load&& load) {
   return sum;
 }
 
-// The output layer is as large as all others of a small model: with GCC it is compiled for newer processors too.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// The output layer is as large as all others of a small model: with GCC it is compiled for newer processors too. (Code
+// that chooses among such copies runs before the thread sanitizer is ready.)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
 #define GENERATE_CLONES __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
 #else
 #define GENERATE_CLONES
