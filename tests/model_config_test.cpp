@@ -146,7 +146,7 @@ TEST_CASE("config: quantization is what the config says unless the command line 
   const Json json = Json::parse(listed.out);
   CHECK(json["group_size"] == 32);
   CHECK(json["matmuls"][0]["n"] == 3072);
-  CHECK(contains(box.run("q4-info --separate --config " + file).out, "gate   4096  14336"));
+  CHECK(contains(box.run("q4-info --separate --config " + file).out, "gate    4096  14336"));
   CHECK(box.run("q4-bench --config " + file + " --model llama-3-8b").status == 2);
   CHECK(box.run("q4-info --tp 2").status == 2);
   CHECK(box.run("q4-info --config " + box.file("none")).status == 2);

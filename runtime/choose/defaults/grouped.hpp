@@ -39,7 +39,7 @@ constexpr int even_teams(int slabs, int most) {
 }
 
 /// Configs of decode worth measuring: bricks of four tiles or of two, side by side; six tiles a warp where a team has
-/// one slab (else they spill).
+/// one slab and a slab one scale (else they spill).
 inline std::vector<DecodeConfig> grouped_decode_space(const Problem& p, const Limits& limits) {
   std::vector<DecodeConfig> all;
   for (const int side : {1, 2, 3, 4, 6, 7})
@@ -48,7 +48,7 @@ inline std::vector<DecodeConfig> grouped_decode_space(const Problem& p, const Li
       c.side = side, c.tiles = each * side, c.brick = each == 4 ? 4 : 2, c.early = each == 4;
       c.stagger = c.tiles < 16 || side == 1;
       c.teams = even_teams(slabs(p.k), 16 / side);
-      if (each == 6 && (side > 1 || most_slabs(c) > 1)) continue;
+      if (each == 6 && (side > 1 || most_slabs(c) > 1 || p.unit < kSlabRows)) continue;
       c.depth = each == 2 || (each == 4 && side * c.teams <= 12 && p.unit >= kSlabRows) ? 2 : 1;
       while (c.depth > most_slabs(c)) --c.depth;
       c.x_slots = smaller(3, most_slabs(c));
