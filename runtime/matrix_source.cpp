@@ -167,7 +167,8 @@ void put_bias(MatrixSource& s, const std::vector<Part>& parts, const std::vector
   }
 }
 
-CheckedSource join(const std::shared_ptr<DeviceBackend>& device, std::vector<Part>& parts, bool awq, const Slice& slice, const char* call) {
+CheckedSource join(const std::shared_ptr<DeviceBackend>& device, std::vector<Part>& parts, bool awq, const Slice& slice,
+                   const char* call) {
   check(!parts.empty(), "{}: no tensors are given: pass those of one matrix or more", call);
   CheckedSource to;
   MatrixSource& s = to.source;
@@ -238,8 +239,8 @@ CheckedSource join(const std::shared_ptr<DeviceBackend>& device, std::vector<Par
 
 }  // namespace
 
-CheckedSource check_gptq(const std::shared_ptr<DeviceBackend>& device, std::span<const GptqTensors> tensors, const Slice& slice,
-                         const char* call, std::span<const CutFrom> cuts) {
+CheckedSource check_gptq(const std::shared_ptr<DeviceBackend>& device, std::span<const GptqTensors> tensors,
+                         const Slice& slice, const char* call, std::span<const CutFrom> cuts) {
   std::vector<Part> parts;
   for (const GptqTensors& t : tensors) {
     const CutFrom cut = cuts.empty() ? CutFrom() : cuts[parts.size()];
@@ -248,8 +249,8 @@ CheckedSource check_gptq(const std::shared_ptr<DeviceBackend>& device, std::span
   return join(device, parts, false, slice, call);
 }
 
-CheckedSource check_awq(const std::shared_ptr<DeviceBackend>& device, std::span<const AwqTensors> tensors, const Slice& slice,
-                        const char* call) {
+CheckedSource check_awq(const std::shared_ptr<DeviceBackend>& device, std::span<const AwqTensors> tensors,
+                        const Slice& slice, const char* call) {
   std::vector<Part> parts;
   for (const AwqTensors& t : tensors)
     parts.push_back({t.qweight, t.qzeros, t.scales, std::nullopt, t.bias, t.group_size, ZeroFormat::kV2});

@@ -32,8 +32,9 @@ struct CutFrom {
 };
 
 /// The slice of each matrix, side by side as one. `call` is named in errors. `cuts`: empty, or one for each.
-CheckedSource check_gptq(const std::shared_ptr<DeviceBackend>& device, std::span<const GptqTensors> parts, const Slice& slice,
-                         const char* call, std::span<const CutFrom> cuts = {});
-CheckedSource check_awq(const std::shared_ptr<DeviceBackend>& device, std::span<const AwqTensors> parts, const Slice& slice, const char* call);
+CheckedSource check_gptq(const std::shared_ptr<DeviceBackend>& device, std::span<const GptqTensors> parts,
+                         const Slice& slice, const char* call, std::span<const CutFrom> cuts = {});
+CheckedSource check_awq(const std::shared_ptr<DeviceBackend>& device, std::span<const AwqTensors> parts,
+                        const Slice& slice, const char* call);
 
 }  // namespace q4
