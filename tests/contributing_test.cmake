@@ -5,7 +5,7 @@ cmake_minimum_required(VERSION 3.24)
 set(copy ${WORK}/q4)
 file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${copy})
-file(COPY ${SOURCE}/kernels ${SOURCE}/runtime ${SOURCE}/include ${SOURCE}/tests ${SOURCE}/cmake DESTINATION ${copy})
+file(COPY ${SOURCE}/kernels ${SOURCE}/runtime ${SOURCE}/autotune ${SOURCE}/include ${SOURCE}/tests ${SOURCE}/cmake DESTINATION ${copy})
 
 function(run)
   execute_process(COMMAND ${ARGN} WORKING_DIRECTORY ${copy} RESULT_VARIABLE result OUTPUT_VARIABLE output
