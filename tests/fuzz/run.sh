@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes every target for some seconds: run.sh BUILD SECONDS. BUILD is q4's build folder; the corpus, BUILD/fuzz/corpus, is kept
+# Fuzzes every target for some seconds: run.sh BUILD SECONDS; 0: runs the seeds and the corpus once, which finds the same every
+# time. BUILD is q4's build folder; the corpus, BUILD/fuzz/corpus, is kept
 # and grows. Exits 77, which CTest shows as skipped, without a clang that has libFuzzer. What was found lies in
 # BUILD/fuzz/found, to be run again with Q4_FUZZ_TARGET=TARGET BUILD/fuzz/build/q4-fuzz FILE.
 set -euo pipefail
@@ -22,11 +23,13 @@ cmake --build "$folder/build" >>"$folder/log.txt" || { tail -n 50 "$folder/log.t
 rm -rf "$folder/seeds"
 "$build/bin/q4-fuzz-seeds" "$folder/seeds"
 
+amount=(-max_total_time="$seconds")
+[ "$seconds" != 0 ] || amount=(-runs=0)
 status=0
 for target in safetensors checkpoint index config tuning entry pack npy csv; do
   mkdir -p "$folder/corpus/$target"
   # 64 MiB in one piece from 16 KiB of input is a finding, and so are five seconds for one.
-  if Q4_LOG=error Q4_FUZZ_TARGET=$target "$folder/build/q4-fuzz" -max_total_time="$seconds" -max_len=16384 -timeout=5 \
+  if Q4_LOG=error Q4_FUZZ_TARGET=$target "$folder/build/q4-fuzz" "${amount[@]}" -max_len=16384 -timeout=5 \
     -malloc_limit_mb=64 -rss_limit_mb=2048 -artifact_prefix="$folder/found/$target-" -print_final_stats=1 \
     "$folder/corpus/$target" "$folder/seeds/$target" >"$folder/$target.txt" 2>&1; then
     echo "$target: $(sed -n 's/stat::number_of_executed_units: *//p' "$folder/$target.txt") inputs, $(find "$folder/corpus/$target" -type f | wc -l) kept"

@@ -116,9 +116,10 @@ void tuning(std::string_view data) {
     q4::TuningMatch match;
     db.find(record.key, &match);
   }
-  q4::TuningDb again;  // what is written is read back as the same
+  q4::TuningDb again, same;  // times are rounded when they are written; what was written is read back as the same
   again.parse(db.str(), "again");
-  if (again.records() != db.records()) std::abort();
+  same.parse(again.str(), "same");
+  if (again.records().size() != db.records().size() || again.records() != same.records()) std::abort();
 }
 
 /// The bytes of an entry without their checksum, which is put behind them: else nothing would come past it.
