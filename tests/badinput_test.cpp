@@ -8,30 +8,13 @@
 #include <memory>
 #include <q4/q4.hpp>
 
+#include "rejects.hpp"
 #include "report.hpp"
 
 namespace q4::test {
 namespace {
 
 const Device kHere;  // the CPU
-
-/// Fails the test unless `call` throws an Error of this code whose text has all words.
-template <class Call>
-void rejects(const std::string& what, ErrorCode code, const Words& words, Call&& call) {
-  CAPTURE(what);
-  try {
-    call();
-    FAIL_CHECK("no error");
-  } catch (const Error& e) {
-    CHECK_MESSAGE(e.code() == code, e.what());
-    CHECK_MESSAGE(lacking(e.what(), words).empty(), std::string(e.what()), " lacks", lacking(e.what(), words));
-  }
-}
-
-template <class Call>
-void rejects(const std::string& what, const Words& words, Call&& call) {
-  rejects(what, ErrorCode::kInvalidArgument, words, call);
-}
 
 struct Fixture {
   Runtime runtime;
