@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <q4/q4.hpp>
@@ -9,6 +10,7 @@
 #include "report.hpp"
 #include "sandbox.hpp"
 #include "tools/bench/baseline.hpp"
+#include "tools/bench/summary.hpp"
 #include "tools/common/common.hpp"
 #include "tools/common/shapes.hpp"
 
@@ -52,6 +54,31 @@ TEST_CASE("numbers and tables keep their columns") {
   table.add({"a", "9.5"});
   table.add({"longer", "1000"});
   CHECK(table.str() == "name      us\na        9.5\nlonger  1000\n");
+}
+
+TEST_CASE("bench --summary: geometric means over classes of m, of exact points alone") {
+  BenchRun run;
+  run.baseline =
+      Baseline::parse("peer,k,n,group,act_order,m,us\nother,64,64,32,0,1,3\nother,64,64,32,0,4,2\n", "peers.csv");
+  const autotune::Problem problem{.k = 64, .n = 64, .group = 32};
+  const auto point = [&](std::int64_t m, double us, double floor, double dense, bool exact = true) {
+    Point p{problem, m, "gemv"};
+    p.us.value = us, p.floor_us = floor, p.dense_us = dense, p.exact = exact;
+    run.points.push_back(p);
+  };
+  point(1, 3, 2, 6), point(2, 4, 1, 2), point(4, 1, 1, 4), point(8, 100, 1, 1, false);
+  const Json rows = summary_json(run);
+  REQUIRE(rows.size() == 3);  // "1", "2-8" and "all": no other class has a point
+  CHECK(rows[0]["x_floor"].get<double>() == doctest::Approx(1.5));
+  CHECK(rows[0]["x_peer"].get<double>() == doctest::Approx(1));
+  CHECK(rows[0]["slower_than_peer"] == 0);
+  CHECK(rows[1]["points"] == 2);
+  CHECK(rows[1]["x_floor"].get<double>() == doctest::Approx(2));
+  CHECK(rows[1]["x_dense"].get<double>() == doctest::Approx(std::sqrt(0.5)));
+  CHECK(rows[1]["slower_than_dense"] == 1);
+  CHECK(rows[2]["x_floor"].get<double>() == doctest::Approx(std::cbrt(6)));
+  CHECK(contains(summary_table(run), "2-8"));
+  CHECK(contains(summary_table(run), "1 of 2"));
 }
 
 TEST_CASE("the bar fits its line, and never promises more than the budget") {

@@ -33,7 +33,8 @@ constexpr const char* kExamples =
     "\n"
     "Columns: us is the median time of one multiplication whose weights are not in a cache; on a GPU it is a node of "
     "a\n"
-    "replayed graph. floor us: a kernel that only reads the packed weights, in this run. rel_err: ||out - ref|| / "
+    "replayed graph. floor us: a kernel that only reads the packed weights, in this run (--peak adds operations). "
+    "rel_err: ||out - ref|| / "
     "||ref||\n"
     "against fp64 over sampled rows and columns, out filled with NaN before. Exit 1 if any point is over its "
     "tolerance. On the CPU the floor is max(packed bytes / read bandwidth, operations / best peak), all measured in "
@@ -155,6 +156,14 @@ int main(int argc, char** argv) {
       ->type_name("T");
   tool.app->add_flag("--dense", options.dense, "time the dense BLAS on unquantized weights too");
   tool.app->add_flag("--scaling", options.scaling, "CPU: time 1, 2, 4, ... threads too, each beside its own ceilings");
+  tool.app->add_flag("--summary", options.summary,
+                     "print geometric means over classes of m too: time over the floor, the dense BLAS, the best peer");
+  tool.app
+      ->add_option(
+          "--peak", options.peak_tflops,
+          "GPU: the tensor cores' rate in TFLOP/s; the floor is then the longer of the read and the operations at it")
+      ->check(CLI::PositiveNumber)
+      ->type_name("TFLOP/s");
   tool.app->add_option("--baseline", options.baseline, "CSV of others' times: peer,k,n,group,act_order,m,us")
       ->type_name("FILE");
   tool.app->add_option("--csv", options.csv, "write kernel,k,n,group,act_order,m,us,tflops,gbps,rel_err")

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/backends/traits.hpp"
+#include "tools/bench/summary.hpp"
 #include "tools/common/common.hpp"
 
 namespace q4::tools {
@@ -53,11 +54,12 @@ std::string bench_table(const BenchRun& run, const BenchOptions& options) {
     row.push_back(p.kernel);
     table.add(row);
   }
-  return fmt::format("{} ({}, {}), {} activations{}, {}\n{}\n{}{}", run.info.device.str(), run.info.name, run.info.arch,
-                     to_string(options.activation), options.math == Math::kInt8 ? " quantized to int8" : "",
-                     options.untuned ? "default tactics" : fmt::format("tuning records: {}", run.tuning_records),
-                     cpu ? run.ceilings.str() + "\n" : "", table.str(),
-                     run.scaling.empty() ? "" : "\n" + scaling_table(run.scaling));
+  return fmt::format(
+      "{} ({}, {}), {} activations{}, {}\n{}\n{}{}{}", run.info.device.str(), run.info.name, run.info.arch,
+      to_string(options.activation), options.math == Math::kInt8 ? " quantized to int8" : "",
+      options.untuned ? "default tactics" : fmt::format("tuning records: {}", run.tuning_records),
+      cpu ? run.ceilings.str() + "\n" : "", table.str(), options.summary ? "\n" + summary_table(run) : "",
+      run.scaling.empty() ? "" : "\n" + scaling_table(run.scaling));
 }
 
 Json bench_json(const BenchRun& run, const BenchOptions& options) {
@@ -93,6 +95,7 @@ Json bench_json(const BenchRun& run, const BenchOptions& options) {
     }
     out["points"].push_back(std::move(point));
   }
+  if (options.summary) out["summary"] = summary_json(run);
   return out;
 }
 

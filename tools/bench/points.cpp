@@ -131,7 +131,8 @@ void measure_points(const Runtime& runtime, Device device, const std::vector<Pro
         run.points.push_back({problem, m, std::string("error: ") + error.what()});
         run.refused += error.code() == ErrorCode::kInvalidArgument;
       }
-      run.points.back().floor_us = floor_us;
+      const double flops_us = options.peak_tflops > 0 ? problem.flops(m) / options.peak_tflops / 1e6 : 0;
+      run.points.back().floor_us = std::max(floor_us, flops_us);
     }
     if (cpu) {
       run.ceilings.merge(measure_cpu_ceilings(rig.backend()));

@@ -23,8 +23,9 @@ struct BenchOptions {
   DType activation = DType::kF16;
   Math math = Math::kAuto;
   std::string tactic, csv, baseline, versus;
-  bool untuned = false, dense = false, batch_invariant = false, scaling = false;
+  bool untuned = false, dense = false, batch_invariant = false, scaling = false, summary = false;
   double seconds = 1;      ///< of a point
+  double peak_tflops = 0;  ///< of a GPU's tensor cores, for the floor; 0: the floor is the read alone
   std::int64_t chain = 0;  ///< layers; 0: points, no chain
 
   double tolerance() const { return autotune::tolerance(activation, math); }
