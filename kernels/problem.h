@@ -1,6 +1,7 @@
 // What every matmul kernel is compiled for, and what every launch of one is given.
 #pragma once
 #include "layout.h"
+#include "device_limits.h"
 
 namespace q4 {
 
@@ -33,14 +34,6 @@ struct Problem {
 
 /// Values of Problem::grouped: x is read in sorted order, or through the list of its rows.
 constexpr int kGroupedSorted = 1, kGroupedIndirect = 2;
-
-/// What one device offers a config.
-struct Limits {
-  int arch = 0;              ///< CUDA: 75, 80, 90, ...; HIP: 0
-  int units = 1;             ///< SMs or CUs
-  int shared_bytes = 49152;  ///< of one block
-  int registers = 65536;     ///< of one SM
-};
 
 /// The head of a workspace, in which kernels that split k count arrivals: zero before the first launch, left zero.
 constexpr int kCounterBytes = 16384;

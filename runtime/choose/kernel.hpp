@@ -7,9 +7,13 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/problem.h"
+#include "kernels/device_limits.h"
 #include "runtime/base/result.hpp"
 #include "runtime/jit/source.hpp"
+
+namespace q4 {
+struct Problem;
+}
 
 namespace q4::choose {
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/problem.h"
+#include "kernels/device_limits.h"
 #include "runtime/backends/backend.hpp"
 #include "runtime/base/memory.hpp"
 #include "runtime/choose/launch.hpp"

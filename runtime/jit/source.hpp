@@ -5,8 +5,6 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/problem.h"
-
 namespace q4::jit {
 
 /// The tunables of a Config by name, in the order of its fields().

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "autotune/workload.hpp"
-#include "kernels/problem.h"
+#include "kernels/device_limits.h"
 #include "runtime/cache/kernel_cache.hpp"
 #include "runtime/jit/source.hpp"
 

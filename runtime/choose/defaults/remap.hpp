@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/device_limits.h"
 #include "kernels/remap.h"
 #include "runtime/choose/launch.hpp"
 #include "runtime/choose/shape.hpp"
