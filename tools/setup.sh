@@ -1,11 +1,12 @@
 # shellcheck shell=bash
-# Sourced by tools/quickstart and tools/test: finds or installs what building q4 needs, configures and builds the preset
+# Sourced by tools/quickstart, tools/test and tools/package: finds or installs what building q4 needs, configures and builds the preset
 # $Q4_PRESET (release). Long output goes to $q4_log; the terminal gets a line a step.
 
 q4_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 q4_preset=${Q4_PRESET:-release}
 q4_build=$q4_root/build/$q4_preset
 q4_log=$q4_build/$(basename "$0").log
+q4_options=()  # more for configuring
 mkdir -p "$q4_build"
 : >"$q4_log"
 
@@ -147,6 +148,6 @@ build() {
   install_missing
   command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_C_COMPILER_LAUNCHER=ccache)
   cd "$q4_root" || exit
-  quiet "configuring with $("$CXX" --version | head -n 1)" "$cmake" --preset "$q4_preset" "${launcher[@]}"
+  quiet "configuring with $("$CXX" --version | head -n 1)" "$cmake" --preset "$q4_preset" "${launcher[@]}" "${q4_options[@]}"
   quiet "building (the first time about ${minutes} minutes on $(nproc) cores)" "$cmake" --build --preset "$q4_preset" --target "$@"
 }
