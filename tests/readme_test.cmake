@@ -1,10 +1,7 @@
-# Script mode: fails unless the README's first C++ block is EXAMPLE, byte for byte.
-file(READ ${README} readme)
+# Script mode: fails unless PAGE has a block that is EXAMPLE, byte for byte.
+file(READ ${PAGE} page)
 file(READ ${EXAMPLE} example)
-string(FIND "${readme}" "```cpp\n" begin)
-string(SUBSTRING "${readme}" ${begin} -1 block)
-string(LENGTH "```cpp\n${example}```\n" length)
-string(SUBSTRING "${block}" 0 ${length} block)
-if(NOT block STREQUAL "```cpp\n${example}```\n")
-  message(FATAL_ERROR "README.md's first C++ block is not ${EXAMPLE}: copy the file there")
+string(FIND "${page}" "\n${example}```\n" at)
+if(at EQUAL -1)
+  message(FATAL_ERROR "${PAGE} has no block that is ${EXAMPLE}: copy the file there")
 endif()

@@ -29,8 +29,12 @@ file(REMOVE_RECURSE ${prefix} ${WORK}/moved)
 if(KIND STREQUAL "static")
   run(${CMAKE_COMMAND} --install ${BUILD} --prefix ${prefix})
 else()
-  # -O1: this build is for linking and running once, not for speed.
-  run(${configure} -DCMAKE_BUILD_TYPE=None "-DCMAKE_CXX_FLAGS=${FLAGS} -O1" -S ${SOURCE}/tests/consumer/cpp -B ${WORK}/subproject
+  # It is for linking and running once, not for speed: -O1; but with a compiler cache it is what tools/package compiles too.
+  set(speed -DCMAKE_BUILD_TYPE=None "-DCMAKE_CXX_FLAGS=${FLAGS} -O1")
+  if(LAUNCHER)
+    set(speed -DCMAKE_BUILD_TYPE=Release)
+  endif()
+  run(${configure} ${speed} -S ${SOURCE}/tests/consumer/cpp -B ${WORK}/subproject
       -DQ4_SOURCE=${SOURCE} -DBUILD_SHARED_LIBS=ON
       -DQ4_INSTALL=ON)
   run(${CMAKE_COMMAND} --build ${WORK}/subproject)
@@ -79,6 +83,27 @@ must_match("out\\[0\\]\\[0\\] = 320" "the pkg-config consumer in C++")
 run(${CC} -std=c99 ${flags} ${SOURCE}/examples/embed.c -o ${WORK}/pc-c ${pc_flags})
 run(${WORK}/pc-c)
 must_match("out\\[0\\]\\[0\\] = 320" "the pkg-config consumer in C")
+
+# ---- the pages of docs/getting-started, as they are written, with this compiler ---------------------------------------------------
+find_program(python3 python3)
+if(KIND STREQUAL "shared" AND python3)
+  file(MAKE_DIRECTORY ${WORK}/bin)
+  file(CREATE_LINK ${CXX} ${WORK}/bin/c++ SYMBOLIC)
+  file(CREATE_LINK ${CC} ${WORK}/bin/cc SYMBOLIC)
+  set(ENV{PATH} "${WORK}/bin:${BUILD}/bin:$ENV{PATH}")
+  set(ENV{CMAKE_PREFIX_PATH} ${prefix})
+  set(ENV{CMAKE_GENERATOR} Ninja)
+  foreach(page cpp c)
+    file(REMOVE_RECURSE ${WORK}/page)
+    file(MAKE_DIRECTORY ${WORK}/page/place)
+    run(${python3} ${SOURCE}/tests/docs/steps.py ${SOURCE}/docs/getting-started/${page}.md ${WORK}/page/steps)
+    file(GLOB steps ${WORK}/page/steps/*-user.sh)
+    foreach(step IN LISTS steps)
+      run(${CMAKE_COMMAND} -E chdir ${WORK}/page/place bash -eu ${step})
+    endforeach()
+    must_match("out\\[0\\]\\[0\\] = " "${page}.md")
+  endforeach()
+endif()
 
 # ---- what it shows, and what it needs -----------------------------------------------------------------------------------------
 # Each public header compiles alone, with nothing but the standard library in sight.

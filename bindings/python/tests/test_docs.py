@@ -15,6 +15,7 @@ from samples import gptq, save_checkpoint
 FOLDER = Path(os.environ.get("Q4_DOCS", str(Path(__file__).parents[3] / "docs")))
 DOCS = FOLDER / "python.md"
 PARALLEL = FOLDER / "parallel.md"
+BEGIN = FOLDER / "getting-started" / "python.md"
 
 
 def cuda() -> bool:
@@ -57,6 +58,15 @@ def test_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run(code, names)
         ran += 1
     assert ran >= 3
+
+
+def test_the_programs_of_the_first_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a file of the page's own, in its order."""
+    monkeypatch.chdir(tmp_path)
+    programs = re.findall(r'^```python title="([^"]+)"\n(.*?)^```$', BEGIN.read_text(), re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in programs] == ["first.py", "make_model.py", "load.py"]
+    for _, code in programs:
+        run(code, {}, BEGIN)
 
 
 @pytest.fixture
