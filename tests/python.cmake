@@ -3,12 +3,6 @@ add_test(NAME "python: wheel and tests" COMMAND bash ${PROJECT_SOURCE_DIR}/bindi
                                                 ${PROJECT_BINARY_DIR}/python)
 set_tests_properties("python: wheel and tests" PROPERTIES SKIP_RETURN_CODE 77 LABELS consumer RUN_SERIAL ON TIMEOUT 1800)
 
-# The pictures are what their CSV files give.
-find_program(q4_python3 python3)
-if(q4_python3)
-  add_test(NAME "docs: charts are up to date" COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tools/charts --check)
-endif()
-
 # What quantizers write, read by q4; on request (Q4_CI_TOOLS=1), as it installs gigabytes. After the wheel's own test.
 add_test(NAME "quantizers: what they write is read exactly"
          COMMAND bash ${PROJECT_SOURCE_DIR}/tests/quantizers/run.sh ${PROJECT_BINARY_DIR}/quantizers

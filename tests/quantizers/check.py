@@ -157,7 +157,6 @@ def model_of(folder: Path, checkpoint: Any, tensors: Tensors) -> Any:
                 w = {part: torch.from_numpy(dense(checkpoint, found[part]).T.copy()) for part in ("w1", "w2", "w3")}
                 module.gate_up_proj.data[e] = torch.cat([w["w1"], w["w3"]])
                 module.down_proj.data[e] = w["w2"]
-            gate = module
         for name, parameter in parameters.items():
             if name.endswith("gate.weight"):
                 stored = [key for key in tensors.where if key.endswith("gate.weight") and key.split(".")[2] == name.split(".")[2]]

@@ -91,7 +91,7 @@ def keep_logits(folder, model):
 # ---- the tools -----------------------------------------------------------------------------------------------------
 def gptqmodel(case, family, folder, source):
     import gptqmodel as tool
-    from gptqmodel.quantization import FORMAT, METHOD
+    from gptqmodel.quantization import FORMAT
 
     options = dict(case)
     if "format" in options:

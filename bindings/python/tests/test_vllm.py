@@ -3,7 +3,6 @@
 import importlib
 import sys
 import types
-from pathlib import Path
 from typing import Any, Iterator
 
 import numpy as np

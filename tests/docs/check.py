@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Checks of the documents that need nothing but Python; each prints what is wrong and exits 1.
+
+    check.py links       every link between files of the repository leads to a file, and to a heading in it
+    check.py variables   docs/reference/environment.md lists what the sources read, no more and no less
+    check.py versions    what names a version names that of include/q4/version.h
+"""
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def tracked(*patterns: str) -> list[pathlib.Path]:
+    """Files of the repository; all that lie there where this is no clone."""
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard", "--", *patterns], capture_output=True, text=True)
+    if listed.returncode == 0:
+        return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).exists()]
+    return [path for pattern in patterns for path in ROOT.rglob(pattern) if "build" not in path.relative_to(ROOT).parts]
+
+
+def headings(page: pathlib.Path) -> set[str]:
+    """The anchors that a page's headings have."""
+    found: set[str] = set()
+    for title in re.findall(r"^#+ (.*)$", CODE.sub("", page.read_text()), re.MULTILINE):
+        title = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title)
+        found.add(re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-"))
+    return found
+
+
+def links() -> list[str]:
+    wrong = []
+    for page in tracked("*.md"):
+        text = CODE.sub("", page.read_text())
+        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text)):
+            if re.match(r"https?:|mailto:", target):
+                continue
+            name, _, anchor = target.partition("#")
+            path = (page.parent / name) if name else page
+            if not path.exists():
+                wrong.append(f"{page.relative_to(ROOT)}: ({target}): no such file")
+            elif anchor and path.suffix == ".md" and anchor not in headings(path):
+                wrong.append(f"{page.relative_to(ROOT)}: ({target}): no such heading")
+    return wrong
+
+
+def variables() -> list[str]:
+    page = (ROOT / "docs/reference/environment.md").read_text()
+    listed = set(re.findall(r"^\| `(Q4_\w+)` \|", page, re.MULTILINE))
+    read = set()
+    for folder in ("runtime", "autotune", "tools", "bindings/python/src", "bindings/python/modules"):
+        for path in tracked(f"{folder}/*"):
+            if path.suffix in (".cpp", ".hpp", ".py"):
+                read |= set(re.findall(r'"(Q4_[A-Z0-9_]+)"', path.read_text()))
+    scripts = {"Q4_PRESET", "Q4_MODEL_VENV"}
+    return [f"{name} is read, and not in docs/reference/environment.md" for name in sorted(read - listed)] + [
+        f"{name} is in docs/reference/environment.md, and nothing reads it" for name in sorted(listed - read - scripts)
+    ]
+
+
+def versions() -> list[str]:
+    found = re.search(r'define Q4_VERSION "(.*)"', (ROOT / "include/q4/version.h").read_text())
+    assert found
+    version, minor = found[1], found[1].rpartition(".")[0]
+    wrong = []
+    numbers = [re.search(rf"define Q4_VERSION_{part} (\d+)", (ROOT / "include/q4/version.h").read_text())[1] for part in ("MAJOR", "MINOR", "PATCH")]
+    if ".".join(numbers) != version:
+        wrong.append(f"include/q4/version.h: {'.'.join(numbers)} and {version}")
+    patterns = {r"find_package\(q4 ([\d.]+)": minor, r"q4-packs/[\w-]+:([\d.]+)-": version, r"^version = \"([\d.]+)\"$": version}
+    for path in tracked("*.md", "*/CMakeLists.txt", "bindings/python/pyproject.toml"):
+        text = path.read_text()
+        for pattern, wanted in patterns.items():
+            wrong += [f"{path.relative_to(ROOT)}: {is_} instead of {wanted}" for is_ in re.findall(pattern, text, re.MULTILINE) if is_ != wanted]
+    if f"## {version} - " not in (ROOT / "CHANGELOG.md").read_text():
+        wrong.append(f"CHANGELOG.md has no section of {version}")
+    return wrong
+
+
+def main() -> None:
+    wrong = {"links": links, "variables": variables, "versions": versions}[sys.argv[1]]()
+    print("\n".join(wrong))
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
