@@ -29,6 +29,7 @@ expect llama-3-8b q4-bench --model llama-3-
 expect bf16 q4-verify model --activation b
 [[ $(completes q4-cache pack --t) != *--model* ]] || fail "completion offers another subcommand's options"
 
+[ "$(q4-hip-compile --version)" = "q4-hip-compile $version" ] || fail "q4-hip-compile --version"
 for tool in q4-info q4-verify q4-autotune q4-bench q4-cache q4-convert; do
   [ "$($tool --version)" = "$tool $version" ] || fail "$tool --version: $($tool --version)"
   $tool --help >"$work/help" 2>"$work/errors"

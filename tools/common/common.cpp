@@ -15,6 +15,7 @@
 #include <filesystem>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/settings.hpp"
 
 namespace q4::tools {
 
@@ -96,7 +97,9 @@ constexpr std::chrono::milliseconds kBetweenDrawings{100}, kBetweenLines{3000};
 }
 
 Progress::Progress(bool quiet)
-    : terminal_(::isatty(STDERR_FILENO)), quiet_(quiet), start_(std::chrono::steady_clock::now()) {}
+    : terminal_(::isatty(STDERR_FILENO) && setting("TERM") != "dumb"),
+      quiet_(quiet),
+      start_(std::chrono::steady_clock::now()) {}
 
 Progress::~Progress() { clear(); }
 
