@@ -71,12 +71,15 @@ def test_the_programs_of_the_first_page(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In a folder with the checkpoint that docs/parallel.md reads: a layer of 128, 4 heads of 32, 256 inside."""
+    """In a folder with the checkpoint that docs/parallel.md reads: a layer of 128, 4 heads of 32, 256 inside; four experts."""
     attention = {"q_proj": (128, 128), "k_proj": (128, 64), "v_proj": (128, 64), "o_proj": (128, 128)}
     mlp = {"gate_proj": (128, 256), "up_proj": (128, 256), "down_proj": (256, 128)}
     prefix = "model.layers.0."
     samples = {f"{prefix}self_attn.{name}": gptq(*shape, 32, seed=1) for name, shape in attention.items()}
     samples |= {f"{prefix}mlp.{name}": gptq(*shape, 32, seed=2) for name, shape in mlp.items()}
+    for e in range(4):
+        for name, k, n in (("gate_proj", 128, 64), ("up_proj", 128, 64), ("down_proj", 64, 128)):
+            samples[f"model.layers.1.mlp.experts.{e}.{name}"] = gptq(k, n, 32, seed=3 + e)
     save_checkpoint(tmp_path / "checkpoint", samples, 32)
     monkeypatch.chdir(tmp_path)
     return tmp_path

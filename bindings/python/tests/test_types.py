@@ -18,12 +18,12 @@ HERE = Path(__file__).parent
 def test_mypy() -> None:
     pytest.importorskip("mypy")
     files = ["-p", "q4", "-p", "exllama_kernels", "-p", "exllamav2_kernels"]
-    silent = ["--disable-error-code=import-not-found"]  # torch, where it is not installed
+    # torch, where it is not installed; and where it is, some of its releases do not type Function.apply.
+    silent = ["--disable-error-code=import-not-found", "--disable-error-code=no-untyped-call"]
     if importlib.util.find_spec("torch") is None:
         silent += [
             "--disable-error-code=misc",
             "--disable-error-code=no-any-return",
-            "--disable-error-code=no-untyped-call",
         ]
     environment = {"PATH": os.environ["PATH"]}
     if PACKAGE.parent.name != "site-packages":

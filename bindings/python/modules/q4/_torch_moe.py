@@ -63,6 +63,14 @@ def expert_layers(entries: "list[MatrixEntry]") -> "list[Layer]":
     return layers
 
 
+def layer_of(checkpoint: Checkpoint, prefix: str) -> Layer:
+    """The experts whose names begin with `prefix`; LookupError where there are none."""
+    for layer in expert_layers(checkpoint.matrices):
+        if layer.prefix == prefix:
+            return layer
+    raise q4.NotFound(f"MoE: the checkpoint has no experts '{prefix}.*'")
+
+
 def module_of(model: torch.nn.Module, prefix: str, names: "dict[str, torch.nn.Module]") -> "str | None":
     """The name of the module that holds a layer's experts in one tensor (transformers 5), where there is one."""
     base = getattr(model, "base_model_prefix", "") + "."
@@ -146,9 +154,7 @@ class MoE(torch.nn.Module):
         """
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint(checkpoint)
-        layer = next((layer for layer in expert_layers(checkpoint.matrices) if layer.prefix == prefix), None)
-        if layer is None:
-            raise q4.NotFound(f"MoE: the checkpoint has no experts '{prefix}.*'")
+        layer = layer_of(checkpoint, prefix)
         self = cls(None, None, activation, names=layer.names)
         self.load(checkpoint, layer, device, first, count)
         return self

@@ -60,21 +60,23 @@ class _Gather(torch.autograd.Function):
         return grad.narrow(-1, ctx.rank * ctx.width, ctx.width), None
 
 
-class _SumAndScatter(torch.autograd.Function):
-    """The sum over ranks, of which each rank keeps some rows (of the first dimension)."""
+def _sum_and_scatter(y: torch.Tensor, group: Any) -> torch.Tensor:
+    """The sum over ranks, of which each rank keeps its rows (of the first dimension)."""
+    rank, rows = dist.get_rank(group), y.shape[0] // dist.get_world_size(group)
+    if dist.get_backend(group) == "gloo":  # which has no reduce_scatter
+        y = y.clone()
+        dist.all_reduce(y, group=group)
+        return y.narrow(0, rank * rows, rows).clone()
+    part = y.new_empty((rows, *y.shape[1:]))
+    dist.reduce_scatter_tensor(part, y.contiguous(), group=group)
+    return part
 
+
+class _SumAndScatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: torch.Tensor, group: Any) -> torch.Tensor:
         ctx.group = group
-        world, rank = dist.get_world_size(group), dist.get_rank(group)
-        rows = y.shape[0] // world
-        if dist.get_backend(group) == "gloo":  # which has no reduce_scatter
-            y = y.clone()
-            dist.all_reduce(y, group=group)
-            return y.narrow(0, rank * rows, rows).clone()
-        part = y.new_empty((rows, *y.shape[1:]))
-        dist.reduce_scatter_tensor(part, y.contiguous(), group=group)
-        return part
+        return _sum_and_scatter(y, group)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:

@@ -101,6 +101,17 @@ def _dimension(name: str, placements: "Mapping[str, Any] | None") -> "int | None
     return None
 
 
+def _divides_experts(layer: Layer, placements: "Mapping[str, Any] | None") -> bool:
+    if placements is None:
+        return True
+    dimension = _dimension(layer.prefix, placements)
+    if dimension == 1:
+        raise q4.InvalidArgument(
+            f"replace_linears: '{layer.prefix}' are experts, which are placed as Shard(0), each whole on one rank, or Replicate()"
+        )
+    return dimension == 0
+
+
 def _parallel(
     checkpoint: Checkpoint,
     entry: MatrixEntry,
@@ -152,8 +163,9 @@ def replace_linears(
 
     device_mesh: a DeviceMesh of one dimension, over whose ranks the matrices are divided; placements: pattern of names
     (as fnmatch has them) -> the DTensor placement of an nn.Linear's weight, Shard(0) (out_features), Shard(1)
-    (in_features) or Replicate(). None: q, k, v, gate and up projections are Shard(0), o and down projections Shard(1),
-    as transformers divides them, and the others whole, experts in a MoE too. A head of model.config is never divided.
+    (in_features) or Replicate(); for "...experts" Shard(0) (an ExpertParallelMoE) or Replicate(). None: q, k, v, gate and
+    up projections are Shard(0), o and down projections Shard(1), as transformers divides them, experts Shard(0), and the
+    others whole. A head of model.config is never divided.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
@@ -200,7 +212,15 @@ def replace_linears(
     for name, layer in layers.items():
         parent, _, last = name.rpartition(".")
         place = device if device is not None else _device_of(modules[name]) or _device_of(model)
-        moe = MoE(None, None, activation_of(modules[name], text_config(model)), names=layer.names)
-        moe.load(checkpoint, layer, place)
+        activation = activation_of(modules[name], text_config(model))
+        moe: torch.nn.Module
+        if device_mesh is not None and _divides_experts(layer, placements):
+            from q4._torch_expert_parallel import ExpertParallelMoE
+
+            group = device_mesh.get_group()
+            moe = ExpertParallelMoE(checkpoint, layer.prefix, activation, group=group, device=place)
+        else:
+            moe = MoE(None, None, activation, names=layer.names)
+            moe.load(checkpoint, layer, place)
         setattr(model.get_submodule(parent), last, moe)
     return [entry.name for entry in checkpoint.matrices if entry.name in in_layers or entry in entries]

@@ -1,5 +1,6 @@
 """q4 for PyTorch: Linear and MoE, modules over a 4-bit matrix and over experts, parallel forms, LoRA, and replace_linears."""
 
+from q4._torch_expert_parallel import ExpertParallelMoE
 from q4._torch_linear import Linear
 from q4._torch_lora import LoraLinear, load_peft
 from q4._torch_moe import MoE
@@ -14,6 +15,7 @@ from q4._torch_replace import replace_linears
 
 __all__ = [
     "ColumnParallelLinear",
+    "ExpertParallelMoE",
     "Linear",
     "LoraLinear",
     "MergedColumnParallelLinear",
