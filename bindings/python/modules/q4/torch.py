@@ -11,6 +11,7 @@ from q4._torch_parallel import (
     RowParallelLinear,
     check_ranks_agree,
 )
+from q4._torch_quantize import quantize_linears
 from q4._torch_replace import replace_linears
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "RowParallelLinear",
     "check_ranks_agree",
     "load_peft",
+    "quantize_linears",
     "replace_linears",
 ]
