@@ -16,6 +16,9 @@ constexpr std::size_t kSumsBytes = kMostTaskRows * kTile * sizeof(float);
 constexpr std::size_t kThreadScratch = kScratch + 2 * kSumsBytes;      // gate and up
 constexpr std::int64_t kPackValues = 1 << 13, kAloneValues = 1 << 14;  // so few are packed sooner than threads wake up
 
+/// Of one activation, packed for whichever path takes most: experts of one product take different ones.
+std::size_t element_bytes(Element element) { return std::size_t(std::max(4, 2 * bf16_terms(element))); }
+
 }  // namespace
 
 GroupedProduct::GroupedProduct(std::shared_ptr<const CpuExperts> experts, const Kernels& kernels, ThreadPool& pool,
@@ -40,7 +43,7 @@ GroupedProduct::Places GroupedProduct::places(std::int64_t positions) const {
   const auto packed_k = std::size_t(matrix.blocks * kBlock);
   Places at{};
   at.x = round_up(std::size_t(active) * sizeof(Item), kAlign);
-  at.sums = round_up(at.x + rows * packed_k * std::size_t(std::max(4, 2 * bf16_terms(element_))), kAlign);
+  at.sums = round_up(at.x + rows * packed_k * element_bytes(element_), kAlign);
   at.scratch = round_up(at.sums + rows * packed_k / std::size_t(matrix.segment) * sizeof(float), kAlign);
   at.end = round_up(at.scratch + std::size_t(pool_.threads()) * kThreadScratch, kAlign);
   return at;
@@ -91,8 +94,7 @@ void GroupedProduct::pack(const Item& item, std::int64_t piece, const PlacedRows
   job.x_stride = x.stride, job.element = element_;
   job.source = matrix.source.empty() ? nullptr : matrix.source.data();
   job.k = matrix.k, job.blocks = job.end = matrix.blocks, job.segment = matrix.segment, job.rows = item.rows;
-  const std::size_t element = item.path == Path::kAmx ? 2 * std::size_t(bf16_terms(element_)) : 4;
-  job.out = workspace + at.x + std::size_t(item.packed * packed_k) * element;
+  job.out = workspace + at.x + std::size_t(item.packed * packed_k) * element_bytes(element_);
   job.sums = reinterpret_cast<float*>(workspace + at.sums) + item.packed * packed_k / matrix.segment;
   const std::int64_t row = piece * pack_rows(item);
   kernels_of(kernels_, item.path)
@@ -116,8 +118,7 @@ void GroupedProduct::multiply(const Item& item, std::int64_t task, int worker, c
   auto* scratch = workspace + at.scratch + std::size_t(worker) * kThreadScratch;
   TileJob job{};
   job.blocks = job.end = matrix.blocks, job.segment = matrix.segment, job.terms = bf16_terms(element_);
-  const std::size_t element = item.path == Path::kAmx ? 2 * std::size_t(job.terms) : 4;
-  job.x = workspace + at.x + std::size_t(item.packed * packed_k) * element;
+  job.x = workspace + at.x + std::size_t(item.packed * packed_k) * element_bytes(element_);
   job.sums = reinterpret_cast<float*>(workspace + at.sums) + item.packed * packed_k / matrix.segment;
   job.x_rows = item.rows;
   job.row = task / tiles * item.part;
