@@ -20,7 +20,7 @@ constexpr int bf16_terms(Element element) { return element == Element::kBF16 ? 1
 
 /// Rows of x to packed form. fp32: [block][row][128] floats; for `panel` [block][group of rows][128][row]. bf16:
 /// [block][row][128]. AMX: [block][row / 16][term][32-row step][16 rows][32], rows padded to 16 with zeros. int8:
-/// [block][row][128] bytes.
+/// [block][row][128] bytes. Digits: [block][row][512] bytes (kernels_digits.hpp).
 struct PackX {
   const void* x;
   std::int64_t x_stride;
@@ -88,6 +88,11 @@ struct Kernels {
   // For activations quantized to 8 bits, which only Math::kInt8 asks for; in every table.
   void (*pack_x_int8)(const PackX&, std::int64_t row_begin, std::int64_t row_end) = nullptr;
   void (*int8)(const TileJob&) = nullptr;
+
+  // Where there are dot products of bytes, else null: activations as three digits each.
+  void (*pack_x_digits)(const PackX&, std::int64_t row_begin, std::int64_t row_end) = nullptr;
+  void (*digits)(const TileJob&) = nullptr;
+  int digit_rows = 0;  // up to which they are the fastest, on a processor that memory keeps waiting less than the sums
 
   // Where it has AMX, else null. Segments of 32 rows and more.
   void (*pack_x_amx)(const PackX&, std::int64_t row_begin, std::int64_t row_end) = nullptr;

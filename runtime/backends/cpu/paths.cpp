@@ -19,6 +19,8 @@ const char* to_string(Path path) noexcept {
       return "cpu-direct math=bf16";
     case Path::kPanelBf16:
       return "cpu-panel math=bf16";
+    case Path::kDigits:
+      return "cpu-direct math=digits";
     case Path::kAmx:
       return "cpu-amx math=bf16";
     case Path::kInt8:
@@ -47,6 +49,8 @@ bool PathRules::valid(Path path) const {
     case Path::kDirectBf16:
     case Path::kPanelBf16:
       return kernels->direct_bf16 != nullptr && element == Element::kBF16;
+    case Path::kDigits:
+      return kernels->digits != nullptr;
     case Path::kAmx:
       return kernels->amx != nullptr && segment >= 32;
     case Path::kBlas:
@@ -65,11 +69,12 @@ Path PathRules::usual(std::int64_t rows) const {
     if (valid(Path::kDirectBf16)) return rows <= kernels->direct_rows_bf16 ? Path::kDirectBf16 : Path::kPanelBf16;
     return few ? Path::kDirect : Path::kPanel;
   }
-  // AMX multiplies once a term, the fp32 kernels once a row and not slower than memory for a few.
-  if (valid(Path::kAmx) && rows > (bf16_terms(element) == 1 ? 1 : kFewRows)) return Path::kAmx;
+  // AMX takes as long for one row as for sixteen, once a term; the others take a time for each row.
+  if (valid(Path::kAmx) && rows > 2 + bf16_terms(element)) return Path::kAmx;
   // Where there is AMX, VDPBF16PS has half the speed of fp32; elsewhere (AMD) twice.
-  if (valid(Path::kDirectBf16) && !kernels->amx && rows > 1)
+  if (valid(Path::kDirectBf16) && !kernels->amx && rows > 2)
     return rows <= kernels->direct_rows_bf16 ? Path::kDirectBf16 : Path::kPanelBf16;
+  if (valid(Path::kDigits) && rows <= kernels->digit_rows) return Path::kDigits;
   return few ? Path::kDirect : Path::kPanel;
 }
 
@@ -83,6 +88,8 @@ PathKernels kernels_of(const Kernels& kernels, Path path) {
       return {kernels.pack_x_bf16, kernels.direct_bf16};
     case Path::kPanelBf16:
       return {kernels.pack_x_bf16, kernels.panel_bf16};
+    case Path::kDigits:
+      return {kernels.pack_x_digits, kernels.digits};
     case Path::kAmx:
       return {kernels.pack_x_amx, kernels.amx};
     case Path::kInt8:

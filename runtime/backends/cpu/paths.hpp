@@ -8,14 +8,14 @@
 namespace q4::cpu {
 
 /// Their names begin the tactics.
-enum class Path : std::uint8_t { kDirect, kPanel, kDirectBf16, kPanelBf16, kAmx, kInt8, kBlas };
+enum class Path : std::uint8_t { kDirect, kPanel, kDirectBf16, kPanelBf16, kDigits, kAmx, kInt8, kBlas };
 inline constexpr Path kPaths[] = {Path::kDirect, Path::kPanel, Path::kDirectBf16, Path::kPanelBf16,
-                                  Path::kAmx,    Path::kInt8,  Path::kBlas};
+                                  Path::kDigits, Path::kAmx,   Path::kInt8,       Path::kBlas};
 const char* to_string(Path path) noexcept;
 
 inline constexpr std::int64_t kUsualRows = 256;    // of a task
 inline constexpr std::int64_t kPartialRows = 128;  // of a task that takes k in parts
-inline constexpr std::int64_t kFewRows = 4;        // that the fp32 kernels decode and multiply as fast as memory comes
+inline constexpr std::int64_t kFewRows = 4;        // that one thread may multiply before others wake up
 
 /// What the choice of a path depends on.
 struct PathRules {

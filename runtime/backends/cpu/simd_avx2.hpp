@@ -59,6 +59,29 @@ struct Avx2 {
     return _mm256_set1_epi32(four);
   }
 
+  // Of digits (kernels_digits.hpp): kDotOctets * 2 sums of two products fit into 16 bits.
+  using Dots = __m256i;
+  static constexpr int kDotOctets = 4, kDigitSums = 6, kDigitPass = 2, kDigitRows = 4;
+  static void clear(Dots& dots) { dots = _mm256_setzero_si256(); }
+  static void add_dot(I&, Dots& dots, W codes, const std::int8_t* x) {
+    dots = _mm256_add_epi16(dots, _mm256_maddubs_epi16(codes, broadcast4(x)));
+  }
+  static void widen(I& sum, Dots dots) { sum = _mm256_add_epi32(sum, _mm256_madd_epi16(dots, _mm256_set1_epi16(1))); }
+  static I dot_pair(I pairs, const std::int8_t* x) { return _mm256_madd_epi16(pairs, broadcast4(x)); }
+  static I to_int(F value) { return _mm256_cvtps_epi32(value); }  // to nearest even; infinity and NaN to anything
+  /// The low three bytes of each lane, in the order of DigitKernels: 24 bytes, and 8 of no meaning after them.
+  static void store_digits(std::int8_t* to, I numbers) {
+    const __m256i rows = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i digits = _mm256_broadcastsi128_si256(_mm_setr_epi32(0x0C080400, 0x0D090501, 0x0E0A0602, 0x0F0B0703));
+    const __m256i used = _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 3, 7);
+    const __m256i bytes = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(numbers, rows), digits);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(bytes, used));
+  }
+  static F to_float(I value) { return _mm256_cvtepi32_ps(value); }
+  static F low_digits(I second, I first) {
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(second, 8), first));
+  }
+
   static F load_u8(const std::uint8_t* from) { return _mm256_cvtepi32_ps(load_u8_int(from)); }
   static F load_f16(const std::uint16_t* from) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));

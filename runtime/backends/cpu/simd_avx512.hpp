@@ -59,6 +59,29 @@ struct Avx512 {
     return _mm512_set1_epi32(four);
   }
 
+  // Of digits (kernels_digits.hpp): kDotOctets * 2 sums of two products fit into 16 bits.
+  using Dots = __m512i;
+  static constexpr int kDotOctets = 4, kDigitSums = 12, kDigitPass = 2, kDigitRows = 1;
+  static void clear(Dots& dots) { dots = _mm512_setzero_si512(); }
+  static void add_dot(I&, Dots& dots, W codes, const std::int8_t* x) {
+    dots = _mm512_add_epi16(dots, _mm512_maddubs_epi16(codes, broadcast4(x)));
+  }
+  static void widen(I& sum, Dots dots) { sum = _mm512_add_epi32(sum, _mm512_madd_epi16(dots, _mm512_set1_epi16(1))); }
+  static I dot_pair(I pairs, const std::int8_t* x) { return _mm512_madd_epi16(pairs, broadcast4(x)); }
+  static I to_int(F value) { return _mm512_cvtps_epi32(value); }  // to nearest even; infinity and NaN to anything
+  /// The low three bytes of each lane, in the order of DigitKernels: 48 bytes, and 16 of no meaning after them.
+  static void store_digits(std::int8_t* to, I numbers) {
+    const __m512i rows = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    const __m512i digits = _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400);
+    const __m512i used = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
+    const __m512i bytes = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(rows, numbers), digits);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(used, bytes));
+  }
+  static F to_float(I value) { return _mm512_cvtepi32_ps(value); }
+  static F low_digits(I second, I first) {
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(second, 8), first));
+  }
+
   static F load_u8(const std::uint8_t* from) { return _mm512_cvtepi32_ps(load_u8_int(from)); }
   static F load_f16(const std::uint16_t* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
