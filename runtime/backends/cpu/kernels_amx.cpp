@@ -93,15 +93,28 @@ void add(const float* product, int rows, const std::byte* header, int column, fl
     _mm512_storeu_ps(y, _mm512_fmadd_ps(scale, _mm512_load_ps(product), _mm512_loadu_ps(y)));
 }
 
-/// Tiles 0..3 hold sums, 4 to 6 terms of x, with `rows` rows; 6 or 7 and 7 weights, with 16.
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1, start = 0, reserved[14] = {};
   std::uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  TileConfig(int count, int terms) {
-    for (int tile = 0; tile < (terms == 3 ? 7 : 6); ++tile) rows[tile] = std::uint8_t(count);
+  void load() const {
+    asm volatile("" : : "m"(*this));  // GCC's intrinsic says that it reads the first eight bytes
+    _tile_loadconfig(this);
   }
 };
+/// Tiles 0..3 hold sums, 4 to 6 terms of x, with `rows` rows; 6 or 7 and 7 weights, with 16.
+TileConfig one_row_of_tiles(int count, int terms) {
+  TileConfig config;
+  for (int tile = 0; tile < (terms == 3 ? 7 : 6); ++tile) config.rows[tile] = std::uint8_t(count);
+  return config;
+}
+/// Tiles 0 and 1 hold sums of the first 16 rows, 2 and 3 those of the `count` - 16 others, 4 and 5 a term of x of the one
+/// and of the others; 6 and 7 weights.
+TileConfig two_rows_of_tiles(int count) {
+  TileConfig config;
+  for (const int tile : {2, 3, 5}) config.rows[tile] = std::uint8_t(count - kRows);
+  return config;
+}
 
 // The intrinsics want literal numbers of tiles.
 template <int kTile>
@@ -158,8 +171,7 @@ void multiply(const TileJob& job, int row) {
   constexpr int kGroups = kTile / kGroup, kOctets = kStep / 8;
   constexpr int kAhead = 4096;  // bytes: of the weights asked for
   const int rows = job.rows - row < kRows ? job.rows - row : kRows;
-  const TileConfig config(rows, kTerms);
-  _tile_loadconfig(&config);
+  one_row_of_tiles(rows, kTerms).load();
   alignas(64) std::uint16_t ring[2 * kHalf];
   alignas(64) float products[kGroups * kTileFloats];
   const std::int64_t block_x = (job.x_rows + kRows - 1) / kRows * kTerms * kBlock * kRows;
@@ -209,13 +221,107 @@ void multiply(const TileJob& job, int row) {
   add_all();
 }
 
+/// 17 to 32 rows from `row` on times a tile of 64 columns: half of its columns after the other for each segment, so that
+/// a load of a tile serves two products. Codes are decoded a step of 32 x 32 ahead, into the other half of 4 KiB. Sums are
+/// those of multiply() to the bit.
+template <int kTerms>
+void multiply_pair(const TileJob& job, int row) {
+  constexpr int kGroups = 2, kUnit = kGroups * kTileElements, kOctets = kStep / 8;
+  constexpr int kAhead = 8192;  // bytes: of the weights asked for
+  const int rows = job.rows - row < 2 * kRows ? job.rows - row : 2 * kRows;
+  two_rows_of_tiles(rows).load();
+  alignas(64) std::uint16_t ring[2 * kUnit];
+  alignas(64) float products[2 * kGroups * kTileFloats];
+  constexpr std::int64_t kRowsOfX = kTerms * kBlock * kRows;
+  const std::int64_t block_x = (job.x_rows + kRows - 1) / kRows * kRowsOfX;
+  const auto* x = static_cast<const std::uint16_t*>(job.x) + job.begin * block_x + (job.row + row) / kRows * kRowsOfX;
+  float* const y = job.y + std::int64_t(row) * kTile;
+  const int segment_steps = job.segment / kStep, segment_size = int(segment_bytes(job.segment));
+  const int lines = int((block_bytes(job.segment) / 64 + 2 * kSteps - 1) / (2 * kSteps));
+  const std::byte* header = job.weights + job.begin * block_bytes(job.segment);
+  const std::byte* ahead = header + kAhead;
+  struct Sums {
+    const std::byte* header;
+    int half;
+  } before{nullptr, 0};
+  Decoder decoder;
+  decoder.zeros(header);
+  const auto* words = reinterpret_cast<const std::uint32_t*>(header + kHeader);
+  int decoded_half = 0;
+  const auto decode = [&](auto quarter, std::uint16_t* to) __attribute__((always_inline)) {
+    constexpr int kColumns = quarter / 2, kFirst = quarter % 2 * kOctets / 2;
+    for (int octet = kFirst; octet < kFirst + kOctets / 2; ++octet)
+      decoder.octet(words + octet * kTile, kGroups * decoded_half + kColumns,
+                    to + kColumns * kTileElements + octet * 4 * 32);
+  };
+  const auto add_all = [&] {
+    for (int sum = 0; sum < 2 * kGroups; ++sum)
+      add(products + sum * kTileFloats, sum < kGroups ? kRows : rows - kRows, before.header,
+          (kGroups * before.half + sum % kGroups) * kGroup, y + sum / kGroups * kRows * kTile);
+  };
+  unroll<4>([&](auto quarter) __attribute__((always_inline)) { decode(quarter, ring); });
+  const std::int64_t segments = (job.end - job.begin) * (kBlock / job.segment);
+  int parity = 0, in_block = 0;
+  for (std::int64_t segment = 0; segment < segments; ++segment) {
+    for (int half = 0; half < 2; ++half) {
+      for (int step = 0; step < segment_steps; ++step, parity ^= 1) {
+        const std::uint16_t *from = ring + parity * kUnit, *x_step = x + (in_block + step) * kTileElements;
+        std::uint16_t* to = ring + (parity ^ 1) * kUnit;
+        const bool last = step + 1 == segment_steps, more = !last || half == 0 || segment + 1 < segments;
+        const bool save = step == 0 && before.header;
+        const std::byte* next = header + (last && half == 1 ? segment_size : 0);
+        if (more && next != header) decoder.zeros(next);
+        words = reinterpret_cast<const std::uint32_t*>(next + kHeader) + (last ? 0 : step + 1) * kOctets * kTile;
+        decoded_half = last ? 1 - half : half;
+        load_tile<6>(from);
+        load_tile<7>(from + kTileElements);
+        unroll<kTerms>([&](auto term) __attribute__((always_inline)) {
+          constexpr bool kFirst = term == 0,
+                         kSecond = term == (kTerms > 1 ? 1 : 0);  // which decode half of the quarters each
+          load_tile<4>(x_step + term * kBlock * kRows);
+          if (kFirst && save) store_sum<0>(products);
+          _tile_dpbf16ps(0, 4, 6);
+          if (kFirst && more) decode(Index<0>{}, to);
+          if (kFirst && save) store_sum<1>(products);
+          _tile_dpbf16ps(1, 4, 7);
+          load_tile<5>(x_step + kRowsOfX + term * kBlock * kRows);
+          if (kSecond && more) decode(Index<1>{}, to);
+          if (kFirst && save) store_sum<2>(products);
+          _tile_dpbf16ps(2, 5, 6);
+          if (kFirst && more) decode(Index<2>{}, to);
+          if (kFirst && save) store_sum<3>(products);
+          _tile_dpbf16ps(3, 5, 7);
+          if (kSecond && more) decode(Index<3>{}, to);
+        });
+        for (int line = 0; line < lines; ++line, ahead += 64) Amx::prefetch(ahead);
+        if (save) add_all();
+      }
+      before = {header, half};
+    }
+    header += segment_size;
+    in_block += segment_steps;
+    if (in_block == kSteps) in_block = 0, x += block_x;
+  }
+  unroll<2 * kGroups>([&](auto sum) __attribute__((always_inline)) { store_sum<sum>(products); });
+  add_all();
+}
+
+template <int kTerms>
+void multiply_all(const TileJob& job) {
+  for (int row = 0; row < job.rows; row += 2 * kRows) {
+    if (job.rows - row > kRows) {
+      multiply_pair<kTerms>(job, row);
+    } else {
+      multiply<kTerms>(job, row);
+    }
+  }
+}
+
 void amx(const TileJob& job) {
   if (!job.add) std::memset(job.y, 0, std::size_t(job.rows) * kTile * sizeof(float));
-  for (int row = 0; row < job.rows; row += kRows) {
-    if (job.terms == 1) multiply<1>(job, row);
-    if (job.terms == 2) multiply<2>(job, row);
-    if (job.terms == 3) multiply<3>(job, row);
-  }
+  if (job.terms == 1) multiply_all<1>(job);
+  if (job.terms == 2) multiply_all<2>(job);
+  if (job.terms == 3) multiply_all<3>(job);
   _tile_release();
 }
 
