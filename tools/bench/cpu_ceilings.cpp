@@ -82,6 +82,19 @@ constexpr TileConfig kTiles;
       : "m"(kTiles)                                                                                                \
       : "cc")
 void amx_bf16(std::int64_t count) { TILE_LOOP("tdpbf16ps"); }
+void amx_loaded(std::int64_t count) {
+  alignas(64) static constexpr std::uint8_t kOperands[4][1024] = {};
+  const std::int64_t stride = 64;
+  asm volatile(
+      "ldtilecfg %1\n\t.irp r,0,1,2,3\n\ttilezero %%tmm\\r\n\t.endr\n1:\n\t"
+      "tileloadd (%2,%3,1), %%tmm4\n\ttileloadd 1024(%2,%3,1), %%tmm6\n\ttdpbf16ps %%tmm6,%%tmm4,%%tmm0\n\t"
+      "tileloadd 2048(%2,%3,1), %%tmm7\n\ttdpbf16ps %%tmm7,%%tmm4,%%tmm1\n\t"
+      "tileloadd 3072(%2,%3,1), %%tmm5\n\ttdpbf16ps %%tmm6,%%tmm5,%%tmm2\n\ttdpbf16ps %%tmm7,%%tmm5,%%tmm3\n\t"
+      "dec %0\n\tjnz 1b\n\ttilerelease"
+      : "+r"(count)
+      : "m"(kTiles), "r"(kOperands), "r"(stride), "m"(kOperands)
+      : "cc");
+}
 void amx_int8(std::int64_t count) { TILE_LOOP("tdpbusd"); }
 bool has_amx_int8() {
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -155,6 +168,7 @@ CpuCeilings measure_cpu_ceilings(const std::shared_ptr<DeviceBackend>& backend) 
   else if (runs("avx2"))
     result.int8 = rate(pool, {maddubs256, 64.0 * kSums});
   if (runs("amx_bf16")) result.amx_bf16 = rate(pool, {amx_bf16, 4 * 2.0 * 16 * 16 * 32});
+  if (runs("amx_bf16")) result.amx_loaded = rate(pool, {amx_loaded, 4 * 2.0 * 16 * 16 * 32});
   if (runs("amx_bf16") && has_amx_int8()) result.amx_int8 = rate(pool, {amx_int8, 4 * 2.0 * 16 * 16 * 64});
 #endif
   result.blas_name = cpu::blas().name;
@@ -163,8 +177,9 @@ CpuCeilings measure_cpu_ceilings(const std::shared_ptr<DeviceBackend>& backend) 
 }
 
 void CpuCeilings::merge(const CpuCeilings& other) {
-  for (const auto member : {&CpuCeilings::read_gbps, &CpuCeilings::fp32, &CpuCeilings::bf16, &CpuCeilings::int8,
-                            &CpuCeilings::amx_bf16, &CpuCeilings::amx_int8, &CpuCeilings::blas})
+  for (const auto member :
+       {&CpuCeilings::read_gbps, &CpuCeilings::fp32, &CpuCeilings::bf16, &CpuCeilings::int8, &CpuCeilings::amx_bf16,
+        &CpuCeilings::amx_loaded, &CpuCeilings::amx_int8, &CpuCeilings::blas})
     this->*member = std::max(this->*member, other.*member);
   blas_name = other.blas_name;
   barrier_us = barrier_us > 0 ? std::min(barrier_us, other.barrier_us) : other.barrier_us;
@@ -194,15 +209,16 @@ std::string CpuCeilings::str() const {
   return fmt::format(
       "ceilings of this run, all threads: read {:.1f} GB/s (huge pages); 1e9 operations/s: fp32 FMA {}, VDPBF16PS {}, "
       "int8 "
-      "dot {}, AMX bf16 {}, AMX int8 {}, sgemm {} ({}); a job of empty tasks {:.1f} us; oneDNN: {}",
-      read_gbps, or_none(fp32), or_none(bf16), or_none(int8), or_none(amx_bf16), or_none(amx_int8), or_none(blas),
-      blas_name, barrier_us, onednn_name());
+      "dot {}, AMX bf16 {} ({} with a load a product), AMX int8 {}, sgemm {} ({}); a job of empty tasks {:.1f} us; "
+      "oneDNN: {}",
+      read_gbps, or_none(fp32), or_none(bf16), or_none(int8), or_none(amx_bf16), or_none(amx_loaded), or_none(amx_int8),
+      or_none(blas), blas_name, barrier_us, onednn_name());
 }
 
 Json CpuCeilings::json() const {
-  return {{"read_gbps", read_gbps},   {"fp32_fma", fp32},       {"bf16_dot", bf16}, {"int8_dot", int8},
-          {"amx_bf16", amx_bf16},     {"amx_int8", amx_int8},   {"sgemm", blas},    {"blas", blas_name},
-          {"barrier_us", barrier_us}, {"onednn", onednn_name()}};
+  return {{"read_gbps", read_gbps}, {"fp32_fma", fp32},         {"bf16_dot", bf16},       {"int8_dot", int8},
+          {"amx_bf16", amx_bf16},   {"amx_loaded", amx_loaded}, {"amx_int8", amx_int8},   {"sgemm", blas},
+          {"blas", blas_name},      {"barrier_us", barrier_us}, {"onednn", onednn_name()}};
 }
 
 }  // namespace q4::tools

@@ -19,6 +19,7 @@ struct CpuCeilings {
   double bf16 = 0;        ///< VDPBF16PS
   double int8 = 0;        ///< VPDPBUSD, else VPMADDUBSW and VPMADDWD
   double amx_bf16 = 0;    ///< TDPBF16PS
+  double amx_loaded = 0;  ///< the same with a load of a tile from the first cache for each product, as 2 x 2 sums need
   double amx_int8 = 0;    ///< TDPBUSD
   double blas = 0;        ///< cblas_sgemm of a square matrix, with the BLAS's own threads
   double barrier_us = 0;  ///< handing one empty task to each thread, and waiting for all: the least that was seen
