@@ -91,9 +91,9 @@ TEST_CASE("cpu digits: few rows take them where nothing better is, and never for
   CpuDevice cpu;
   const Packed packed = pack(*cpu.device, MatrixSpec{});
   if (!has_digits(*cpu.device, packed)) return skip("this processor has no dot products of bytes");
-  PlanOptions options = options_for(64, DType::kF16);
+  PlanOptions options = options_for(512, DType::kF16);
   CHECK(cpu.device->plan(packed.matrix, options, nullptr)->tactic(1) == kDigits);
-  CHECK(cpu.device->plan(packed.matrix, options, nullptr)->tactic(64) != kDigits);
+  CHECK(cpu.device->plan(packed.matrix, options, nullptr)->tactic(512) != kDigits);
   options.batch_invariant = true;
   CHECK(cpu.device->plan(packed.matrix, options, nullptr)->tactic(1) != kDigits);
 }

@@ -11,7 +11,7 @@ namespace {
 struct AvxVnni : Avx2 {
   static I dot(I sum, W codes, const std::int8_t* x) { return _mm256_dpbusd_avx_epi32(sum, codes, broadcast4(x)); }
   struct Dots {};  // products are added in 32 bits at once
-  static constexpr int kDotOctets = kBlock / 8, kDigitSums = 12, kDigitPass = 4, kDigitRows = 16;
+  static constexpr int kDotOctets = kBlock / 8, kDigitSums = 12, kDigitPass = 4, kDigitRows = 64;
   static void clear(Dots) {}
   static void add_dot(I& sum, Dots, W codes, const std::int8_t* x) { sum = dot(sum, codes, x); }
   static void widen(I&, Dots) {}

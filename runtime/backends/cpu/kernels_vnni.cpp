@@ -10,7 +10,7 @@ namespace {
 struct Avx512Vnni : Avx512 {
   static I dot(I sum, W codes, const std::int8_t* x) { return _mm512_dpbusd_epi32(sum, codes, broadcast4(x)); }
   struct Dots {};  // products are added in 32 bits at once
-  static constexpr int kDotOctets = kBlock / 8, kDigitSums = 24, kDigitPass = 4, kDigitRows = 24;
+  static constexpr int kDotOctets = kBlock / 8, kDigitSums = 24, kDigitPass = 4, kDigitRows = 64;
   static void clear(Dots) {}
   static void add_dot(I& sum, Dots, W codes, const std::int8_t* x) { sum = dot(sum, codes, x); }
   static void widen(I&, Dots) {}

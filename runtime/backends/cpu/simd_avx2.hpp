@@ -61,7 +61,7 @@ struct Avx2 {
 
   // Of digits (kernels_digits.hpp): kDotOctets * 2 sums of two products fit into 16 bits.
   using Dots = __m256i;
-  static constexpr int kDotOctets = 4, kDigitSums = 6, kDigitPass = 2, kDigitRows = 4;
+  static constexpr int kDotOctets = 4, kDigitSums = 6, kDigitPass = 2, kDigitRows = 3;
   static void clear(Dots& dots) { dots = _mm256_setzero_si256(); }
   static void add_dot(I&, Dots& dots, W codes, const std::int8_t* x) {
     dots = _mm256_add_epi16(dots, _mm256_maddubs_epi16(codes, broadcast4(x)));

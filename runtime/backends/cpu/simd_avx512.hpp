@@ -61,7 +61,7 @@ struct Avx512 {
 
   // Of digits (kernels_digits.hpp): kDotOctets * 2 sums of two products fit into 16 bits.
   using Dots = __m512i;
-  static constexpr int kDotOctets = 4, kDigitSums = 12, kDigitPass = 2, kDigitRows = 1;
+  static constexpr int kDotOctets = 4, kDigitSums = 12, kDigitPass = 2, kDigitRows = 2;
   static void clear(Dots& dots) { dots = _mm512_setzero_si512(); }
   static void add_dot(I&, Dots& dots, W codes, const std::int8_t* x) {
     dots = _mm512_add_epi16(dots, _mm512_maddubs_epi16(codes, broadcast4(x)));
