@@ -35,6 +35,10 @@ bool has_avx_vnni() {
 }
 bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
+bool is_amd() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(0, &a, &b, &c, &d) && b == 0x68747541;  // "Auth"enticAMD
+}
 /// The kernel hands out AMX on request, once for the whole process (Documentation/x86/xstate.rst).
 bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -92,6 +96,9 @@ std::span<const char* const> kernel_names() {
 Kernels select_kernels(const char* forced) {
   const bool any = forced == nullptr || *forced == 0;
   Kernels kernels{};
+#if defined(__x86_64__)
+  kernels.fast_bf16 = is_amd();
+#endif
   std::string here;
   for (const Level& level : kLevels) {
     if (!level.here() || !level.add(kernels)) continue;

@@ -84,6 +84,7 @@ struct Kernels {
   void (*direct_bf16)(const TileJob&) = nullptr;
   void (*panel_bf16)(const TileJob&) = nullptr;
   int direct_rows_bf16 = 0;
+  bool fast_bf16 = false;  // they have twice the rate of fp32's multiply-adds (AMD), not half (Intel)
 
   // For activations quantized to 8 bits, which only Math::kInt8 asks for; in every table.
   void (*pack_x_int8)(const PackX&, std::int64_t row_begin, std::int64_t row_end) = nullptr;

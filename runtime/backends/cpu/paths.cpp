@@ -61,19 +61,17 @@ bool PathRules::valid(Path path) const {
 
 Path PathRules::usual(std::int64_t rows) const {
   if (int8) return Path::kInt8;
-  const bool few = rows <= kernels->direct_rows;
+  const bool few = rows <= kernels->direct_rows, fast_bf16 = kernels->fast_bf16 && valid(Path::kDirectBf16);
   // One way of adding for every m. A row's sums on AMX depend on nothing but the row; `direct` and `panel` of one math
   // agree to the bit.
   if (batch_invariant) {
     if (valid(Path::kAmx)) return Path::kAmx;
-    if (valid(Path::kDirectBf16)) return rows <= kernels->direct_rows_bf16 ? Path::kDirectBf16 : Path::kPanelBf16;
+    if (fast_bf16) return rows <= kernels->direct_rows_bf16 ? Path::kDirectBf16 : Path::kPanelBf16;
     return few ? Path::kDirect : Path::kPanel;
   }
   // AMX takes as long for one row as for sixteen, once a term; the others take a time for each row.
   if (valid(Path::kAmx) && rows > 2 + bf16_terms(element)) return Path::kAmx;
-  // Where there is AMX, VDPBF16PS has half the speed of fp32; elsewhere (AMD) twice.
-  if (valid(Path::kDirectBf16) && !kernels->amx && rows > 2)
-    return rows <= kernels->direct_rows_bf16 ? Path::kDirectBf16 : Path::kPanelBf16;
+  if (fast_bf16 && rows > 2) return rows <= kernels->direct_rows_bf16 ? Path::kDirectBf16 : Path::kPanelBf16;
   if (valid(Path::kDigits) && rows <= kernels->digit_rows) return Path::kDigits;
   return few ? Path::kDirect : Path::kPanel;
 }
