@@ -84,6 +84,48 @@ TEST_CASE("warmup: processes that start together on an empty folder compile each
   CHECK(compiled == kernels);
 }
 
+TEST_CASE("warmup: 64 ranks load their slices, plan and warm up from one folder, and each kernel is compiled once") {
+  if (compiler_absent()) return;
+  constexpr int kRanks = 64;
+  const test::TempFolder s;
+  const auto up = make_gptq({.k = 128, .n = 8 * kRanks, .group_size = 64});
+  const auto down = make_gptq({.k = 8 * kRanks, .n = 128, .group_size = 64});
+  std::vector<pid_t> ranks;
+  for (int rank = 0; rank < kRanks; ++rank)
+    ranks.push_back(start_on_fake_gpu([&] {
+      const Runtime runtime(in(s / "k"));
+      const auto columns =
+          QuantizedMatrix::from_gptq(runtime, kGpu, up.tensors(), {.slice = Slice::columns(rank, kRanks)});
+      const auto rows = QuantizedMatrix::from_gptq(runtime, kGpu, down.tensors(), {.slice = Slice::rows(rank, kRanks)});
+      const std::vector<WarmupShape> shapes = {{columns.k(), columns.n(), columns.group_size()},
+                                               {rows.k(), rows.n(), rows.group_size()}};
+      WarmupOptions options;
+      options.plan.max_m = 2;
+      Q4_CHILD_CHECK(runtime.warmup(shapes, options).complete());
+      runtime.seal(Sealing::kError);
+      const MatmulPlan first(runtime, columns, options.plan), second(runtime, rows, options.plan);
+      const auto counters = runtime.cache_counters();
+      std::ofstream(s / fmt::format("{}", ::getpid()))
+          << counters.compiled << " " << counters.user_folder << " " << runtime.numerics_id(kGpu, shapes, options.plan);
+      return 0;
+    }));
+  std::uint64_t compiled = 0, all = 0;
+  std::string id;
+  for (const auto rank : ranks) {
+    REQUIRE(finish(rank) == 0);
+    std::uint64_t here = 0, found = 0;
+    std::string own;
+    std::ifstream(s / fmt::format("{}", rank)) >> here >> found >> own;
+    compiled += here;
+    if (id.empty()) all = here + found, id = own;
+    CHECK(here + found == all);  // each rank needs the same kernels
+    CHECK(own == id);
+  }
+  CHECK(id.size() == 16);
+  CHECK(all > 3);
+  CHECK(compiled == all);
+}
+
 TEST_CASE("warmup: what matrices in their tensors' memory load and run compiles nothing afterwards, also sealed") {
   if (compiler_absent()) return;
   const test::TempFolder s;
