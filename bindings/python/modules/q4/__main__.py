@@ -1,4 +1,4 @@
-"""The command `q4`: `q4 info` lists devices; `q4 bench|verify|autotune|convert ...` runs that tool of the wheel or of PATH."""
+"""The command `q4`: `q4 info` lists devices; `q4 bench|verify|autotune|cache|convert ...` runs that tool of the wheel or of PATH."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import sys
 
 import q4
 
-_TOOLS = ("bench", "verify", "autotune", "convert")
+_TOOLS = ("bench", "verify", "autotune", "cache", "convert")
 _USAGE = f"""usage: q4 [info]             lists devices, backends and what is missing
        q4 {"|".join(_TOOLS)} ...  runs that tool of the wheel or of PATH
        q4 --help | --version"""
