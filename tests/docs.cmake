@@ -5,6 +5,8 @@ if(q4_python3)
   foreach(what links variables versions)
     add_test(NAME "docs: ${what}" COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tests/docs/check.py ${what})
   endforeach()
+  add_test(NAME "docs: options of tools exist" COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tests/docs/check.py options ${PROJECT_BINARY_DIR}/bin)
+  add_test(NAME "docs: fragments of C++ compile" COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tests/docs/check.py fragments ${CMAKE_CXX_COMPILER})
   add_test(NAME "tools: fields of --json are documented"
            COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tests/tools/json_test.py ${PROJECT_BINARY_DIR}/bin ${PROJECT_SOURCE_DIR}/docs)
 endif()

@@ -4,6 +4,8 @@
     check.py links       every link between files of the repository leads to a file, and to a heading in it
     check.py variables   docs/reference/environment.md lists what the sources read, no more and no less
     check.py versions    what names a version names that of include/q4/version.h
+    check.py options BIN every command of a tool, in a block or in a line, has options that its --help in BIN knows
+    check.py fragments CXX  blocks of C++ that are no programs compile, with what they leave undeclared
 """
 import pathlib
 import re
@@ -79,8 +81,63 @@ def versions() -> list[str]:
     return wrong
 
 
+def options() -> list[str]:
+    wrong, count = [], 0
+    helps: dict[tuple[str, ...], str] = {}
+    for page in tracked("*.md"):
+        text = page.read_text()
+        blocks = "\n".join(re.findall(r"^```(?:sh|yaml)\b[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
+        lines = [line.split(" #")[0] for line in blocks.splitlines()] + re.findall(r"`([^`\n]*)`", CODE.sub("", text))
+        for line in lines:
+            for tool, words in re.findall(r"\b(q4-(?:info|verify|autotune|bench|cache|convert))((?: [^|;&<>]*)?)", line):
+                first = words.split()[:1] if tool == "q4-cache" and re.match(r" [a-z]+( |$)", words) else []
+                key = (tool, *first)
+                if key not in helps:
+                    command = [str(pathlib.Path(sys.argv[2]) / tool), *first, "--help"]
+                    helps[key] = subprocess.run(command, capture_output=True, text=True).stdout
+                    if not helps[key]:
+                        wrong.append(f"{page.relative_to(ROOT)}: {' '.join(key)}: no such command")
+                for option in re.findall(r"(?<=[ \[])--[a-z][a-z-]*", words):
+                    count += 1
+                    if option not in re.findall(r"^  (?:-h,)?(--[a-z-]+)", helps[key], re.MULTILINE):
+                        wrong.append(f"{page.relative_to(ROOT)}: {' '.join(key)} has no {option}")
+    assert count > 50, count
+    return wrong
+
+
+# What fragments of the documents take from the program around them.
+AROUND = """#include <q4/q4.hpp>
+#include <stdexcept>
+#include <string>
+extern const q4::Runtime runtime;
+extern const q4::Device device;
+extern void *stream, *x, *out;
+extern const std::int32_t* topk_ids;
+extern const float* topk_weights;
+extern const std::int64_t tokens;
+template <class... Values>
+void metrics(Values...);
+"""
+
+
+def fragments() -> list[str]:
+    wrong, count = [], 0
+    for page in tracked("docs/*.md"):
+        for code in re.findall(r"^```cpp\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+            if page.name == "embedding.md":  # is compiled and run as a program
+                continue
+            count += 1
+            body = re.sub(r"^#include .*$", "", code, flags=re.MULTILINE)
+            command = [sys.argv[2], "-std=c++20", "-fsyntax-only", f"-I{ROOT}/include", "-x", "c++", "-"]
+            ended = subprocess.run(command, input=f"{AROUND}void fragment() {{\n{body}}}\n", capture_output=True, text=True)
+            if ended.returncode != 0:
+                wrong.append(f"{page.relative_to(ROOT)}: {ended.stderr}")
+    assert count >= 2, count
+    return wrong
+
+
 def main() -> None:
-    wrong = {"links": links, "variables": variables, "versions": versions}[sys.argv[1]]()
+    wrong = {"links": links, "variables": variables, "versions": versions, "options": options, "fragments": fragments}[sys.argv[1]]()
     print("\n".join(wrong))
     sys.exit(1 if wrong else 0)
 
