@@ -231,7 +231,13 @@ UnpackedMatrix QuantizedExperts::unpack(std::int64_t expert) const {
   const auto& impl = require(*this, kCall);
   const ExpertsShape& shape = impl.shape();
   check(expert >= 0 && expert < shape.experts, "{}: expert = {} is outside [0, {})", kCall, expert, shape.experts);
-  return to_unpacked(impl.packed->unpack(expert), shape, impl.zeros[static_cast<std::size_t>(expert)]);
+  UnpackedMatrix to = to_unpacked(impl.packed->unpack(expert), shape, impl.zeros[static_cast<std::size_t>(expert)]);
+  // A GPU keeps an order for every expert as soon as one has one; an expert that was given none gives none back.
+  bool in_order = true;
+  for (std::size_t r = 0; r < to.g_idx.size() && in_order; ++r)
+    in_order = to.g_idx[r] == static_cast<std::int64_t>(r) / shape.group_size;
+  if (in_order) to.g_idx.clear();
+  return to;
 }
 
 }  // namespace q4
