@@ -43,6 +43,9 @@ TEST_CASE("config: the fields and their synonyms") {
                            R"({"quant_method":"AWQ","version":"ipex"})", R"({"version":"exllama","format":"gemm"})"})
     CHECK_MESSAGE(parse_config(same, "c").packing == Packing::kAwqGemm, same);
 
+  CHECK(parse_config(R"({"quant_method":"compressed_tensors","format":"pack-quantized"})", "c").packing ==
+        Packing::kCompressed);
+
   const ClaimedConfig silent = parse_config(R"({"bits":null,"lm_head":true,"modules_to_not_convert":["a"]})", "c");
   CHECK_FALSE(silent.packing.has_value());
   CHECK_FALSE(silent.group_size.has_value());
@@ -87,6 +90,21 @@ TEST_CASE("config: what q4 does not compute, and what contradicts itself") {
   }
 }
 
+TEST_CASE("config: AutoRound before packing_format says its packing in the backend") {
+  const auto zeros = [](const char* fields) {
+    return parse_config(R"({"quant_method":"intel/auto-round","bits":4,)" + std::string(fields) + "}", "c").zeros;
+  };
+  CHECK(zeros(R"("sym":false,"backend":"auto_round:exllamav2")") == ZeroFormat::kV2);
+  CHECK_FALSE(zeros(R"("sym":false,"backend":"auto_round","packing_format":"auto")").has_value());
+  CHECK_FALSE(zeros(R"("sym":true,"backend":"auto_round:exllamav2")").has_value());  // the stored zeros say it
+  CHECK_FALSE(zeros(R"("sym":false,"backend":"gptq:exllamav2")").has_value());
+  CHECK_FALSE(zeros(R"("sym":false,"backend":"auto_round:gptq:exllamav2")").has_value());
+  CHECK_FALSE(zeros(R"("sym":false,"backend":"auto")").has_value());
+  CHECK(zeros(R"("sym":false,"backend":"auto_round","packing_format":"auto_round:auto_gptq")") == ZeroFormat::kV1);
+  const char* const awq = R"({"quant_method":"auto-round","backend":"auto_round:awq"})";
+  CHECK(parse_config(awq, "c").packing == Packing::kAwqGemm);
+}
+
 TEST_CASE("config: rules give single modules their bits") {
   const ClaimedConfig config = parse_config(
       R"({"bits":4,"dynamic":{"-:.*gate$":{},"+:.*\\.0\\..*down":{"bits":8},"model\\.layers\\.1\\.":{"group_size":32}}})",
@@ -106,6 +124,9 @@ TEST_CASE("config: rules give single modules their bits") {
   CHECK(groups.packing == Packing::kCompressed);
   CHECK(groups.bits_of("model.layers.1.mlp.down_proj") == 8);
   CHECK(groups.bits_of("model.layers.1.mlp.up_proj") == 4);
+  CHECK(groups.may_have("model.layers.1.mlp.down_proj", 4));  // by its class, the tensors may say
+  CHECK_FALSE(groups.may_have("model.layers.1.mlp.up_proj", 8));
+  CHECK(parse_config("{}", "c").may_have("any", 3));
   // Expressions and names that would keep a backtracking matcher busy for ever, or overflow its stack.
   const ClaimedConfig slow =
       parse_config(R"({"bits":4,"dynamic":{"(a+)+$":{"bits":8},"(?P<x>b|b)*c":{"bits":2}}})", "c");

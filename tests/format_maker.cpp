@@ -104,6 +104,16 @@ std::vector<FileTensor> compressed(const std::string& p, const Numbers& w, bool 
   return tensors;
 }
 
+/// As compressed-tensors wrote asymmetric matrices before 0.9.4: zeros less 8, a byte each.
+std::vector<FileTensor> with_int8_zeros(const std::string& p, const Numbers& w, std::vector<FileTensor> tensors) {
+  std::vector<std::int8_t> zeros;
+  for (std::int64_t c = 0; c < kN; ++c)
+    for (std::int64_t g = 0; g < w.plain.groups; ++g) zeros.push_back(static_cast<std::int8_t>(w.zero(g, c) - 8));
+  for (FileTensor& t : tensors)
+    if (t.name == p + ".weight_zero_point") t = tensor(t.name, "I8", {kN, w.plain.groups}, zeros);
+  return tensors;
+}
+
 /// AutoAWQ's calculate_zeros_width.
 std::int64_t zeros_width(std::int64_t group) {
   const std::int64_t multiplier = group >= 128 ? 1 : group == 64 ? 2 : 4, base = (kK / group + 7) / 8;
@@ -222,6 +232,10 @@ std::vector<MadeFormat> made_formats(const std::string& p) {
     return R"({"quant_method":"auto-round","bits":4,"group_size":32,"sym":false,"packing_format":")" +
            std::string(packing) + "\"}";
   };
+  const auto old_round = [](const char* backend) {
+    return R"({"quant_method":"intel/auto-round","bits":4,"group_size":32,"sym":false,"backend":")" +
+           std::string(backend) + "\"}";
+  };
   const auto awq = [](const char* version, const char* group = "32") {
     return std::string(R"({"quant_method":"awq","bits":4,"zero_point":true,"group_size":)") + group +
            R"(,"version":")" + version + "\"}";
@@ -279,6 +293,11 @@ std::vector<MadeFormat> made_formats(const std::string& p) {
       {"GPTQModel v1 asymmetric int16",
        gptq(R"(,"checkpoint_format":"gptq","sym":false,"pack_dtype":"int16","meta":{"quantizer":"gptqmodel:7.7.0"})"),
        gptq_words<std::uint16_t>(p, o, "I16", 0, true), o.plain, kWords, true},
+      {"compressed-tensors asymmetric before 0.9.4", llm(R"("strategy":"group","group_size":32,"symmetric":false)"),
+       with_int8_zeros(p, w, compressed(p, w, false, "F16")), w.plain, kCt},
+      {"AutoRound 0.4", old_round("auto_round:exllamav2"), gptq_words<std::uint32_t>(p, w, "I32", 0), w.plain, "GPTQ"},
+      {"AutoRound 0.4 by AutoGPTQ", old_round("auto_round:gptq:exllamav2"), gptq_words<std::uint32_t>(p, w, "I32", -1),
+       w.plain, "GPTQ"},
   };
 }
 

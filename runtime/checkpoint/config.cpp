@@ -75,12 +75,22 @@ std::string read_method(const Fields& fields) {
   const std::string method = fields.text({"quant_method", "method"}).value_or("");
   if (method.empty() || method == "gptq" || method == "awq" || method == "compressed-tensors") return method;
   if (method == "gptqmodel" || method == "gptq_marlin") return "gptq";
+  if (method == "compressed_tensors") return "compressed-tensors";
   if (method == "awq_marlin") return "awq";
   if (method == "marlin") return method;
   if (method == "auto-round" || method == "auto_round" || method == "intel/auto-round") return "auto-round";
   fields.unsupported(
       "quant_method is {}, q4 reads gptq, awq, auto-round and compressed-tensors; quantize the model with one of them",
       quote(method));
+}
+
+/// AutoRound before 0.5 has no packing_format: its backend says who packed, as in "gptq:exllamav2", which AutoGPTQ did, and
+/// "auto_round:exllamav2", with zeros as they are. Symmetric zeros, 8 or 7, say that by themselves.
+void read_backend(const Fields& fields, ClaimedConfig& config) {
+  const std::string backend = fields.text({"backend"}).value_or("");
+  if (backend.find("awq") != std::string::npos) config.packing = Packing::kAwqGemm;
+  const bool own = backend.rfind("auto_round", 0) == 0 && backend.find("gptq") == std::string::npos;
+  if (own && !config.packing && !fields.boolean({"sym"}).value_or(true)) config.zeros = ZeroFormat::kV2;
 }
 
 /// The fields that name the packing overlap: each is looked up, and they must agree.
@@ -91,7 +101,7 @@ void read_packing(const Fields& fields, ClaimedConfig& config) {
   for (const char* field : {"checkpoint_format", "format", "version", "packing_format"}) {
     if (compressed && field != std::string("format")) continue;  // version is the library's
     const auto value = fields.text({field});
-    if (!value) continue;
+    if (!value || (*value == "auto" && field == std::string("packing_format"))) continue;
     const auto* const known =
         std::find_if(std::begin(kFormats), std::end(kFormats), [&](const Format& f) { return f.name == *value; });
     if (known == std::end(kFormats)) {
@@ -114,6 +124,7 @@ void read_packing(const Fields& fields, ClaimedConfig& config) {
   if (method == "gptq") config.packing = Packing::kGptq;
   if (method == "awq") config.packing = Packing::kAwqGemm;
   if (compressed) config.packing = Packing::kCompressed;
+  if (method == "auto-round" && fields.find({"packing_format"}) == nullptr) read_backend(fields, config);
 }
 
 /// GPTQModel: {"+:expression" or "-:expression": {"bits": 8, ...}}
@@ -290,6 +301,13 @@ std::optional<std::int64_t> ClaimedConfig::bits_of(const std::string& module) co
     if (rule.pattern.matches(module)) return rule.bits ? rule.bits : bits;
   }
   return bits;
+}
+
+bool ClaimedConfig::may_have(const std::string& module, std::int64_t count) const {
+  if (!bits && rules.empty()) return true;
+  return bits == count || std::any_of(rules.begin(), rules.end(), [&](const ModuleRule& rule) {
+           return rule.bits == count && rule.pattern.matches(module);
+         });
 }
 
 ClaimedConfig parse_config(const std::string& json, const std::string& path) {

@@ -37,6 +37,9 @@ struct ClaimedConfig {
 
   /// Bits that the configuration gives the module; nothing: it does not say.
   std::optional<std::int64_t> bits_of(const std::string& module) const;
+  /// Whether some rule that matches the module, or the configuration as a whole, gives it so many bits. The order of
+  /// rules is lost with that of a JSON object's members: where they overlap, the tensors decide.
+  bool may_have(const std::string& module, std::int64_t count) const;
 };
 
 /// Everything that config.json (quantization_config at any depth), quantize_config.json, quantization_config.json and

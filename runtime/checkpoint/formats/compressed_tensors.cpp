@@ -2,7 +2,8 @@
 //
 //     weight_packed [n, k/8]     along k, low bits first, q + 8     weight_g_idx [k], only with actorder "group"
 //     weight_scale [n, groups]   channel: [n, 1] or [n]             weight_shape [2] = n, k
-//     weight_zero_point [n/8, groups]   along n, only where asymmetric, else every zero is 8
+//     weight_zero_point [n/8, groups]   along n, only where asymmetric, else every zero is 8; before compressed-tensors
+//                                       0.9.4 int8 [n, groups], zero - 8
 #include "runtime/checkpoint/formats/format.hpp"
 
 namespace q4::checkpoint {
@@ -38,8 +39,9 @@ class CompressedTensors : public Reader {
     matrix.g_idx = look_up(files, matrix.name("weight_g_idx"));
     matrix.zeros = look_up(files, matrix.name("weight_zero_point"));
     if (matrix.zeros.tensor != nullptr && entry.bits == 4) {
-      need_type(matrix.zeros, matrix.name("weight_zero_point"), {"I32"});
-      need_shape(matrix.zeros, matrix.name("weight_zero_point"), {(entry.n + 7) / 8, entry.groups}, matrix);
+      need_type(matrix.zeros, matrix.name("weight_zero_point"), {"I32", "I8"});
+      const std::int64_t rows = plain_zeros(matrix) ? entry.n : (entry.n + 7) / 8;
+      need_shape(matrix.zeros, matrix.name("weight_zero_point"), {rows, entry.groups}, matrix);
     }
     if (matrix.zeros.tensor == nullptr && claimed.sym && !*claimed.sym)
       need_symmetric(matrix, matrix.name("weight_zero_point"), claimed);
@@ -51,7 +53,9 @@ class CompressedTensors : public Reader {
     const MatrixEntry& entry = matrix.entry;
     Repacked out;
     out.qweight = transposed(*matrix.codes.tensor, entry.k / 8, cut.columns, cut.row / 8, cut.rows / 8);
-    if (matrix.zeros.tensor != nullptr) {
+    if (matrix.zeros.tensor != nullptr && plain_zeros(matrix)) {
+      out.qzeros = packed_zeros(matrix, cut);
+    } else if (matrix.zeros.tensor != nullptr) {
       std::vector<std::int32_t> rows;  // of eight columns each
       for (std::int64_t i = 0; i < cut.n(); i += 8) rows.push_back(static_cast<std::int32_t>(cut.column(i) / 8));
       out.qzeros = transposed(*matrix.zeros.tensor, entry.groups, rows, 0, entry.groups);
@@ -61,6 +65,23 @@ class CompressedTensors : public Reader {
   }
 
  private:
+  static bool plain_zeros(const Matrix& matrix) { return matrix.zeros.tensor->dtype == "I8"; }
+
+  static std::vector<std::uint32_t> packed_zeros(const Matrix& matrix, const Cut& cut) {
+    const std::int64_t groups = matrix.entry.groups, words = cut.n() / 8;
+    const Stored<std::int8_t> zeros(*matrix.zeros.tensor);
+    std::vector<std::uint32_t> to(static_cast<std::size_t>(groups * words));
+    for (std::int64_t g = 0; g < groups; ++g)
+      for (std::int64_t c = 0; c < cut.n(); ++c) {
+        const int zero = zeros[cut.column(c) * groups + g] + 8;
+        if (zero < 0 || zero > 15)
+          wrong(ErrorCode::kCorrupt, matrix.zeros, matrix.name("weight_zero_point"),
+                "column {} has {} in group {}, which is not from -8 to 7", cut.column(c), zero - 8, g);
+        put_nibble(to[static_cast<std::size_t>(g * words + c / 8)], c % 8, static_cast<std::uint32_t>(zero));
+      }
+    return to;
+  }
+
   /// k: what weight_shape says, or the whole words.
   static void read_shape(const FileSet& files, Matrix& matrix) {
     MatrixEntry& entry = matrix.entry;
@@ -88,7 +109,7 @@ class CompressedTensors : public Reader {
     const std::int64_t words = matrix.codes.tensor->shape[1], k = matrix.entry.k;
     const auto said = claimed.bits_of(matrix.entry.name);
     if (words == (k + 7) / 8 && (matrix.shape.tensor != nullptr || said.value_or(4) == 4)) {
-      if (said.value_or(4) == 4) return 4;
+      if (said.value_or(4) == 4 || claimed.may_have(matrix.entry.name, 4)) return 4;
     } else if (said.value_or(4) != 4) {
       return *said;
     } else if (words == (k + 3) / 4) {

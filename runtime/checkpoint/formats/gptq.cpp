@@ -31,7 +31,7 @@ std::int64_t bits_of(const Matrix& matrix, const ClaimedConfig& claimed) {
   const std::int64_t n = matrix.entry.n, width = matrix.zeros.tensor->shape[1];
   for (const std::int64_t bits : {4, 8, 3, 2}) {
     if (width != (n * bits + 31) / 32 || (n < 32 && said && *said != bits)) continue;
-    if (said && *said != bits) {
+    if (said && !claimed.may_have(matrix.entry.name, bits)) {
       wrong(ErrorCode::kCorrupt, matrix.zeros, matrix.name("qzeros"),
             "{} for n = {} columns is {}-bit packing, but {} says {} bits", shape_of(*matrix.zeros.tensor), n, bits,
             claimed.path, *said);
