@@ -74,6 +74,22 @@ TEST_CASE("q4-info CHECKPOINT: says what it is, and what would not load") {
   CHECK_MESSAGE(text.find("format: AWQ gemv (awq), 1 matrices of 4 bits") != std::string::npos, text);
   CHECK_MESSAGE(text.find("128 x 192    group 32") != std::string::npos, text);
   CHECK_MESSAGE(text.find("1 cannot be loaded:\n    lm_head: ") != std::string::npos, text);
+  // What cannot be read is wrong input to every tool, and a damaged matrix says what is wrong with it.
+  const auto ends = [&](const std::string& arguments, const std::string& part) {
+    const int status = std::system((binary_dir() + "/bin/" + arguments + " >" + (folder / "out") + " 2>&1").c_str());
+    CHECK(WEXITSTATUS(status) == 2);
+    CHECK_MESSAGE(read_file(folder / "out").find(part) != std::string::npos, read_file(folder / "out"));
+  };
+  write_file(folder / "x.npy", "");
+  ends("q4-verify " + folder.path() + " --tensor lm_head --x " + (folder / "x.npy") + " --out y.npy",
+       "lm_head.qweight");
+  write_file(folder / "config.json", "{");
+  ends("q4-info " + folder.path(), "not valid JSON");
+  ends("q4-info --config " + (folder / "config.json"), "error: " + folder.path());
+  write_safetensors(folder / "model.safetensors", {{"a.weight", "F16", {1}, "12"}});
+  write_file(folder / "config.json", "{}");
+  REQUIRE(std::system((command + " >" + (folder / "out")).c_str()) == 0);
+  CHECK(read_file(folder / "out").find("no quantized matrix in it") != std::string::npos);
 }
 
 TEST_CASE("formats: damaged tensors are the matrix's error, whatever is cut off or replaced") {

@@ -165,6 +165,7 @@ TEST_CASE("config: what is wrong is said with its field, value and remedy") {
     CHECK_MESSAGE((contains(error, part) && contains(error, "config.json")), error);
   };
   refused("", "not valid JSON");
+  CHECK_FALSE(contains(error_of([&] { matmuls("{"); }), "Checkpoint"));
   refused("[1]", "holds array, not an object");
   refused("{}", "model_type is missing");
   refused(R"({"model_type": 7})", "model_type is missing or not text");

@@ -189,7 +189,7 @@ Json numerics_of(const std::string& path) {
 }
 
 int print_summary(const Tool& tool, const std::string& checkpoint) {
-  Json summary = summarize_checkpoint(checkpoint);
+  Json summary = read_input([&] { return summarize_checkpoint(checkpoint); });
   summary["numerics_ids"] = numerics_of(checkpoint);
   if (tool.json) {
     fmt::print("{}\n", summary.dump(2, ' ', false, Json::error_handler_t::replace));

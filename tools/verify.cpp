@@ -300,12 +300,15 @@ void choose(const Options& options, Job& job) {
   }
   if (job.matrices.empty() && !options.tensor.empty()) job.checkpoint.find(options.tensor);  // throws
   if (job.matrices.empty()) {
-    fail(ErrorCode::kNotFound, "{}: no quantized matrix (no name ends in .qweight); name a GPTQ or AWQ checkpoint",
+    fail(ErrorCode::kNotFound,
+         "{}: no quantized matrix (no name ends in .qweight or .weight_packed); name a checkpoint that q4-info lists",
          options.checkpoint);
   }
   check(options.x.empty() || job.matrices.size() == 1,
         "--tensor = \"{}\": names {} matrices, --x multiplies by one; the first is {}", options.tensor,
         job.matrices.size(), job.matrices[0].name);
+  check(options.x.empty() || job.matrices[0].unsupported.empty(), "--tensor = \"{}\": {}", options.tensor,
+        job.matrices[0].unsupported);
 }
 
 Job prepare(const Tool& tool, const Options& options) {

@@ -211,7 +211,8 @@ bool Checkpoint::act_order(const std::string& name) const {
   const checkpoint::Matrix& matrix = impl().matrix("act_order", name);
   if (!matrix.entry.has_g_idx) return false;
   const TensorView g_idx = impl().view(matrix.g_idx, name + ".g_idx");
-  return !read_group_index("Checkpoint::act_order", g_idx.dtype, g_idx.data, matrix.entry.k, matrix.entry.group_size,
+  const std::string call = "Checkpoint::act_order: " + impl().path() + ": " + name;
+  return !read_group_index(call.c_str(), g_idx.dtype, g_idx.data, matrix.entry.k, matrix.entry.group_size,
                            matrix.entry.groups)
               .rows.empty();
 }
@@ -293,8 +294,7 @@ QuantizedMatrix Checkpoint::load(const Runtime& runtime, Device device, const st
     if (options.progress) options.progress(bytes, bytes);
     return matrix;
   } catch (const Error& error) {
-    if (names.size() == 1) throw;
-    fail(error.code(), "{} ({})", error.what(), fmt::join(names, ", "));
+    fail(error.code(), "{} ({} of {})", error.what(), fmt::join(names, ", "), impl().path());
   }
 }
 

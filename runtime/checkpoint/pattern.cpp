@@ -34,8 +34,10 @@ Pattern::Pattern(std::string text, Kind kind, const std::string& path, const std
     : text_(std::move(text)), kind_(kind) {
   if (kind_ == Kind::kName) return;
   const auto refuse = [&](const std::string& why) {
-    fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: {}: the expression {} does not compile: {}; correct it", path,
-         field, quote(text_), why);
+    fail(ErrorCode::kCorrupt,
+         "Checkpoint::open: {}: {}: the expression {} does not compile: {}; correct it, or write it as ECMAScript has "
+         "it (without look-behind)",
+         path, field, quote(text_), why);
   };
   if (text_.size() > kLongest) refuse(fmt::format("it has {} characters, at most {} are read", text_.size(), kLongest));
   auto flags = std::regex::ECMAScript;

@@ -56,6 +56,8 @@ std::string summary_text(const Json& summary) {
   const auto number = [&](const char* name) { return summary.at(name).get<std::int64_t>(); };
   const auto tool = summary.at("tool").get<std::string>();
   std::string text = fmt::format("checkpoint: {}\n", summary.at("path").get<std::string>());
+  if (number("matrices") == 0 && summary.at("unsupported").empty())
+    return text + "  no quantized matrix in it (no tensor's name ends in .qweight or .weight_packed)\n";
   for (const auto& [packing, count] : summary.at("packings").items())
     text += fmt::format("  format: {}{}, {} matrices of 4 bits\n", packing, tool.empty() ? "" : " (" + tool + ")",
                         count.get<std::int64_t>());

@@ -293,16 +293,29 @@ const Json* text_part(const Json& json, std::string& where) {
   return nullptr;
 }
 
+/// What the readers of checkpoints throw, without the name of their call: here a file alone was named.
+template <class Read>
+auto without_call(const Read& read) {
+  try {
+    return read();
+  } catch (const Error& error) {
+    constexpr std::string_view kCall = "Checkpoint::open: ";
+    std::string_view text = error.what();
+    if (text.starts_with(kCall)) text.remove_prefix(kCall.size());
+    fail(error.code(), "{}", text);
+  }
+}
+
 }  // namespace
 
 std::string read_config_file(const std::string& path) {
   std::error_code ignored;
-  return checkpoint::read_text(std::filesystem::is_directory(path, ignored) ? path + "/config.json" : path,
-                               std::size_t{64} << 20);
+  const std::string file = std::filesystem::is_directory(path, ignored) ? path + "/config.json" : path;
+  return without_call([&] { return checkpoint::read_text(file, std::size_t{64} << 20); });
 }
 
 ModelShapes model_shapes(const std::string& text, const std::string& where, const ModelShapeOptions& options) {
-  const Json json = checkpoint::parse_json(checkpoint::without_nonfinite(text), where);
+  const Json json = without_call([&] { return checkpoint::parse_json(checkpoint::without_nonfinite(text), where); });
   if (!json.is_object())
     fail(ErrorCode::kCorrupt, "{}: the file holds {}, not an object; name a config.json", where, json.type_name());
   std::string place = where;
