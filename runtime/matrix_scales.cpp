@@ -33,10 +33,18 @@ void unpack_gptq(const std::uint32_t* words, std::int64_t columns, std::uint8_t 
   }
 }
 
-/// AWQ's order 0, 2, 4, 6, 1, 3, 5, 7.
+/// Four nibbles to the low ends of four 16-bit lanes.
+std::uint64_t spread(std::uint64_t nibbles) {
+  nibbles = (nibbles | nibbles << 24) & 0x000000FF000000FFu;
+  return (nibbles | nibbles << 12) & 0x000F000F000F000Fu;
+}
+
+/// AWQ's order 0, 2, 4, 6, 1, 3, 5, 7: even columns in the lower half of a word, odd ones in the upper.
 void unpack_awq(const std::uint32_t* words, std::int64_t columns, std::uint8_t* to) {
-  for (std::int64_t w = 0; w < columns / 8; ++w)
-    for (int c = 0; c < 8; ++c) to[8 * w + c] = words[w] >> (4 * ((c & 1) * 4 + c / 2)) & 15u;
+  for (std::int64_t w = 0; w < columns / 8; ++w) {
+    const std::uint64_t bytes = spread(words[w] & 0xFFFFu) | spread(words[w] >> 16) << 8;
+    std::memcpy(to + 8 * w, &bytes, sizeof bytes);
+  }
 }
 
 float value(DType type, const std::uint8_t* row, std::int64_t i) {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 
 #include "kernels/layout.h"
 #include "runtime/backends/cpu/packed.hpp"
@@ -30,7 +31,7 @@ std::int64_t octet_row(const MatrixSource& source, std::int64_t packed) {
 }
 
 /// Nibble of a column in AWQ's order 0, 2, 4, 6, 1, 3, 5, 7.
-int awq_nibble(std::int64_t column) { return int(column % 2 * 4 + column % 8 / 2); }
+constexpr int awq_nibble(std::int64_t column) { return int(column % 2 * 4 + column % 8 / 2); }
 
 /// The piece that holds so many words of a row from `word` on, and `word` in it; null where two pieces share them.
 const MatrixSource::Piece* piece_of(const MatrixSource& source, std::int64_t& word, std::int64_t count) {
@@ -71,39 +72,76 @@ void add_row(const MatrixSource& source, std::int64_t row, std::int64_t column, 
   for (int c = 0; c < columns; ++c) lanes[c] |= (words[c] >> from & 15u) << shift;
 }
 
+[[gnu::always_inline]] inline void convert(const std::uint32_t* words, int columns, std::uint32_t* lanes) {
+  for (int c = 0; c < columns; ++c) lanes[c] = even_odd(words[c]);
+}
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] void convert_avx2(const std::uint32_t* words, int columns, std::uint32_t* lanes) {
+  convert(words, columns, lanes);
+}
+#endif
+/// GPTQ's words of a row to lanes.
+void gptq_lanes(const std::uint32_t* words, int columns, std::uint32_t* lanes) {
+#if defined(__x86_64__)
+  static const bool avx2 = __builtin_cpu_supports("avx2") != 0;
+  if (avx2) return convert_avx2(words, columns, lanes);
+#endif
+  convert(words, columns, lanes);
+}
+
 constexpr int kAwqWords = kTile / 8;  // of a row in a tile
 
-/// Exchanges kShift bits between rows that are kStep apart: a step of a transposition of nibbles.
-template <int kStep, int kShift, std::uint32_t kMask>
-void exchange(std::uint32_t (&rows)[8][kAwqWords]) {
-  for (int low = 0; low < 8; ++low) {
-    if (low & kStep) continue;
-    for (int w = 0; w < kAwqWords; ++w) {
-      const std::uint32_t other = ((rows[low][w] >> kShift) ^ rows[low + kStep][w]) & kMask;
-      rows[low + kStep][w] ^= other;
-      rows[low][w] ^= other << kShift;
-    }
+using Quad = std::uint32_t __attribute__((vector_size(16)));
+
+/// Exchanges kShift bits of two rows: a step of a transposition of nibbles.
+template <int kShift, std::uint32_t kMask>
+void exchange(Quad& low, Quad& high) {
+  const Quad other = ((low >> kShift) ^ high) & kMask;
+  high ^= other;
+  low ^= other << kShift;
+}
+
+/// Four words of each of eight rows, where row i stands where its nibble belongs in a lane, to 32 lanes in the order of
+/// the columns: nibbles and rows are transposed, then words and rows.
+void awq_lanes(Quad (&rows)[8], std::uint32_t* lanes) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) exchange<16, 0x0000FFFFu>(rows[i], rows[i + 4]);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) exchange<8, 0x00FF00FFu>(rows[i + i / 2 * 2], rows[i + i / 2 * 2 + 2]);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) exchange<4, 0x0F0F0F0Fu>(rows[2 * i], rows[2 * i + 1]);
+#pragma GCC unroll 2
+  for (int c = 0; c < 8; c += 4) {
+    const Quad a = rows[awq_nibble(c)], b = rows[awq_nibble(c + 1)], d = rows[awq_nibble(c + 2)],
+               e = rows[awq_nibble(c + 3)];
+    const Quad ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7),
+               de0 = __builtin_shufflevector(d, e, 0, 4, 1, 5), de2 = __builtin_shufflevector(d, e, 2, 6, 3, 7);
+    const Quad words[4] = {__builtin_shufflevector(ab0, de0, 0, 1, 4, 5), __builtin_shufflevector(ab0, de0, 2, 3, 6, 7),
+                           __builtin_shufflevector(ab2, de2, 0, 1, 4, 5),
+                           __builtin_shufflevector(ab2, de2, 2, 3, 6, 7)};
+    for (int w = 0; w < 4; ++w) std::memcpy(lanes + 8 * w + c, &words[w], sizeof words[w]);
   }
 }
 
-/// Eight rows of AWQ's words. Row i goes where its nibble belongs in a lane; then nibbles and rows are transposed.
+/// Eight rows of AWQ's words.
 void pack_awq_octet(const MatrixSource& source, std::int64_t first, std::int64_t column, int columns, int width,
                     std::uint32_t* lanes) {
-  std::uint32_t rows[8][kAwqWords], space[kAwqWords];
+  std::uint32_t space[8][kAwqWords], whole[kTile];
+  const std::uint32_t* words[8];
   for (int i = 0; i < 8; ++i) {
-    const std::uint32_t* words = words_of(source, first + i, column / 8, columns / 8, space);
-    std::uint32_t* const to = rows[nibble_shift(i) / 4];
-    if (columns == kTile) {
-      std::memcpy(to, words, sizeof rows[0]);
-    } else {
-      std::fill(std::copy_n(words, columns / 8, to), to + kAwqWords, 0u);
-    }
+    words[i] = words_of(source, first + i, column / 8, columns / 8, space[i]);
+    if (columns == kTile) continue;
+    if (words[i] != space[i]) std::copy_n(words[i], columns / 8, space[i]);
+    std::fill(space[i] + columns / 8, space[i] + kAwqWords, 0u);
+    words[i] = space[i];
   }
-  exchange<4, 16, 0x0000FFFFu>(rows);
-  exchange<2, 8, 0x00FF00FFu>(rows);
-  exchange<1, 4, 0x0F0F0F0Fu>(rows);
-  for (int w = 0; w < width / 8; ++w)
-    for (int c = 0; c < 8; ++c) lanes[8 * w + c] = rows[awq_nibble(c)][w];
+  std::uint32_t* const to = width == kTile ? lanes : whole;
+  for (int word = 0; word < kAwqWords; word += 4) {
+    Quad rows[8];
+    for (int i = 0; i < 8; ++i) std::memcpy(&rows[nibble_shift(i) / 4], words[i] + word, sizeof(Quad));
+    awq_lanes(rows, to + 8 * word);
+  }
+  if (to != lanes) std::copy_n(whole, width, lanes);
 }
 
 /// Columns of W that stand side by side in a tile, from its column `at` on: `columns` of them, then zeros up to `width`.
@@ -123,14 +161,15 @@ void for_runs(const CpuMatrix& matrix, std::int64_t tile, const F& f) {
   }
 }
 
-void pack_octet(const MatrixSource& source, std::int64_t packed, const Run& run, std::uint32_t* lanes) {
+/// One octet of a run. `first`: octet_row(source, packed).
+void pack_octet(const MatrixSource& source, std::int64_t packed, std::int64_t first, const Run& run,
+                std::uint32_t* lanes) {
   const auto [at, column, columns, width] = run;
   lanes += at;
-  const std::int64_t first = octet_row(source, packed);
   if (first >= 0 && !source.awq) {
     std::uint32_t space[kTile];
     const std::uint32_t* words = words_of(source, first / 8, column, columns, space);
-    for (int c = 0; c < columns; ++c) lanes[c] = even_odd(words[c]);
+    gptq_lanes(words, columns, lanes);
     std::fill(lanes + columns, lanes + width, 0u);
     return;
   }
@@ -195,24 +234,29 @@ struct Part {
 void pack_part(const MatrixSource& source, const CpuMatrix& matrix, const Part& part) {
   constexpr std::int64_t kAhead = 8;  // tiles: 2 KB of a row
   const std::int64_t begin = part.block * kBlock, end = begin + part.blocks * kBlock;
+  std::vector<Run> runs;  // of all tiles: where they begin is worth divisions
+  for (std::int64_t tile = part.tile; tile < part.tile + part.tiles; ++tile)
+    for_runs(matrix, tile, [&](const Run& run) { runs.push_back(run); });
+  const std::int64_t each = static_cast<std::int64_t>(runs.size()) / part.tiles;
+  const auto tile_runs = [&](std::int64_t tile) {
+    return std::span(runs.data() + tile * each, static_cast<std::size_t>(each));
+  };
   std::byte* at = matrix.weights.as<std::byte>() + std::size_t(part.tile) * matrix.tile_bytes() +
                   std::size_t(part.block) * block_bytes(matrix.segment);
+  const std::size_t tile_bytes = matrix.tile_bytes();
   for (std::int64_t packed = begin; packed < end; packed += matrix.segment, at += segment_bytes(matrix.segment)) {
     const std::int64_t group = source.order.group[std::size_t(packed / source.order.unit)];
-    for (int octet = -1; octet < matrix.segment / 8; ++octet) {
-      for (std::int64_t tile = part.tile; tile < part.tile + part.tiles; ++tile) {
-        const std::int64_t row = packed + octet * 8;
-        std::byte* segment = at + std::size_t(tile - part.tile) * matrix.tile_bytes();
+    for (std::int64_t tile = 0; tile < part.tiles; ++tile)
+      for (const Run& run : tile_runs(tile)) pack_header(source, group, run, at + std::size_t(tile) * tile_bytes);
+    for (int octet = 0; octet < matrix.segment / 8; ++octet) {
+      const std::int64_t row = packed + octet * 8, first = octet_row(source, row);
+      std::byte* to = at + kHeader + octet * kOctet;
+      for (std::int64_t tile = 0; tile < part.tiles; ++tile, to += tile_bytes) {
         alignas(64) std::uint32_t lanes[kTile];
-        for_runs(matrix, tile, [&](const Run& run) {
-          if (octet < 0) return pack_header(source, group, run, segment);
-          pack_octet(source, row, run, lanes);
-        });
-        if (octet < 0) continue;
-        put_octet(lanes, segment + kHeader + octet * kOctet);
-        if (tile + kAhead < part.tile + part.tiles)
-          for_runs(matrix, tile + kAhead,
-                   [&](const Run& run) { prefetch_octet(source, row, run.column, run.columns); });
+        for (const Run& run : tile_runs(tile)) pack_octet(source, row, first, run, lanes);
+        put_octet(lanes, to);
+        if (tile + kAhead >= part.tiles) continue;
+        for (const Run& run : tile_runs(tile + kAhead)) prefetch_octet(source, row, run.column, run.columns);
       }
     }
   }

@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <numeric>
 
+#include "runtime/base/jobs.hpp"
+#include "runtime/base/processors.hpp"
+
 namespace q4::checkpoint {
 
 const std::vector<const Reader*>& readers() {
@@ -143,14 +146,28 @@ Cut Cut::whole(const MatrixEntry& entry) {
 std::vector<std::uint32_t> transposed(const StoredTensor& from, std::int64_t stride,
                                       const std::vector<std::int32_t>& rows, std::int64_t first, std::int64_t count) {
   constexpr std::int64_t kBlock = 16;  // words of a cache line
+  constexpr std::int64_t kPart = 1 << 18, kMostThreads = 8;
   const Stored<std::uint32_t> words(from);
   const auto n = static_cast<std::int64_t>(rows.size());
   std::vector<std::uint32_t> to(static_cast<std::size_t>(count * n));
-  for (std::int64_t row = 0; row < n; row += kBlock)
-    for (std::int64_t col = 0; col < count; col += kBlock)
-      for (std::int64_t c = col; c < std::min(col + kBlock, count); ++c)
-        for (std::int64_t r = row; r < std::min(row + kBlock, n); ++r)
-          to[static_cast<std::size_t>(c * n + r)] = words[rows[static_cast<std::size_t>(r)] * stride + first + c];
+  const auto transpose = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row += kBlock)
+      for (std::int64_t col = 0; col < count; col += kBlock)
+        for (std::int64_t c = col; c < std::min(col + kBlock, count); ++c)
+          for (std::int64_t r = row; r < std::min(row + kBlock, end); ++r)
+            to[static_cast<std::size_t>(c * n + r)] = words[rows[static_cast<std::size_t>(r)] * stride + first + c];
+  };
+  const std::int64_t together = (kPart / std::max<std::int64_t>(count, 1) + kBlock) / kBlock * kBlock;
+  const std::int64_t parts = (n + together - 1) / together;
+  if (parts < 2) {
+    transpose(0, n);
+    return to;
+  }
+  static const std::int64_t threads = std::min<std::int64_t>(usable_threads(), kMostThreads);
+  run_jobs(static_cast<std::size_t>(parts), static_cast<std::size_t>(threads), [&](std::size_t part) {
+    const std::int64_t begin = static_cast<std::int64_t>(part) * together;
+    transpose(begin, std::min(begin + together, n));
+  });
   return to;
 }
 
