@@ -203,12 +203,12 @@ CheckedSource join(const std::shared_ptr<DeviceBackend>& device, std::vector<Par
 
   const bool whole = parts.size() == 1 && slice.along == Slice::Along::kWhole;
   const auto stays = [&](const TensorView& view) {
-    return TensorReader::on_device(view) && TensorReader::contiguous(view);
+    return TensorReader::on_device(view) == s.qweight_on_device && TensorReader::contiguous(view);
   };
-  // They may stay on the device that they are packed on, but for those of groups without rows.
-  to.small_on_device = whole && (!s.act_order || every_group_has_rows(s)) && first.scales.dtype == DType::kF16 &&
-                       stays(first.scales) && stays(first.qzeros);
-  if (to.small_on_device) {
+  // A GPU packs them as they are, but for those of groups without rows.
+  to.small_stay = whole && !device->traits().host_addressable && (!s.act_order || every_group_has_rows(s)) &&
+                  first.scales.dtype == DType::kF16 && stays(first.scales) && stays(first.qzeros);
+  if (to.small_stay) {
     s.device_scales = static_cast<const std::uint16_t*>(first.scales.data);
     s.device_qzeros = static_cast<const std::uint32_t*>(first.qzeros.data);
   } else {
@@ -222,7 +222,7 @@ CheckedSource join(const std::shared_ptr<DeviceBackend>& device, std::vector<Par
     s.has_bias |= bias_here && part.bias.has_value();
     to.zeros_detected |= part.detected;
     std::optional<std::string> note;
-    if (!to.small_on_device) {
+    if (!to.small_stay) {
       put_zeros(s, readers[i].on_host(part.qzeros), rows, part.columns, column, part.zeros);
       note = put_scales(s, readers[i], part.scales, rows, part.columns, column);
     }

@@ -19,7 +19,7 @@ struct CheckedSource {
   std::vector<std::uint8_t> host_codes;   ///< qweight, where it had to be padded
   Buffer device_codes;                    ///< the same on the device, where it was in pieces
   std::vector<std::int32_t> plain_g_idx;  ///< g_idx, where it says no more than the group size does
-  bool small_on_device = false;           ///< scales and qzeros stay where they are, on the device
+  bool small_stay = false;                ///< scales and qzeros are MatrixSource::device_scales and device_qzeros
   bool zeros_detected = false;
   ZeroFormat zeros = ZeroFormat::kV1;
   std::vector<std::string> notes;  ///< what was unusual and is read nevertheless, for the log

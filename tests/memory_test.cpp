@@ -90,7 +90,7 @@ void check_failures(const char* what, Device device, const std::shared_ptr<Devic
         CHECK(text.find("are held there") != text.npos);
         CHECK(text.find(device.str()) != text.npos);
         ++failures;
-        CHECK(counting.alive.empty());  // all of it is back although the Runtime lives
+        CHECK(counting.alive.size() <= 1);  // all of it is back but what loads keep for the next one
       }
       runtime.trim();
       CHECK(runtime.memory()[0].allocations == 0);

@@ -3,12 +3,15 @@
 
 #include <doctest/doctest.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
 
 #include "reference.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/cache/kernel_cache.hpp"
+#include "runtime/gpu/matrix.hpp"
 
 namespace q4::test {
 namespace {
@@ -18,6 +21,11 @@ class LateDriver : public gpu::Driver {
   bool has_pinned = true;
   int fail_at = -1;  ///< the copy that fails
   int copies = 0, pinned = 0, synchronized = 0;
+  mutable int launches = 0;
+
+  LateDriver() {
+    ledger().open({}, {}, nullptr, {[this](std::size_t bytes) { return take(bytes); }, [this](void* m) { give(m); }});
+  }
 
   void* take_pinned(std::size_t bytes) override {
     const std::lock_guard lock(mutex_);
@@ -51,17 +59,19 @@ class LateDriver : public gpu::Driver {
 
   const DeviceInfo& info() const override { return info_; }
   Limits limits() const override { return {}; }
-  void* take(std::size_t) override { return nullptr; }
-  void give(void*) noexcept override {}
+  void* take(std::size_t bytes) override { return std::aligned_alloc(256, (bytes + 255) / 256 * 256); }
+  void give(void* memory) noexcept override { std::free(memory); }
   void fill(void*, int, std::size_t) override {}
   std::unique_ptr<CapturedWork> capture(const std::function<void(void*)>&) override { return nullptr; }
   Result<void> reachable(const void*) const override { return {}; }
   Result<void> can_compile() override { return {}; }
   std::string compiler() override { return {}; }
   std::vector<std::string> options() const override { return {}; }
-  std::vector<char> compile(const jit::Source&, std::string&) override { return {}; }
-  std::unique_ptr<gpu::Function> load(const std::vector<char>&, const std::string&) override { return nullptr; }
-  void launch(const gpu::Function&, const gpu::LaunchShape&, void*, void**) const override {}
+  std::vector<char> compile(const jit::Source&, std::string&) override { return {'c'}; }
+  std::unique_ptr<gpu::Function> load(const std::vector<char>&, const std::string&) override {
+    return std::make_unique<gpu::Function>();
+  }
+  void launch(const gpu::Function&, const gpu::LaunchShape&, void*, void**) const override { ++launches; }
   gpu::TensorMapBytes encode(const gpu::TensorMapShape&) const override { return {}; }
   std::unique_ptr<gpu::Gemm> gemm(const gpu::GemmShape&) override { return nullptr; }
 
@@ -105,9 +115,13 @@ TEST_CASE("staging: pieces arrive side by side, whichever memory they pass throu
     driver->has_pinned = has_pinned;
     gpu::Staging staging;
     for (int twice = 0; twice < 2; ++twice) {
-      std::vector<std::uint32_t> got(pieces.want.size());
-      staging.upload(driver, pieces.source, got.data());
+      std::vector<std::uint32_t> got(pieces.want.size()), large(pieces.want.size()), small(2);
+      const gpu::StagedBytes more[] = {{pieces.want.data(), large.size() * 4, large.data()},
+                                       {pieces.want.data() + 5, small.size() * 4, small.data()}};
+      staging.upload(driver, pieces.source, got.data(), more);
       CHECK(got == pieces.want);
+      CHECK(large == pieces.want);
+      CHECK(small == std::vector<std::uint32_t>{pieces.want[5], pieces.want[6]});
       CHECK(driver->idle());
     }
     CHECK(driver->copies >= 20);
@@ -136,6 +150,39 @@ TEST_CASE("staging: a copy that fails is the load's error, and nothing reads pin
     CHECK_THROWS_WITH_AS(staging.upload(driver, pieces.source, got.data()), "the copy failed", Error);
     CHECK(driver->synchronized == 1);
   }
+}
+
+TEST_CASE("loading: a load in place only launches; who needs the weights waits, once") {
+  const auto driver = std::make_shared<LateDriver>();
+  cache::KernelCache cache({.mode = CacheMode::kOff}, nullptr);
+  gpu::Kernels kernels(*driver, cache);
+  gpu::Scratch scratch;
+  MatrixSource source;
+  source.k = 256, source.n = 64, source.group_size = 64, source.groups = 4;
+  source.order = arrange(source, {});
+  const Buffer words(driver, 256 * 64 / 2), zeros(driver, 4 * 64 / 2), scales(driver, 4 * 64 * 2);
+  source.qweight = words.as<std::uint32_t>(), source.reuse = words.get(), source.qweight_on_device = true;
+  source.device_qzeros = zeros.as<std::uint32_t>(), source.device_scales = scales.as<std::uint16_t>();
+  {
+    const gpu::Matrix first(driver, kernels, source, scratch), second(driver, kernels, source, scratch);
+    REQUIRE(first.scales_in_place());
+    CHECK(driver->launches == 6);
+    CHECK(driver->synchronized == 0);
+    first.wait(), first.wait();
+    CHECK(driver->synchronized == 1);
+  }
+  CHECK(driver->synchronized == 2);  // the memory may go
+
+  // What comes from the host passes through memory that such a load may still read.
+  const gpu::Matrix again(driver, kernels, source, scratch);
+  std::vector<std::uint32_t> host(256 * 64 / 8);
+  source.qweight = host.data(), source.reuse = nullptr, source.qweight_on_device = false;
+  source.device_qzeros = nullptr, source.device_scales = nullptr;
+  source.zeros.resize(4 * 64), source.scales.resize(4 * 64);
+  const gpu::Matrix from_host(driver, kernels, source, scratch);
+  CHECK(driver->synchronized == 4);  // before the copies, and after packing
+  const gpu::Matrix other(driver, kernels, source, scratch);
+  CHECK(driver->synchronized == 5);
 }
 
 }  // namespace

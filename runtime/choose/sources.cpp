@@ -21,9 +21,17 @@ struct ReconstructPolicy {
 
 }  // namespace
 
-jit::Source pack_source(bool awq, bool pieces, bool pairs) {
-  return jit::generate("pack", "pack.h", "PackConfig", jit::initializer(PackConfig{awq, pieces, pairs}), {"PackArgs"},
-                       pack_threads(), 1);
+// Each load of a matrix names these: their texts are written once.
+const jit::Source& pack_source(bool awq, bool pieces, bool pairs) {
+  static const auto all = [] {
+    std::vector<jit::Source> sources;
+    for (int i = 0; i < 8; ++i)
+      sources.push_back(jit::generate("pack", "pack.h", "PackConfig",
+                                      jit::initializer(PackConfig{i & 1, i >> 1 & 1, i >> 2 & 1}), {"PackArgs"},
+                                      pack_threads(), 1));
+    return sources;
+  }();
+  return all[static_cast<std::size_t>(awq | pieces << 1 | pairs << 2)];
 }
 
 jit::Source unpack_source(bool awq, bool pieces, bool pairs) {
@@ -31,10 +39,16 @@ jit::Source unpack_source(bool awq, bool pieces, bool pairs) {
                        {"UnpackArgs"}, pack_threads(), 1);
 }
 
-jit::Source meta_source(bool words, bool awq, bool apart, bool pairs) {
-  return jit::generate("pack_meta", "pack.h", "MetaConfig",
-                       jit::initializer(MetaConfig{words, words && awq, apart, pairs}), {"MetaArgs"}, pack_threads(),
-                       1);
+const jit::Source& meta_source(bool words, bool awq, bool apart, bool pairs) {
+  static const auto all = [] {
+    std::vector<jit::Source> sources;
+    for (int i = 0; i < 16; ++i)
+      sources.push_back(jit::generate("pack_meta", "pack.h", "MetaConfig",
+                                      jit::initializer(MetaConfig{i & 1, i & i >> 1 & 1, i >> 2 & 1, i >> 3 & 1}),
+                                      {"MetaArgs"}, pack_threads(), 1));
+    return sources;
+  }();
+  return all[static_cast<std::size_t>(words | awq << 1 | apart << 2 | pairs << 3)];
 }
 
 jit::Source unmeta_source(bool awq) {
@@ -48,10 +62,11 @@ jit::Source transpose_source(bool save, bool awq) {
                        transpose_threads(), 1);
 }
 
-jit::Source copy_rows_source() {
-  const CopyRowsConfig config;
-  return jit::generate("copy_rows", "transpose.h", "CopyRowsConfig", jit::initializer(config), {"CopyRowsArgs"},
-                       config.threads, 1);
+const jit::Source& copy_rows_source() {
+  constexpr CopyRowsConfig kConfig;
+  static const jit::Source source = jit::generate("copy_rows", "transpose.h", "CopyRowsConfig",
+                                                  jit::initializer(kConfig), {"CopyRowsArgs"}, kConfig.threads, 1);
+  return source;
 }
 
 std::vector<jit::Source> loading_sources(const MatrixShape& matrix) {

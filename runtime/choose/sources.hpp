@@ -10,12 +10,12 @@
 namespace q4::choose {
 
 /// `pairs`: columns are gates, then ups; not with `pieces` or `apart`.
-jit::Source pack_source(bool awq, bool pieces = false, bool pairs = false);
+const jit::Source& pack_source(bool awq, bool pieces = false, bool pairs = false);
 jit::Source unpack_source(bool awq, bool pieces = false, bool pairs = false);
-jit::Source meta_source(bool words, bool awq, bool apart = false, bool pairs = false);
+const jit::Source& meta_source(bool words, bool awq, bool apart = false, bool pairs = false);
 jit::Source unmeta_source(bool awq);
 jit::Source transpose_source(bool save, bool awq = false);
-jit::Source copy_rows_source();
+const jit::Source& copy_rows_source();
 /// Those of them that loads and updates use, and restoring what was packed in place.
 std::vector<jit::Source> loading_sources(const MatrixShape& matrix);
 jit::Source read_source(int threads, int loads);

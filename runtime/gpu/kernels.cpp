@@ -67,6 +67,13 @@ CacheEvent Kernels::warm(const jit::Source& source) {
 }
 
 std::shared_ptr<const Function> Kernels::keep(const jit::Source& source) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto at = kept_.find(source.text); at != kept_.end()) {
+      cache_.count_memory_hit();
+      return at->second;
+    }
+  }
   auto function = get(source);
   std::lock_guard lock(mutex_);
   return kept_.emplace(source.text, std::move(function)).first->second;

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
+#include <utility>
 
 #include "runtime/base/check.hpp"
 #include "runtime/base/convert.hpp"
@@ -24,7 +26,68 @@ bool in_order(const std::vector<std::int32_t>& groups) {
 /// What is packed in place must begin where the driver's own memory would.
 bool aligned(const void* memory) { return reinterpret_cast<std::uintptr_t>(memory) % 256 == 0; }
 
+/// What the host brings, in device memory until the end of this: qweight, and zeros and scales, plain or as stored.
+class Brought {
+ public:
+  Brought(const std::shared_ptr<Driver>& driver, Scratch& scratch, const MatrixSource& s, std::size_t words_bytes) {
+    constexpr std::size_t kKept = 64 << 20;  // more is not kept for the next load
+    const bool codes = !s.qweight_on_device, stored = s.device_scales != nullptr;
+    if (!codes && stored) return;
+    const auto columns = static_cast<std::size_t>(s.groups * s.n);
+    StagedBytes small[] = {
+        {stored ? static_cast<const void*>(s.device_qzeros) : s.zeros.data(), stored ? columns / 2 : columns, nullptr},
+        {stored ? s.device_scales : s.scales.data(), columns * 2, nullptr}};
+    std::size_t total = 0;
+    const auto take = [&](std::size_t bytes) { return std::exchange(total, total + (bytes + 255) / 256 * 256); };
+    const std::size_t words_at = take(codes ? words_bytes : 0), zeros_at = take(small[0].bytes),
+                      scales_at = take(small[1].bytes);
+    std::uint8_t* memory;
+    if (codes && total <= kKept) {
+      lock_ = std::unique_lock(scratch.mutex);
+      if (std::exchange(scratch.busy, false)) driver->synchronize();  // copies go by other streams
+      memory = static_cast<std::uint8_t*>(scratch.reserve(driver, total));
+    } else {
+      own_ = Buffer(driver, total);
+      memory = own_.as<std::uint8_t>();
+    }
+    small[0].to = memory + zeros_at, small[1].to = memory + scales_at;
+    zeros = memory + zeros_at, scales = reinterpret_cast<u16*>(memory + scales_at);
+    if (codes) {
+      qweight = memory + words_at;
+      scratch.staging.upload(driver, s, memory + words_at, small);
+    } else {
+      for (const auto& [from, bytes, to] : small) driver->copy(to, from, bytes, CopyKind::kToDevice);
+    }
+  }
+  explicit operator bool() const { return scales != nullptr; }
+
+  const void* qweight = nullptr;
+  const u8* zeros = nullptr;
+  const u16* scales = nullptr;
+
+ private:
+  Buffer own_;
+  std::unique_lock<std::mutex> lock_;
+};
+
 }  // namespace
+
+void Loading::wait() {
+  if (done_) return;
+  driver_->synchronize();
+  done_ = true;
+}
+
+Loading::~Loading() {
+  try {
+    wait();
+  } catch (...) {  // nothing can be done about it here
+  }
+}
+
+void Matrix::wait() const {
+  if (loading_) loading_->wait();
+}
 
 Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSource& s, Scratch& scratch)
     : MatrixShape(s),
@@ -52,7 +115,6 @@ Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSou
   for (auto& buffer : bias16_)
     if (has_bias) buffer = weights(static_cast<std::size_t>(n) * 2);
   update(s, nullptr);
-  driver_->synchronize();
 }
 
 namespace {
@@ -107,23 +169,15 @@ void Matrix::launch_meta(const Function& function, const MetaArgs& args, void* s
 }
 
 void Matrix::update(const MatrixSource& s, void* stream) {
-  // What the host has to bring: all of it is there before the first write.
-  Buffer qweight, host_zeros, host_scales;
-  if (!s.qweight_on_device) {
-    qweight = Buffer(driver_, codes_shape().words_bytes());
-    scratch_->staging.upload(driver_, s, qweight.get());
-  }
-  if (!s.device_scales) {
-    host_zeros = upload(driver_, s.zeros.data(), s.zeros.size());
-    host_scales = upload(driver_, s.scales.data(), s.scales.size() * 2);
-  }
+  wait();
+  const Brought brought(driver_, *scratch_, s, codes_shape().words_bytes());  // before the first write
   PackedGroups groups(s);
   const Repacker repacker(driver_, *kernels_, codes_shape());
   const auto pack =
       kernels_->keep(choose::pack_source(awq, false, gate_up));  // compiled, if it must be, before anything is written
   const bool same_groups = groups_.units() == s.order.group || (!unit_group_.get() && in_order(s.order.group));
   const bool over_itself = in_place_ && s.qweight == codes.get();
-  const bool from_host = qweight.get() || host_scales.get() || !same_groups || x_map.get() || has_bias || over_itself;
+  const bool from_host = brought || !same_groups || x_map.get() || has_bias || over_itself;
   const auto function = kernels_->keep(choose::meta_source(s.device_scales != nullptr, awq, apart, gate_up));
   const bool fresh = groups_.units().empty();
   if (from_host && !fresh) driver_->synchronize();  // earlier work of any stream may read what is overwritten here
@@ -134,14 +188,20 @@ void Matrix::update(const MatrixSource& s, void* stream) {
   if (over_itself)
     repacker.pack_in_place(codes.get(), x_map.as<const i32>(), *scratch_, scratch_bytes_);
   else
-    repacker.pack(s.qweight_on_device ? s.qweight : qweight.get(), x_map.as<const i32>(), codes.get(), stream);
+    repacker.pack(s.qweight_on_device ? s.qweight : brought.qweight, x_map.as<const i32>(), codes.get(), stream);
 
   groups_ = std::move(groups), zero_add_ = s.zero_add;
   MetaArgs args = meta_args();
-  args.scales = s.device_scales ? s.device_scales : host_scales.as<const u16>();
-  args.zeros = s.device_scales ? reinterpret_cast<const u8*>(s.device_qzeros) : host_zeros.as<const u8>();
+  args.scales = brought ? brought.scales : s.device_scales;
+  args.zeros = brought ? brought.zeros : reinterpret_cast<const u8*>(s.device_qzeros);
   launch_meta(*function, args, stream);
-  if (from_host) driver_->synchronize();  // the buffers above go
+  if (fresh && over_itself && apart) {  // no tensor is anywhere else
+    const std::lock_guard lock(scratch_->mutex);
+    scratch_->busy = true;
+    loading_ = std::make_unique<Loading>(driver_);
+  } else if (from_host || fresh) {
+    driver_->synchronize();  // tensors may go, and other streams come
+  }
 }
 
 void Matrix::put_bias(const std::vector<float>& values) {

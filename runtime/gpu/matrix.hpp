@@ -1,6 +1,7 @@
 // Packed weights in device memory, as kernels/layout.h draws them.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 
@@ -12,10 +13,25 @@
 
 namespace q4::gpu {
 
+/// A load whose kernels are in the default stream, and which nobody has waited for yet; its end waits.
+class Loading {
+ public:
+  explicit Loading(std::shared_ptr<Driver> driver) : driver_(std::move(driver)) {}
+  Loading(const Loading&) = delete;
+  Loading& operator=(const Loading&) = delete;
+  ~Loading();
+  void wait();
+
+ private:
+  std::shared_ptr<Driver> driver_;
+  std::atomic<bool> done_{false};
+};
+
 class Matrix : public PackedMatrix, public MatrixShape {
  public:
   Matrix() = default;  ///< nothing of it on a device: what plans choose follows from the numbers alone
-  /// Everything is packed by kernels on the device. With source.reuse the codes take that memory where they fit.
+  /// Everything is packed by kernels on the device. With source.reuse the codes take that memory where they fit; where
+  /// scales and zeros do too, the kernels may still run when the constructor returns: wait().
   Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSource& source, Scratch& scratch);
   /// In placed_bytes(shape) of somebody else's memory, 256-byte aligned, without content until the first update().
   Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixShape& shape, Scratch& scratch, void* memory);
@@ -29,6 +45,8 @@ class Matrix : public PackedMatrix, public MatrixShape {
   bool in_place() const override { return in_place_; }
   bool scales_in_place() const override { return apart; }
   void restore() override;
+  /// Returns when the weights are there for every stream.
+  void wait() const;
 
   /// fp16 or bf16 [n] in packed order on the device; null: none.
   const std::uint16_t* bias_of(bool bf16) const { return bias16_[bf16].as<const std::uint16_t>(); }
@@ -57,6 +75,7 @@ class Matrix : public PackedMatrix, public MatrixShape {
   bool in_place_ = false;
   int zero_add_ = 0;  ///< from the stored zeros to those that are packed
   PackedGroups groups_;
+  std::unique_ptr<Loading> loading_;
   i32 sets_ = 0;       ///< of meta, in a strip
   Buffer unit_group_;  ///< int32 [sets] group of each; empty: set i is of group i, and stays so
   Buffer bias16_[2];

@@ -20,6 +20,7 @@ inline Buffer upload(const std::shared_ptr<Driver>& driver, const void* host, st
 struct Scratch {
   std::mutex mutex;  ///< held from reserve() until its use is in the default stream
   Buffer buffer;
+  bool busy = false;  ///< work of the default stream that nobody has waited for may use it
   Staging staging;
   void* reserve(const std::shared_ptr<Driver>& driver, std::size_t bytes) {
     if (buffer.bytes() < bytes) buffer = Buffer(), buffer = Buffer(driver, bytes);

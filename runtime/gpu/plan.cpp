@@ -34,6 +34,7 @@ Plan::Plan(std::shared_ptr<Driver> driver, Kernels& kernels, std::shared_ptr<con
       options_(options),
       limits_(driver_->limits()),
       bf16_(options.activation == DType::kBF16) {
+  matrix_->wait();
   auto choices = choose::choose(*matrix_, options, gpu_of(*driver_), tuned);
   acquire(std::move(choices), kernels);
   if (!options.own_workspace || !places_.total) return;

@@ -1,14 +1,22 @@
-// Staging: code words from host memory to the device, through pinned memory, by several threads.
+// Staging: tensors from host memory to the device, through pinned memory, by several threads.
 #pragma once
 
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "runtime/gpu/driver.hpp"
 
 namespace q4::gpu {
+
+/// What arrives as it is; a multiple of 4 bytes.
+struct StagedBytes {
+  const void* from;
+  std::size_t bytes;
+  void* to;
+};
 
 /// Each thread has two pieces of pinned memory: while one is copied to the device, the other is filled from the tensors,
 /// which are anywhere (a mapped file) and need not be contiguous. Where the driver has no pinned memory, ordinary memory
@@ -20,8 +28,9 @@ class Staging {
   Staging& operator=(const Staging&) = delete;
   ~Staging() { trim(); }
 
-  /// qweight or the pieces of `source`, contiguous in device memory of `driver`; returns when they are there.
-  void upload(const std::shared_ptr<Driver>& driver, const MatrixSource& source, void* to);
+  /// qweight or the pieces of `source`, contiguous in device memory of `driver`, and `more`; returns when all is there.
+  void upload(const std::shared_ptr<Driver>& driver, const MatrixSource& source, void* to,
+              std::span<const StagedBytes> more = {});
   /// Frees the pinned memory, which is kept from one load to the next.
   void trim();
 

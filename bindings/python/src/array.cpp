@@ -294,7 +294,7 @@ void* torch_stream(Device device) {
 }
 
 void finish_torch_stream(Device device) {
-  if (traits_of(device).host_addressable || !torch()) return;
+  if (!torch_stream(device)) return;  // tensors are read by work of the default stream itself
   torch()->module.attr("cuda").attr("current_stream")(device.ordinal).attr("synchronize")();
 }
 
