@@ -101,6 +101,8 @@ TEST_CASE("config: AutoRound before packing_format says its packing in the backe
   CHECK_FALSE(zeros(R"("sym":false,"backend":"auto_round:gptq:exllamav2")").has_value());
   CHECK_FALSE(zeros(R"("sym":false,"backend":"auto")").has_value());
   CHECK(zeros(R"("sym":false,"backend":"auto_round","packing_format":"auto_round:auto_gptq")") == ZeroFormat::kV1);
+  CHECK(zeros(R"("packing_format":"auto_round:auto_gptq:exllamav2")") == ZeroFormat::kV1);
+  CHECK(zeros(R"("packing_format":"auto_round:exllamav2")") == ZeroFormat::kV2);
   const char* const awq = R"({"quant_method":"auto-round","backend":"auto_round:awq"})";
   CHECK(parse_config(awq, "c").packing == Packing::kAwqGemm);
 }

@@ -84,6 +84,14 @@ std::string read_method(const Fields& fields) {
       quote(method));
 }
 
+/// AutoRound may name a kernel behind the packing: "auto_round:auto_gptq:exllamav2".
+void cut_kernel(std::string& packing) {
+  const std::size_t last = packing.rfind(':');
+  if (last == std::string::npos) return;
+  const std::string kernel = packing.substr(last + 1);
+  if (kernel == "exllamav2" || kernel == "triton" || kernel == "tritonv2" || kernel == "marlin") packing.erase(last);
+}
+
 /// AutoRound before 0.5 has no packing_format: its backend says who packed, as in "gptq:exllamav2", which AutoGPTQ did, and
 /// "auto_round:exllamav2", with zeros as they are. Symmetric zeros, 8 or 7, say that by themselves.
 void read_backend(const Fields& fields, ClaimedConfig& config) {
@@ -100,8 +108,10 @@ void read_packing(const Fields& fields, ClaimedConfig& config) {
   const char* first = nullptr;
   for (const char* field : {"checkpoint_format", "format", "version", "packing_format"}) {
     if (compressed && field != std::string("format")) continue;  // version is the library's
-    const auto value = fields.text({field});
-    if (!value || (*value == "auto" && field == std::string("packing_format"))) continue;
+    auto value = fields.text({field});
+    const bool round = field == std::string("packing_format");  // AutoRound's
+    if (!value || (round && *value == "auto")) continue;
+    if (round) cut_kernel(*value);
     const auto* const known =
         std::find_if(std::begin(kFormats), std::end(kFormats), [&](const Format& f) { return f.name == *value; });
     if (known == std::end(kFormats)) {
