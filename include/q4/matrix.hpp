@@ -58,10 +58,11 @@ enum class Storage : std::uint8_t {
   kOwn,  ///< memory of the matrix's own; the tensors are left as they are
   /// The memory of the tensors, which is overwritten and must then live as long as the matrix and its plans: codes take
   /// qweight's, and where they do, scales and zeros those of scales (fp16) and qzeros. It takes tensors on the matrix's
-  /// own device, contiguous and aligned to 256 bytes, k % 128 == 0, n % 64 == 0 and groups that need no padding (group
-  /// size 16, 32, 64 or a multiple of 128, with act-order groups of as many rows each), and no gate_up; on the CPU and in every other
-  /// case they go to own memory as with kOwn. QuantizedMatrix::in_place() and scales_in_place() say which. Memory that
-  /// an earlier matrix has taken holds no tensor any more: nothing can tell, and loading it again gives other weights.
+  /// own device, contiguous and aligned to 256 bytes, k % 128 == 0, n % 64 == 0 and groups without padding (group size
+  /// 16, 32, 64 or a multiple of 128, with act-order as many rows each), and no gate_up; on the CPU and in every other
+  /// case they go to own memory as with kOwn: QuantizedMatrix::in_place() and scales_in_place() say which. Packing may go
+  /// on in the default stream after the load: plans, unpack(), update() and restore() wait for it. Memory that an earlier
+  /// matrix has taken holds no tensor any more: nothing can tell, and loading it again gives other weights.
   kReuse,
 };
 
@@ -94,7 +95,7 @@ struct Q4_API UnpackedMatrix {
 
 /// A handle to device-resident weights. Copies share them; a plan keeps its matrix alive. The source tensors
 /// are read during construction only, never modified, and may be freed as soon as it returns (device tensors must be
-/// ready: the constructor synchronizes with the device's default stream). Thread-safe.
+/// ready for work of the device's default stream, in which they are read). Thread-safe.
 ///
 /// Limits: k % 8 == 0, n % 8 == 0, 8 <= k, n < 2^31, group size a multiple of 8. Anything else throws kInvalidArgument.
 class Q4_API QuantizedMatrix {
