@@ -61,6 +61,17 @@ Options plan_options_of(const q4_moe_options& given) {
   return options;
 }
 
+q4::MoeOptions moe_options_of(const q4_moe_options* options, const char* name) {
+  const q4_moe_options given = options_of(options, name);
+  auto with = plan_options_of<q4::MoeOptions>(given);
+  if (given.max_rows != 0) with.max_tokens = given.max_rows;
+  if (given.topk != 0) with.topk = given.topk;
+  q4::check(given.expert_map != nullptr || given.expert_map_count == 0,
+            "options.expert_map is null, but options.expert_map_count is {}", given.expert_map_count);
+  with.expert_map.assign(given.expert_map, given.expert_map + given.expert_map_count);
+  return with;
+}
+
 }  // namespace
 
 q4_status q4_experts_from_gptq(q4_runtime* runtime, q4_device device, const q4_tensors* const* tensors, size_t count,
@@ -153,14 +164,7 @@ q4_status q4_moe_plan_create(q4_runtime* runtime, q4_experts w13, q4_experts w2,
     auto& result = required(plan, "plan");
     const auto& first = find(owner.experts, w13, "w13");
     const auto& second = find(owner.experts, w2, "w2");
-    const q4_moe_options given = options_of(options, "options");
-    auto with = plan_options_of<q4::MoeOptions>(given);
-    if (given.max_rows != 0) with.max_tokens = given.max_rows;
-    if (given.topk != 0) with.topk = given.topk;
-    q4::check(given.expert_map != nullptr || given.expert_map_count == 0,
-              "options.expert_map is null, but options.expert_map_count is {}", given.expert_map_count);
-    with.expert_map.assign(given.expert_map, given.expert_map + given.expert_map_count);
-    result = owner.moe_plans.add(q4::MoePlan(owner.runtime, first, second, with));
+    result = owner.moe_plans.add(q4::MoePlan(owner.runtime, first, second, moe_options_of(options, "options")));
   });
 }
 
@@ -231,4 +235,21 @@ q4_status q4_grouped_plan_workspace_bytes(q4_runtime* runtime, q4_grouped_plan p
 
 q4_status q4_grouped_plan_destroy(q4_runtime* runtime, q4_grouped_plan plan) {
   return guard(__func__, [&] { destroy(required(runtime, "runtime").grouped_plans, plan, "plan"); });
+}
+
+q4_status q4_warmup_experts(q4_runtime* runtime, q4_device device, const q4_warmup_layer* layers, size_t count,
+                            const q4_moe_options* plan, const q4_warmup_options* options, q4_warmup_report* report) {
+  return guard(__func__, [&] {
+    const auto& owner = required(runtime, "runtime").runtime;
+    q4::check(layers != nullptr || count == 0, "layers is null, but count is {}", count);
+    const q4::MoeOptions with = moe_options_of(plan, "plan");
+    std::vector<q4::WarmupExperts> all;
+    for (std::size_t i = 0; i < count; ++i) {
+      const q4_warmup_layer& l = layers[i];
+      all.push_back({l.experts, l.k, l.width, l.n, l.group_size == 0 ? 128 : l.group_size, l.act_order != 0,
+                     l.has_bias != 0, l.awq != 0, with});
+    }
+    const auto result = report_of(owner.warmup_experts(all, warmup_options(device, nullptr, options)));
+    if (report) give(*report, result, "report");
+  });
 }

@@ -14,8 +14,6 @@
 namespace q4 {
 namespace {
 
-constexpr std::int64_t kMostExperts = 65536;
-
 /// Hands the checked tensors of one expert to `use`; they live until it returns.
 using Source = std::function<void(std::int64_t expert, const std::function<void(CheckedSource&)>& use)>;
 
@@ -69,11 +67,12 @@ std::shared_ptr<QuantizedExperts::Impl> make(const char* call, const Runtime& ru
   impl->runtime = runtime, impl->device = std::move(device);
   impl->zeros.resize(static_cast<std::size_t>(experts));
   ExpertsShape shape;
-  shape.experts = experts, shape.gate_up = options.gate_up;
+  shape.experts = experts;
   bool fitted = true;
   const auto pack = [&](std::int64_t expert, CheckedSource& checked) {
     if (expert == 0 && fitted) {
       static_cast<MatrixShape&>(shape) = checked.source;
+      shape.gate_up = options.gate_up;
       check(!shape.gate_up || shape.n % 16 == 0,
             "{}: n = {} of experts with gate_up must be a multiple of 16: gate and up each of a multiple of 8", call,
             shape.n);

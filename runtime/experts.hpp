@@ -21,7 +21,13 @@ class [[gnu::visibility("hidden")]] QuantizedExperts::Impl {
   Device where() const { return device->info().device; }
 };
 
+constexpr std::int64_t kMostExperts = 65536;  ///< of one allocation
+
 /// What every use of a handle begins with.
 const QuantizedExperts::Impl& require(const QuantizedExperts& experts, const char* call);
+
+/// Throws kInvalidArgument for options that no MoePlan over such experts accepts.
+void check_moe(const char* call, Device device, const ExpertsShape& w13, const ExpertsShape& w2,
+               const MoeOptions& options);
 
 }  // namespace q4

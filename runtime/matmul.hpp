@@ -8,7 +8,7 @@
 #include <q4/warmup.hpp>
 #include <vector>
 
-#include "runtime/backends/backend.hpp"
+#include "runtime/backends/experts.hpp"
 
 namespace q4 {
 
@@ -35,5 +35,13 @@ MatrixShape planned_shape(const WarmupShape& shape, const PlanOptions& options);
 
 /// Each shape of the matrices that can be loaded, once.
 std::vector<WarmupShape> warmup_shapes(const Checkpoint& checkpoint);
+/// Each kind of layers of experts once, in plans with as many tokens and the type that `options` say; none where the
+/// checkpoint does not say how many experts a token has.
+std::vector<WarmupExperts> warmup_layers(const Checkpoint& checkpoint, const PlanOptions& options);
+/// W13 and W2 of a layer, checked with its plan's options.
+struct PlannedExperts {
+  ExpertsShape w13, w2;
+};
+PlannedExperts planned_experts(const WarmupExperts& layer, Device device);
 
 }  // namespace q4

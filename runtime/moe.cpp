@@ -50,8 +50,7 @@ namespace {
 constexpr std::int64_t kMostSlots = 32;  // of a token
 
 /// What both plans ask of their options and of the first (or only) experts.
-void check_options(const char* call, const ExpertsPlanOptions& options, const QuantizedExperts::Impl& experts) {
-  const Device device = experts.where();
+void check_options(const char* call, Device device, const ExpertsShape& experts, const ExpertsPlanOptions& options) {
   const bool fp32 = options.dtype == DType::kF32 && traits_of(device).fp32_activations;
   check(options.dtype == DType::kF16 || options.dtype == DType::kBF16 || fp32,
         "{}: dtype is {} on {}; it must be fp16, bf16 or (on the CPU) fp32", call, to_string(options.dtype),
@@ -59,11 +58,11 @@ void check_options(const char* call, const ExpertsPlanOptions& options, const Qu
   check(options.activation <= MoeActivation::kSwigluClamp, "{}: activation = {} is not a value of MoeActivation", call,
         static_cast<int>(options.activation));
   const bool gated = options.activation != MoeActivation::kNone;
-  check(!gated || experts.shape().gate_up,
+  check(!gated || experts.gate_up,
         "{}: activation is {}, which multiplies gate and up, but the experts were made without gate_up: make them with "
         "ExpertsOptions::gate_up",
         call, to_string(options.activation));
-  check(gated || !experts.shape().gate_up,
+  check(gated || !experts.gate_up,
         "{}: activation is none, but the experts were made with gate_up and may have their columns in another order: "
         "make them without it",
         call);
@@ -116,29 +115,32 @@ void check_count(const char* call, const char* name, std::int64_t count, std::in
 
 }  // namespace
 
+void check_moe(const char* call, Device device, const ExpertsShape& a, const ExpertsShape& b,
+               const MoeOptions& options) {
+  check_options(call, device, a, options);
+  check(a.experts == b.experts, "{}: w13 has {} experts and w2 {}; they must have as many", call, a.experts, b.experts);
+  const std::int64_t width = a.gate_up ? a.n / 2 : a.n;
+  check(!b.gate_up, "{}: w2 was made with gate_up, which is for w13 alone", call);
+  check(b.k == width, "{}: w2 has k = {}; the product with w13 gives it {} columns{}", call, b.k, width,
+        a.gate_up ? " (half of n, as gate and up are multiplied)" : "");
+  check(options.topk >= 1 && options.topk <= kMostSlots, "{}: topk = {}; it must be in [1, {}]", call, options.topk,
+        kMostSlots);
+  check(options.max_tokens >= 1 && options.max_tokens <= INT32_MAX / options.topk,
+        "{}: max_tokens = {}; it must be in [1, {}] with topk = {}", call, options.max_tokens, INT32_MAX / options.topk,
+        options.topk);
+  for (std::size_t i = 0; i < options.expert_map.size(); ++i)
+    check(options.expert_map[i] >= -1 && options.expert_map[i] < a.experts,
+          "{}: expert_map[{}] = {}; it must be a place in [0, {}), or -1 for an expert of another rank", call, i,
+          options.expert_map[i], a.experts);
+}
+
 MoePlan::MoePlan(const Runtime&, const QuantizedExperts& w13, const QuantizedExperts& w2, const MoeOptions& options) {
   constexpr const char* kCall = "MoePlan";
   const auto& first = require(w13, kCall);
   const auto& second = require(w2, kCall);
   check(first.device == second.device, "{}: w13 is on {} and w2 on {}, or they are of two Runtimes: load both with one",
         kCall, first.where().str(), second.where().str());
-  check_options(kCall, options, first);
-  const ExpertsShape &a = first.shape(), &b = second.shape();
-  check(a.experts == b.experts, "{}: w13 has {} experts and w2 {}; they must have as many", kCall, a.experts,
-        b.experts);
-  const std::int64_t width = a.gate_up ? a.n / 2 : a.n;
-  check(!b.gate_up, "{}: w2 was made with gate_up, which is for w13 alone", kCall);
-  check(b.k == width, "{}: w2 has k = {}; the product with w13 gives it {} columns{}", kCall, b.k, width,
-        a.gate_up ? " (half of n, as gate and up are multiplied)" : "");
-  check(options.topk >= 1 && options.topk <= kMostSlots, "{}: topk = {}; it must be in [1, {}]", kCall, options.topk,
-        kMostSlots);
-  check(options.max_tokens >= 1 && options.max_tokens <= INT32_MAX / options.topk,
-        "{}: max_tokens = {}; it must be in [1, {}] with topk = {}", kCall, options.max_tokens,
-        INT32_MAX / options.topk, options.topk);
-  for (std::size_t i = 0; i < options.expert_map.size(); ++i)
-    check(options.expert_map[i] >= -1 && options.expert_map[i] < a.experts,
-          "{}: expert_map[{}] = {}; it must be a place in [0, {}), or -1 for an expert of another rank", kCall, i,
-          options.expert_map[i], a.experts);
+  check_moe(kCall, first.where(), first.shape(), second.shape(), options);
   auto impl = std::make_shared<Impl>();
   impl->w13 = w13.impl(), impl->w2 = w2.impl(), impl->options = options;
   impl->plan = first.device->plan_moe(first.packed, second.packed, options);
@@ -195,7 +197,7 @@ std::vector<std::string> MoePlan::tactics(std::int64_t tokens) const {
 GroupedPlan::GroupedPlan(const Runtime&, const QuantizedExperts& experts, const GroupedOptions& options) {
   constexpr const char* kCall = "GroupedPlan";
   const auto& e = require(experts, kCall);
-  check_options(kCall, options, e);
+  check_options(kCall, e.where(), e.shape(), options);
   check(options.max_rows >= 1 && options.max_rows <= INT32_MAX, "{}: max_rows = {}; it must be in [1, {}]", kCall,
         options.max_rows, INT32_MAX);
   auto impl = std::make_shared<Impl>();

@@ -13,12 +13,15 @@
 #include <mutex>
 #include <set>
 #include <thread>
+#include <tuple>
 
 #include "runtime/base/check.hpp"
 #include "runtime/base/jobs.hpp"
 #include "runtime/base/processors.hpp"
+#include "runtime/checkpoint/experts.hpp"
 #include "runtime/choose/epilogue.hpp"
 #include "runtime/choose/shape.hpp"
+#include "runtime/experts.hpp"
 #include "runtime/matmul.hpp"
 #include "runtime/runtime.hpp"
 
@@ -148,29 +151,21 @@ MatrixShape planned_shape(const WarmupShape& shape, const PlanOptions& options) 
   return matrix;
 }
 
-WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const WarmupOptions& options) const {
-  constexpr int kMostThreads = 4096;
-  check(options.threads >= 0 && options.threads <= kMostThreads, "Runtime::warmup: threads = {} is outside [0, {}]",
-        options.threads, kMostThreads);
-  check(options.deadline_s >= 0, "Runtime::warmup: deadline_s = {}; it must be 0 (none) or seconds from now",
-        options.deadline_s);
-  const auto start = Clock::now();
-  const auto device = impl_->open(device_to_warm(*this, options));
-  check_options(options.plan, device->info().device);
-  const auto opened = Clock::now();
-  Jobs jobs;
-  std::set<std::string> seen;
-  for (const WarmupShape& shape : shapes) {
-    const MatrixShape matrix = planned_shape(shape, options.plan);
-    const auto* tuned =
-        find_tuned(*this, *device, matrix.k, matrix.n, matrix.group_size, matrix.act_order, options.plan);
-    for (auto& job : device->warmup(matrix, options.plan, tuned))
-      if (seen.insert(job.kernel).second) jobs.push_back(std::move(job));
-  }
-  WarmupReport report;
-  run(jobs, options, start, report);
-  report.ms = ms_since(opened);
-  return report;
+PlannedExperts planned_experts(const WarmupExperts& layer, Device device) {
+  constexpr const char* kCall = "Runtime::warmup_experts";
+  const bool gated = layer.plan.activation != MoeActivation::kNone;
+  PlannedExperts planned;
+  const auto set = [&](ExpertsShape& experts, std::int64_t k, std::int64_t n) {
+    static_cast<MatrixShape&>(experts) = matrix_shape(k, n, layer.group_size, layer.act_order, layer.bias, layer.awq);
+    experts.experts = layer.experts;
+  };
+  check(layer.experts >= 1 && layer.experts <= kMostExperts, "{}: experts = {} is outside [1, {}]", kCall,
+        layer.experts, kMostExperts);
+  set(planned.w13, layer.k, gated ? 2 * layer.width : layer.width);
+  set(planned.w2, layer.width, layer.n ? layer.n : layer.k);
+  planned.w13.gate_up = gated;
+  check_moe(kCall, device, planned.w13, planned.w2, layer.plan);
+  return planned;
 }
 
 std::vector<WarmupShape> warmup_shapes(const Checkpoint& checkpoint) {
@@ -185,8 +180,95 @@ std::vector<WarmupShape> warmup_shapes(const Checkpoint& checkpoint) {
   return shapes;
 }
 
+std::vector<WarmupExperts> warmup_layers(const Checkpoint& checkpoint, const PlanOptions& options) {
+  std::vector<WarmupExperts> layers;
+  const std::int64_t topk = checkpoint.experts_per_token();
+  if (topk == 0) return layers;
+  for (const auto& found : checkpoint::expert_layers(checkpoint.matrices())) {
+    const MatrixEntry& gate = checkpoint.find(found.name_of(0, found.gate));
+    const MatrixEntry& down = checkpoint.find(found.name_of(0, found.down));
+    WarmupExperts layer{.experts = found.experts, .k = gate.k, .width = gate.n, .n = down.n};
+    layer.group_size = gate.groups == 1 ? -1 : gate.group_size, layer.bias = gate.has_bias,
+    layer.awq = gate.format == QuantFormat::kAwq;
+    for (std::int64_t e = 0; e < found.experts && !layer.act_order; ++e)
+      for (const auto& part : {found.gate, found.up, found.down})
+        layer.act_order |= checkpoint.act_order(found.name_of(e, part));
+    layer.plan.topk = topk, layer.plan.max_tokens = options.max_m, layer.plan.dtype = options.activation;
+    layer.plan.batch_invariant = options.batch_invariant, layer.plan.overlap_previous = options.overlap_previous;
+    const auto numbers = [](const WarmupExperts& l) {
+      return std::tuple(l.experts, l.k, l.width, l.n, l.group_size, l.act_order, l.bias, l.awq);
+    };
+    if (std::none_of(layers.begin(), layers.end(), [&](const auto& l) { return numbers(l) == numbers(layer); }))
+      layers.push_back(std::move(layer));
+  }
+  return layers;
+}
+
+namespace {
+
+/// The kernels of many plans on one device, each once.
+class Kernels {
+ public:
+  explicit Kernels(DeviceBackend& device) : device_(device) {}
+  void add(const Runtime& runtime, const std::vector<WarmupShape>& shapes, const PlanOptions& plan) {
+    check_options(plan, device_.info().device);
+    for (const WarmupShape& shape : shapes) {
+      const MatrixShape matrix = planned_shape(shape, plan);
+      add(device_.warmup(matrix, plan,
+                         find_tuned(runtime, device_, matrix.k, matrix.n, matrix.group_size, matrix.act_order, plan)));
+    }
+  }
+  void add(const std::vector<WarmupExperts>& layers) {
+    for (const WarmupExperts& layer : layers) {
+      const PlannedExperts planned = planned_experts(layer, device_.info().device);
+      add(device_.warmup(planned.w13, planned.w2, layer.plan));
+    }
+  }
+  const Jobs& jobs() const { return jobs_; }
+
+ private:
+  void add(Jobs jobs) {
+    for (auto& job : jobs)
+      if (seen_.insert(job.kernel).second) jobs_.push_back(std::move(job));
+  }
+  DeviceBackend& device_;
+  Jobs jobs_;
+  std::set<std::string> seen_;
+};
+
+/// `choose` names the kernels of the device that it is given.
+WarmupReport warm(const Runtime& runtime, const WarmupOptions& options, const std::function<void(Kernels&)>& choose) {
+  constexpr int kMostThreads = 4096;
+  check(options.threads >= 0 && options.threads <= kMostThreads, "Runtime::warmup: threads = {} is outside [0, {}]",
+        options.threads, kMostThreads);
+  check(options.deadline_s >= 0, "Runtime::warmup: deadline_s = {}; it must be 0 (none) or seconds from now",
+        options.deadline_s);
+  const auto start = Clock::now();
+  const auto device = runtime.impl().open(device_to_warm(runtime, options));
+  const auto opened = Clock::now();
+  Kernels kernels(*device);
+  choose(kernels);
+  WarmupReport report;
+  run(kernels.jobs(), options, start, report);
+  report.ms = ms_since(opened);
+  return report;
+}
+
+}  // namespace
+
+WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const WarmupOptions& options) const {
+  return warm(*this, options, [&](Kernels& kernels) { kernels.add(*this, shapes, options.plan); });
+}
+
 WarmupReport Runtime::warmup(const Checkpoint& checkpoint, const WarmupOptions& options) const {
-  return warmup(warmup_shapes(checkpoint), options);
+  return warm(*this, options, [&](Kernels& kernels) {
+    kernels.add(*this, warmup_shapes(checkpoint), options.plan);
+    kernels.add(warmup_layers(checkpoint, options.plan));
+  });
+}
+
+WarmupReport Runtime::warmup_experts(const std::vector<WarmupExperts>& layers, const WarmupOptions& options) const {
+  return warm(*this, options, [&](Kernels& kernels) { kernels.add(layers); });
 }
 
 }  // namespace q4

@@ -114,6 +114,23 @@ TEST_CASE("config: mixtures of experts and latent attention") {
                                       "shared down 96x64 1"});
 }
 
+TEST_CASE("config: layers of experts, as plans have them") {
+  const auto of = [](const char* model, int ranks = 1) {
+    ShapeOptions options;
+    options.model = model, options.tensor_parallel = ranks, options.group = 64, options.group_given = true;
+    return options.experts({.max_m = 40, .activation = DType::kBF16});
+  };
+  CHECK(of("qwen3-8b").empty());
+  const auto qwen = of("qwen3-30b-a3b", 2);
+  REQUIRE(qwen.size() == 1);
+  CHECK((qwen[0].experts == 128 && qwen[0].k == 2048 && qwen[0].width == 384 && qwen[0].group_size == 64));
+  CHECK((qwen[0].plan.topk == 8 && qwen[0].plan.max_tokens == 40 && qwen[0].plan.dtype == DType::kBF16));
+  CHECK((!qwen[0].bias && qwen[0].plan.activation == MoeActivation::kSiluMul));
+  const auto oss = of("gpt-oss-20b");
+  REQUIRE(oss.size() == 1);
+  CHECK((oss[0].bias && oss[0].plan.topk == 4 && oss[0].plan.activation == MoeActivation::kSwigluClamp));
+}
+
 TEST_CASE("config: every model of the built-in list has its shapes") {
   std::set<std::string> names;
   for (const std::string& name : model_names()) {

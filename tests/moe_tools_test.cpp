@@ -4,9 +4,9 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint_maker.hpp"
+#include "runtime/checkpoint/experts.hpp"
 #include "sandbox.hpp"
 #include "tools/bench/moe.hpp"
-#include "tools/verify/expert_layers.hpp"
 
 namespace q4::test {
 namespace {
@@ -72,7 +72,7 @@ TEST_CASE("verify: layers of experts are found by their names") {
   const TempFolder folder;
   write_safetensors(folder / "model.safetensors", expert_files("model.layers.0.mlp.experts.1.up_proj"));
   const auto checkpoint = Checkpoint::open(folder.path());
-  const auto layers = tools::expert_layers(checkpoint.matrices());
+  const auto layers = checkpoint::expert_layers(checkpoint.matrices());
   REQUIRE(layers.size() == 1);  // the other one lacks a matrix
   CHECK(layers[0].prefix == "model.layers.1.block_sparse_moe.experts");
   CHECK(layers[0].experts == 3);

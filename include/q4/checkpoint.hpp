@@ -79,6 +79,8 @@ class Q4_API Checkpoint {
   const QuantConfig& config() const;
   const std::vector<MatrixEntry>& matrices() const;        ///< sorted by name, numbers in numeric order
   const MatrixEntry& find(const std::string& name) const;  ///< throws kNotFound with the nearest names
+  /// Of a mixture of experts, those that each token has: num_experts_per_tok of config.json. 0: it does not say.
+  std::int64_t experts_per_token() const;
 
   /// Host views of one matrix, aligned for their type. gptq() throws kInvalidArgument for an AWQ matrix and the other
   /// way round; both throw kNotFound as find() does, and the error of a matrix that is not supported. Where a symmetric

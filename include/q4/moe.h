@@ -95,6 +95,21 @@ Q4_API q4_status q4_grouped_plan_run(q4_runtime* runtime, q4_grouped_plan plan, 
 Q4_API q4_status q4_grouped_plan_workspace_bytes(q4_runtime* runtime, q4_grouped_plan plan, size_t* bytes);
 Q4_API q4_status q4_grouped_plan_destroy(q4_runtime* runtime, q4_grouped_plan plan);
 
+/* ---- warm-up ------------------------------------------------------------------------- */
+
+typedef struct q4_warmup_layer {
+  int64_t experts, k, width;        /* w13 is k x 2 width (k x width with Q4_MOE_NONE) */
+  int64_t n;                        /* w2 is width x n; 0: k */
+  int64_t group_size;               /* -1: one group, 0: 128 */
+  int32_t act_order, has_bias, awq; /* 0 or 1 */
+  int32_t reserved;                 /* 0 */
+} q4_warmup_layer;
+
+/* As q4_warmup_shapes(), for layers of experts and plans over them with these options. */
+Q4_API q4_status q4_warmup_experts(q4_runtime* runtime, q4_device device, const q4_warmup_layer* layers, size_t count,
+                                   const q4_moe_options* plan, const q4_warmup_options* options,
+                                   q4_warmup_report* report);
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif

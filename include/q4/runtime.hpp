@@ -17,6 +17,7 @@ class Checkpoint;
 struct PlanOptions;
 class TuningDb;
 struct TuningSource;
+struct WarmupExperts;
 struct WarmupOptions;
 struct WarmupReport;
 struct WarmupShape;
@@ -119,8 +120,11 @@ class Q4_API Runtime {
   /// life of the Runtime (q4/warmup.hpp). A kernel that fails is in the report; throws kInvalidArgument for shapes and
   /// options that no plan accepts, and what opening the device throws.
   WarmupReport warmup(const std::vector<WarmupShape>& shapes, const WarmupOptions& options) const;
-  /// For every quantized matrix of a checkpoint.
+  /// For every quantized matrix of a checkpoint, and for every layer of experts where it says how many a token has
+  /// (Checkpoint::experts_per_token).
   WarmupReport warmup(const Checkpoint& checkpoint, const WarmupOptions& options) const;
+  /// For layers of experts: everything that QuantizedExperts and MoePlan load. The CPU has nothing to compile here either.
+  WarmupReport warmup_experts(const std::vector<WarmupExperts>& layers, const WarmupOptions& options) const;
   /// 16 hex digits of everything in q4 that decides the bits of results of plans of these shapes with these options: the
   /// kind of device, the device code, the tactic of each range of m. Ranks whose ids are equal compute alike; versions of
   /// a BLAS, where W is reconstructed, and of the run-time compiler are not in it. No shapes: the device and the code.

@@ -6,6 +6,7 @@
 #include <optional>
 #include <q4/cache.hpp>
 #include <q4/matmul.hpp>
+#include <q4/moe.hpp>
 #include <string>
 #include <vector>
 
@@ -23,11 +24,22 @@ struct WarmupShape {
   friend bool operator==(const WarmupShape&, const WarmupShape&) = default;
 };
 
+/// A layer of experts and its plan. Limits as for QuantizedExperts and MoePlan.
+struct WarmupExperts {
+  std::int64_t experts = 0;
+  std::int64_t k = 0, width = 0;  ///< W13 is k x 2 width, k x width with MoeActivation::kNone
+  std::int64_t n = 0;             ///< W2 is width x n; 0: k
+  std::int64_t group_size = 128;  ///< as in WarmupShape, as are the others
+  bool act_order = false, bias = false, awq = false;
+  MoeOptions plan = {};  ///< as it will be made: max_tokens, topk, dtype, activation, ...
+};
+
 struct WarmupOptions {
   /// Empty: Runtime::best_device(), which must be a GPU: kNotFound says why there is none. The CPU, when it is named,
   /// has nothing to compile: the report is empty and complete.
   std::optional<Device> device = std::nullopt;
-  /// As the plans will be made: max_m, activation and whatever else chooses kernels.
+  /// As the plans will be made: max_m, activation and whatever else chooses kernels. For a checkpoint's layers of
+  /// experts max_m is max_tokens, with SiLU(gate) up between; of warmup_experts() each layer says it itself.
   PlanOptions plan = {};
   /// Kernels that are looked up or compiled at a time, by threads of lowered priority; 0: as many as the affinity mask
   /// and the cgroup's quota allow.

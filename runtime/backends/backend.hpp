@@ -154,6 +154,11 @@ class DeviceBackend {
                                         const TuningRecord* /*tuned*/) {
     return {};
   }
+  /// The same of experts of these shapes and plans of them.
+  virtual std::vector<WarmupJob> warmup(const ExpertsShape& /*w13*/, const ExpertsShape& /*w2*/,
+                                        const MoeOptions& /*options*/) {
+    return {};
+  }
   /// What decides the bits of such plans' results beside the device's architecture and kernels_digest(), as text.
   virtual std::string numerics(const MatrixShape& shape, const PlanOptions& options, const TuningRecord* tuned) = 0;
   /// A host x_map is already checked; one in device memory is bounded by the kernel: an entry outside [0, x_cols) gives

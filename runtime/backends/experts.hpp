@@ -14,7 +14,6 @@ namespace q4 {
 /// What all experts of one allocation share. `mapped` and `act_order`: of one at least; `packed_k`: the most of any.
 struct ExpertsShape : MatrixShape {
   std::int64_t experts = 0;
-  bool gate_up = false;  ///< columns are gate (n / 2), then up, and may be stored in any order that plans know
 };
 
 /// Experts in a backend's own layout and memory; made without content.

@@ -6,6 +6,7 @@
 #include <q4/checkpoint.hpp>
 
 #include "runtime/base/check.hpp"
+#include "runtime/checkpoint/experts.hpp"
 #include "runtime/checkpoint/matrices.hpp"
 #include "runtime/checkpoint/names.hpp"
 #include "runtime/group_index.hpp"
@@ -187,6 +188,8 @@ const std::vector<MatrixEntry>& Checkpoint::matrices() const { return impl().ent
 const MatrixEntry& Checkpoint::find(const std::string& name) const {
   return impl().entries()[impl().index("find", name)];
 }
+
+std::int64_t Checkpoint::experts_per_token() const { return checkpoint::experts_per_token(impl().files().folder); }
 
 GptqTensors Checkpoint::gptq(const std::string& name) const {
   const checkpoint::Matrix& matrix = impl().matrix("gptq", name);

@@ -25,7 +25,6 @@ namespace q4::checkpoint {
 
 namespace {
 
-constexpr std::size_t kMaxConfig = 64u << 20;
 constexpr FieldNames kBits = {"bits", "w_bit", "wbits"};
 
 struct Format {

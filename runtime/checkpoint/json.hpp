@@ -11,6 +11,8 @@ namespace q4::checkpoint {
 
 using Json = nlohmann::json;
 
+constexpr std::size_t kMaxConfig = 64u << 20;  ///< bytes of a config.json
+
 /// The whole of a regular file of at most `limit` bytes. Throws kNotFound, kIo or kCorrupt.
 std::string read_text(const std::string& path, std::size_t limit);
 

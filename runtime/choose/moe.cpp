@@ -138,6 +138,16 @@ MoeChoice make_choice(const MoeShape& shape, std::int64_t up_to, const std::vect
 
 }  // namespace
 
+MoeShape moe_shape(std::vector<MatrixShape> products, std::int64_t experts, std::int64_t topk,
+                   const ExpertsPlanOptions& options) {
+  MoeShape shape;
+  shape.products = std::move(products), shape.experts = experts, shape.topk = topk;
+  shape.bf16 = options.dtype == DType::kBF16, shape.batch_invariant = options.batch_invariant;
+  shape.overlap_previous = options.overlap_previous;
+  shape.activation = options.activation, shape.alpha = options.alpha, shape.limit = options.limit;
+  return shape;
+}
+
 std::string MoeChoice::tactic() const {
   std::string text;
   for (const auto& product : products) text += (text.empty() ? "" : kBetween) + product.tactic.str();

@@ -22,6 +22,9 @@ struct MoeShape {
   float alpha = 0, limit = 0;  ///< of kSwigluClamp
 };
 
+MoeShape moe_shape(std::vector<MatrixShape> products, std::int64_t experts, std::int64_t topk,
+                   const ExpertsPlanOptions& options);
+
 /// One grouped product. tactic.remap: its x is copied to sorted order first, permuted by each expert's map if it has
 /// one; else x is read through the list of its rows (the first product), or is in sorted order already (the second).
 struct GroupedProduct {

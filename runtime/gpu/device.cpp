@@ -61,6 +61,14 @@ std::vector<DeviceBackend::WarmupJob> GpuDevice::warmup(const MatrixShape& shape
   return jobs;
 }
 
+std::vector<DeviceBackend::WarmupJob> GpuDevice::warmup(const ExpertsShape& w13, const ExpertsShape& w2,
+                                                        const MoeOptions& options) {
+  std::vector<WarmupJob> jobs;
+  for (auto& source : moe_layer_sources(w13, w2, options, gpu_of(*driver_)))
+    jobs.push_back({source.text, [this, source] { return kernels_.warm(source); }});
+  return jobs;
+}
+
 std::string GpuDevice::numerics(const MatrixShape& shape, const PlanOptions& options, const TuningRecord* tuned) {
   std::string text;
   for (const auto& choice : choose::choose(shape, options, gpu_of(*driver_), tuned))

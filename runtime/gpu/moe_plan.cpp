@@ -20,6 +20,16 @@ constexpr std::int64_t kRowBlocks = 8;
 
 }  // namespace
 
+std::vector<jit::Source> moe_layer_sources(const ExpertsShape& w13, const ExpertsShape& w2, const MoeOptions& options,
+                                           const choose::Gpu& gpu) {
+  const auto shape = choose::moe_shape({w13, w2}, w13.experts, options.topk, options);
+  auto all = choose::moe_sources(shape, options.max_tokens,
+                                 choose::choose_moe(shape, options.max_tokens, options.tactic, gpu), gpu.limits);
+  for (const auto& product : shape.products)
+    for (auto& source : choose::loading_sources(product)) all.push_back(std::move(source));
+  return all;
+}
+
 /// One run(): the call, where its parts of the workspace are, and what was chosen for its rows.
 struct ExpertsPlan::Run {
   const Call& call;
@@ -41,11 +51,9 @@ ExpertsPlan::ExpertsPlan(std::shared_ptr<Driver> driver, Kernels& kernels,
       max_rows_(max_rows),
       limits_(driver_->limits()),
       map_size_(static_cast<std::int64_t>(expert_map.size())) {
-  for (const auto& each : experts_) shape_.products.push_back(each->first());
-  shape_.experts = experts_.front()->shape().experts, shape_.topk = topk;
-  shape_.bf16 = options.dtype == DType::kBF16, shape_.batch_invariant = options.batch_invariant;
-  shape_.overlap_previous = options.overlap_previous;
-  shape_.activation = options.activation, shape_.alpha = options.alpha, shape_.limit = options.limit;
+  std::vector<MatrixShape> products;
+  for (const auto& each : experts_) products.push_back(each->shape());
+  shape_ = choose::moe_shape(std::move(products), experts_.front()->shape().experts, topk, options);
   if (map_size_) map_ = upload(driver_, expert_map.data(), expert_map.size() * 4);
   acquire(choose::choose_moe(shape_, max_rows, options.tactic, gpu_of(*driver_)), kernels);
   place();

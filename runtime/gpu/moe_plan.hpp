@@ -13,6 +13,10 @@
 
 namespace q4::gpu {
 
+/// Everything that such experts and a MoePlan over them load.
+std::vector<jit::Source> moe_layer_sources(const ExpertsShape& w13, const ExpertsShape& w2, const MoeOptions& options,
+                                           const choose::Gpu& gpu);
+
 /// Of one product (GroupedPlan) or two (MoePlan).
 class ExpertsPlan {
  public:

@@ -44,12 +44,24 @@ class BuildProgress {
   std::optional<Progress> bar_;
 };
 
+PlanOptions plan_options(const CrossOptions& options) {
+  PlanOptions plan;
+  plan.max_m = options.max_m, plan.activation = options.activation;
+  return plan;
+}
+
 Json to_json(const CacheEvent& event) {
   return {{"kernel", event.kernel},          {"key", event.key},
           {"layer", to_string(event.layer)}, {"from", event.from},
           {"missed", event.missed},          {"error", event.error},
           {"lookup_ms", event.lookup_ms},    {"compile_ms", event.compile_ms},
           {"load_ms", event.load_ms}};
+}
+
+void add(WarmupReport& to, WarmupReport more) {
+  to.kernels.insert(to.kernels.end(), more.kernels.begin(), more.kernels.end());
+  to.skipped += more.skipped, to.ms += more.ms;
+  to.cancelled |= more.cancelled, to.past_deadline |= more.past_deadline;
 }
 
 void print_warmup(const Tool& tool, const Device device, double open_ms, const WarmupReport& report) {
@@ -95,13 +107,14 @@ int build_kernels(const Tool& tool, const CacheToolOptions& given) {
   const auto targets = parse_targets(options.target);
   const auto shapes = options.shapes.resolve("llama-3-8b");
   const auto bias_variants = options.shapes.biases(options.cross.bias);
+  const auto experts = options.shapes.experts(plan_options(options.cross));
   check(options.cross.activation != DType::kF32, "--activation = fp32 is for the CPU, which compiles nothing");
   if (options.folder.empty()) fail(ErrorCode::kIo, "--cache-dir: there is no cache folder; name one");
   if (const auto problem = cache::prepare_folder(options.folder); !problem.empty())
     fail(ErrorCode::kIo, "--cache-dir: {}", problem);
   std::string trouble;
   const auto environment = cache::cache_options({});
-  BuildProgress progress(targets.size() * shapes.size());
+  BuildProgress progress(targets.size() * (shapes.size() + experts.size()));
   cache::KernelCache kernels({.folder = options.folder,
                               .dump_dir = environment.dump_dir,
                               .event = [&](const CacheEvent& event) { progress.kernel(event); }},
@@ -117,6 +130,11 @@ int build_kernels(const Tool& tool, const CacheToolOptions& given) {
     for (const auto& shape : shapes) {
       progress.begin(fmt::format("{} {}: {}x{}", target.arch, target.name, shape.k, shape.n));
       for (const bool bias : bias_variants) options.cross.bias = bias, compiler.add(shape, options.cross);
+    }
+    for (const auto& layer : experts) {
+      progress.begin(
+          fmt::format("{} {}: {} experts {}x{}", target.arch, target.name, layer.experts, layer.k, layer.width));
+      compiler.add(layer);
     }
     table.add({target.arch, target.name, std::to_string(target.limits.units), std::to_string(compiler.kernels()),
                std::to_string(compiler.compiled()), std::to_string(compiler.tuned())});
@@ -138,7 +156,7 @@ int build_kernels(const Tool& tool, const CacheToolOptions& given) {
 
 int warm_up(const Tool& tool, const CacheToolOptions& given) {
   WarmupOptions options = given.warmup;
-  options.plan.max_m = given.cross.max_m, options.plan.activation = given.cross.activation;
+  options.plan = plan_options(given.cross);
   const Runtime runtime(RuntimeOptions{.cache_dir = given.folder});
   const auto start = Clock::now();
   if (!tool.device_name.empty()) options.device = tool.device(runtime);  // else warmup() insists on a GPU
@@ -164,6 +182,11 @@ int warm_up(const Tool& tool, const CacheToolOptions& given) {
         for (const bool bias : given.shapes.biases(given.cross.bias))
           shapes.push_back({p.k, p.n, p.group, p.act_order, bias, false, given.cross.in_place});
       report = runtime.warmup(shapes, options);
+      if (const auto experts = given.shapes.experts(options.plan); !experts.empty()) {
+        constexpr double kLeast = 1e-3;  // 0 would be no deadline
+        if (options.deadline_s > 0) options.deadline_s = std::max(kLeast, options.deadline_s - report.ms / 1e3);
+        add(report, runtime.warmup_experts(experts, options));
+      }
     }
   }
   print_warmup(tool, device, open_ms, report);

@@ -14,6 +14,8 @@
 #include "runtime/base/processors.hpp"
 #include "runtime/choose/sources.hpp"
 #include "runtime/gpu/kernels.hpp"
+#include "runtime/gpu/moe_plan.hpp"
+#include "runtime/matmul.hpp"
 #include "runtime/tuning_key.hpp"
 #include "tools/common/common.hpp"
 
@@ -149,6 +151,21 @@ std::vector<jit::Source> CrossCompiler::sources(const autotune::Problem& problem
 void CrossCompiler::add(const autotune::Problem& problem, const CrossOptions& options) {
   impl_->get_all(sources(problem, options));
 }
+
+std::vector<jit::Source> CrossCompiler::sources(const WarmupExperts& layer) const {
+  const choose::Gpu gpu{impl_->info.device.str(), impl_->info.arch, impl_->limits};
+  std::vector<jit::Source> all;
+  for (const bool awq : {false, true}) {
+    WarmupExperts one = layer;
+    one.awq = awq;
+    const auto planned = planned_experts(one, impl_->info.device);
+    for (auto& source : gpu::moe_layer_sources(planned.w13, planned.w2, layer.plan, gpu))
+      all.push_back(std::move(source));
+  }
+  return all;
+}
+
+void CrossCompiler::add(const WarmupExperts& layer) { impl_->get_all(sources(layer)); }
 
 std::size_t CrossCompiler::kernels() const { return impl_->seen.size(); }
 std::size_t CrossCompiler::compiled() const { return impl_->compiled; }

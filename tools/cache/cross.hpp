@@ -5,6 +5,7 @@
 #include <memory>
 #include <q4/device.hpp>
 #include <q4/tuning.hpp>
+#include <q4/warmup.hpp>
 #include <string>
 #include <vector>
 
@@ -41,7 +42,7 @@ struct CrossOptions {
 };
 
 /// Finds in `cache`, or compiles into it, what QuantizedMatrix, MatmulPlan and column_remap load for one shape on one
-/// target. Reused for several shapes: `kernels` counts what they need, `compiled` what was not found.
+/// target, and what layers of experts load. Reused for several shapes: `kernels` counts what they need, `compiled` what was not found.
 class CrossCompiler {
  public:
   CrossCompiler(const Target& target, cache::KernelCache& cache);
@@ -50,6 +51,9 @@ class CrossCompiler {
   void add(const autotune::Problem& problem, const CrossOptions& options);
   /// What add() asks for, without asking: repeats are possible.
   std::vector<jit::Source> sources(const autotune::Problem& problem, const CrossOptions& options);
+  /// The same for a layer of experts: what QuantizedExperts and MoePlan load.
+  void add(const WarmupExperts& layer);
+  std::vector<jit::Source> sources(const WarmupExperts& layer) const;
   std::size_t kernels() const;
   std::size_t compiled() const;
   std::size_t tuned() const { return tuned_; }  ///< shapes that a tuning record was used for

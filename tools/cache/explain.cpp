@@ -84,15 +84,35 @@ std::vector<Listed> everything(const CacheToolOptions& options, std::vector<std:
 /// The key among those that plans of some shapes ask for on some targets; nothing is compiled.
 std::optional<KernelKey> derive(const CacheToolOptions& options, std::size_t& tried) {
   std::vector<autotune::Problem> shapes;
-  if (options.shapes.model.empty() && options.shapes.csv_file.empty() && options.shapes.checkpoint.empty() &&
-      options.shapes.shape.empty()) {
-    for (const auto& model : model_names())
-      for (const auto& shape : model_shapes(model)) shapes.push_back(shape);
+  std::vector<WarmupExperts> experts;
+  const auto add = [&](const ShapeOptions& from) {
+    for (const auto& shape : from.resolve("")) shapes.push_back(shape);
+    PlanOptions plan;
+    plan.max_m = options.cross.max_m;
+    for (const auto& layer : from.experts(plan)) experts.push_back(layer);
+  };
+  const ShapeOptions& given = options.shapes;
+  if (given.model.empty() && given.csv_file.empty() && given.checkpoint.empty() && given.shape.empty() &&
+      given.config.empty()) {
+    for (const auto& model : model_names()) {
+      ShapeOptions of_model;
+      of_model.model = model;
+      add(of_model);
+    }
   } else {
-    shapes = options.shapes.resolve("");
+    add(given);
   }
   cache::KernelCache nothing({.mode = CacheMode::kOff}, nullptr);
   std::set<std::string> seen;
+  const auto match = [&](const Target& target, const std::vector<jit::Source>& sources) -> std::optional<KernelKey> {
+    for (const auto& source : sources) {
+      if (!seen.insert(target.arch + source.text).second) continue;
+      ++tried;
+      const KernelKey key = key_of(target.arch, source);
+      if (key.digest().starts_with(options.key)) return key;
+    }
+    return std::nullopt;
+  };
   for (const Target& target : options.target.empty() ? all_targets() : parse_targets(options.target)) {
     CrossCompiler compiler(target, nothing);
     for (const auto& shape : shapes)
@@ -100,13 +120,13 @@ std::optional<KernelKey> derive(const CacheToolOptions& options, std::size_t& tr
         for (const int variant : {0, 1, 2, 3}) {
           CrossOptions cross = options.cross;
           cross.activation = activation, cross.bias = variant & 1, cross.in_place = variant & 2;
-          for (const auto& source : compiler.sources(shape, cross)) {
-            if (!seen.insert(target.arch + source.text).second) continue;
-            ++tried;
-            const KernelKey key = key_of(target.arch, source);
-            if (key.digest().starts_with(options.key)) return key;
-          }
+          if (const auto key = match(target, compiler.sources(shape, cross))) return key;
         }
+    for (WarmupExperts layer : experts)
+      for (const DType type : {DType::kF16, DType::kBF16}) {
+        layer.plan.dtype = type;
+        if (const auto key = match(target, compiler.sources(layer))) return key;
+      }
   }
   return std::nullopt;
 }

@@ -40,6 +40,7 @@ struct Family {
   const char* shared_count = nullptr;  ///< of `expert_inner` rows each
   const char* dense_inner = "intermediate_size";
   bool expert_bias = false;
+  MoeActivation expert_activation = MoeActivation::kSiluMul;
   bool output_bias = false;  ///< o has a bias where q, k and v have one
 };
 
@@ -93,6 +94,7 @@ constexpr Family kFamilies[] = {
      .experts = "num_local_experts",
      .expert_inner = "intermediate_size",
      .expert_bias = true,
+     .expert_activation = MoeActivation::kSwigluClamp,
      .output_bias = true},
     {.type = "llama4_text",
      .mixture = Mixture::kInterleave,
@@ -156,6 +158,8 @@ class Derivation {
   Derivation(const Config& config, const Family& family, const ModelShapeOptions& options)
       : config_(config), family_(family), options_(options) {}
 
+  /// Of matmuls().
+  std::optional<ModelExperts> experts() const { return experts_; }
   std::vector<ModelMatmul> matmuls() {
     layers_ = config_.need("num_hidden_layers");
     hidden_ = config_.need("hidden_size");
@@ -263,6 +267,9 @@ class Derivation {
 
   void mixture(std::int64_t layers) {
     const std::int64_t inner = config_.need(family_.expert_inner);
+    if (const auto topk = config_.number("num_experts_per_tok"))
+      experts_ = {config_.need(family_.experts), *topk, hidden_, part(inner, family_.expert_inner), family_.expert_bias,
+                  family_.expert_activation};
     gated("expert ", inner, layers * config_.need(family_.experts), family_.expert_bias, true);
     if (family_.shared_inner != nullptr) gated("shared ", config_.need(family_.shared_inner), layers, false);
     if (family_.shared_count != nullptr)
@@ -275,6 +282,7 @@ class Derivation {
   const ModelShapeOptions& options_;
   std::int64_t layers_ = 0, hidden_ = 0, heads_ = 0;
   std::vector<ModelMatmul> list_;
+  std::optional<ModelExperts> experts_;
 };
 
 /// The object that describes the language model: the whole file, or a part of it.
@@ -337,7 +345,9 @@ ModelShapes model_shapes(const std::string& text, const std::string& where, cons
   const Family& family =
       *std::find_if(std::begin(kFamilies), std::end(kFamilies), [&](const Family& f) { return shapes.type == f.type; });
   const Config config(*part, place);
-  shapes.matmuls = Derivation(config, family, options).matmuls();
+  Derivation derivation(config, family, options);
+  shapes.matmuls = derivation.matmuls();
+  shapes.experts = derivation.experts();
   for (const Json* from : {&json, part}) {
     const auto at = from->find("quantization_config");
     if (at == from->end() || at->is_null()) continue;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <q4/moe.hpp>
 #include <string>
 #include <vector>
 
@@ -17,9 +18,17 @@ struct ModelMatmul {
   std::int64_t count = 1;  ///< of such matrices in the model
 };
 
+/// The layers of experts, as a rank has them: W13 is k x 2 width, W2 width x k.
+struct ModelExperts {
+  std::int64_t experts = 0, topk = 0, k = 0, width = 0;
+  bool bias = false;
+  MoeActivation activation = MoeActivation::kSiluMul;
+};
+
 struct ModelShapes {
   std::string type;  ///< model_type
   std::vector<ModelMatmul> matmuls;
+  std::optional<ModelExperts> experts;  ///< none: it has no such layers, or does not say how many experts a token has
   std::optional<std::int64_t> group_size;  ///< of its quantization_config, -1: one group
   std::optional<bool> act_order;
 };

@@ -11,6 +11,7 @@
 #include <q4/checkpoint.hpp>
 
 #include "runtime/base/check.hpp"
+#include "runtime/matmul.hpp"
 #include "tools/common/common.hpp"
 #include "tools/common/csv.hpp"
 #include "tools/common/exit.hpp"
@@ -108,14 +109,30 @@ std::vector<Problem> listed_shapes(const std::string& model) {
   return shapes;
 }
 
-/// Of a config.json, in the groups that it says, unless the command line says others.
+/// What a config.json says, in the groups that it says, unless the command line says others.
+ModelShapes shapes_of(const std::string& text, const std::string& where, const ShapeOptions& options) {
+  ModelShapes model = model_shapes(text, where, {!options.separate, options.tensor_parallel});
+  if (options.group_given || !model.group_size) model.group_size = options.group;
+  if (options.act_order_given || !model.act_order) model.act_order = options.act_order;
+  return model;
+}
+
 std::vector<Problem> config_shapes(const std::string& text, const std::string& where, const ShapeOptions& options) {
-  const ModelShapes model = model_shapes(text, where, {!options.separate, options.tensor_parallel});
-  const std::int64_t group = options.group_given ? options.group : model.group_size.value_or(options.group);
-  const bool act_order = options.act_order_given ? options.act_order : model.act_order.value_or(options.act_order);
+  const ModelShapes model = shapes_of(text, where, options);
   std::vector<Problem> shapes;
-  for (const ModelMatmul& m : model.matmuls) shapes.push_back(checked({m.label, m.k, m.n, group, act_order}, where));
+  for (const ModelMatmul& m : model.matmuls)
+    shapes.push_back(checked({m.label, m.k, m.n, *model.group_size, *model.act_order}, where));
   return shapes;
+}
+
+/// The config.json that --config or --model names; none: they name something else.
+std::optional<ModelShapes> named_config(const ShapeOptions& options) {
+  const std::string known = model_config(options.model);
+  if (options.config.empty() && known.empty()) return std::nullopt;
+  return read_input([&] {
+    return options.config.empty() ? shapes_of(known, options.model, options)
+                                  : shapes_of(read_config_file(options.config), options.config, options);
+  });
 }
 
 }  // namespace
@@ -197,12 +214,8 @@ std::vector<bool> ShapeOptions::biases(bool otherwise) const {
     const Checkpoint opened = read_input([&] { return Checkpoint::open(checkpoint); });
     for (const MatrixEntry& entry : opened.matrices())
       if (entry.unsupported.empty()) (entry.has_bias ? with : without) = true;
-  } else if (const std::string known = model_config(model); !config.empty() || !known.empty()) {
-    const auto shapes = read_input([&] {
-      return tools::model_shapes(config.empty() ? known : read_config_file(config), config.empty() ? model : config,
-                                 {!separate, tensor_parallel});
-    });
-    for (const ModelMatmul& m : shapes.matmuls) (m.bias ? with : without) = true;
+  } else if (const auto shapes = named_config(*this)) {
+    for (const ModelMatmul& m : shapes->matmuls) (m.bias ? with : without) = true;
   } else {
     return {otherwise};
   }
@@ -210,6 +223,27 @@ std::vector<bool> ShapeOptions::biases(bool otherwise) const {
   if (without || !with) variants.push_back(false);
   if (with) variants.push_back(true);
   return variants;
+}
+
+std::vector<WarmupExperts> ShapeOptions::experts(const PlanOptions& options) const {
+  std::vector<WarmupExperts> layers;
+  if (!checkpoint.empty()) {
+    layers = read_input([&] { return warmup_layers(Checkpoint::open(checkpoint), options); });
+    for (auto& layer : layers) {
+      check(layer.width % (8 * tensor_parallel) == 0,
+            "--tp {}: experts have {} columns between their products, which do not divide into multiples of 8 by it",
+            tensor_parallel, layer.width);
+      layer.width /= tensor_parallel;
+    }
+  } else if (const auto config = named_config(*this); config && config->experts) {
+    const ModelExperts& e = *config->experts;
+    WarmupExperts layer{.experts = e.experts, .k = e.k, .width = e.width};
+    layer.group_size = *config->group_size, layer.act_order = *config->act_order, layer.bias = e.bias;
+    layer.plan.topk = e.topk, layer.plan.activation = e.activation;
+    layer.plan.max_tokens = options.max_m, layer.plan.dtype = options.activation;
+    layers.push_back(layer);
+  }
+  return layers;
 }
 
 std::vector<Problem> ShapeOptions::resolve(const std::string& default_model) const {

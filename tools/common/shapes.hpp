@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <q4/warmup.hpp>
 #include <string>
 #include <vector>
 
@@ -46,6 +47,9 @@ struct ShapeOptions {
   void add_to(CLI::App& app, const std::string& default_note);
   /// What was asked for, else `default_model`: in order, repeats of (k, n, group, act_order) removed.
   std::vector<autotune::Problem> resolve(const std::string& default_model) const;
+  /// The layers of experts of what was asked for, where that is --config, --model or --checkpoint: each once, in plans
+  /// for options.max_m tokens.
+  std::vector<WarmupExperts> experts(const PlanOptions& options) const;
   /// Whether matrices without and with a bias are among what was asked for; of a checkpoint and of --config. Otherwise
   /// only `otherwise`.
   std::vector<bool> biases(bool otherwise) const;

@@ -1,4 +1,4 @@
-// Finds the layers of experts by the names of their matrices, and checks what a plan makes of them.
+// Checks what a plan makes of each layer of experts.
 #include "tools/verify/expert_layers.hpp"
 
 #include <fmt/format.h>
@@ -7,11 +7,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <map>
-#include <set>
 
 #include "autotune/tolerance.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/checkpoint/experts.hpp"
 #include "runtime/runtime.hpp"
 #include "tools/common/compare.hpp"
 #include "tools/common/weights.hpp"
@@ -19,7 +18,8 @@
 namespace q4::tools {
 namespace {
 
-constexpr const char* kNames[][3] = {{"gate_proj", "up_proj", "down_proj"}, {"w1", "w3", "w2"}};
+using checkpoint::ExpertLayer;
+
 constexpr std::int64_t kSlots = 2;  // of a token
 
 /// Of one matrix of the checkpoint, as it says.
@@ -121,40 +121,10 @@ LayerResult verify_layer(const Runtime& runtime, Device where, const Checkpoint&
 
 }  // namespace
 
-std::vector<ExpertLayer> expert_layers(const std::vector<MatrixEntry>& matrices) {
-  std::set<std::string> there;
-  std::map<std::string, std::set<std::int64_t>> numbers;
-  std::vector<std::string> order;
-  for (const auto& matrix : matrices) {
-    if (!matrix.unsupported.empty()) continue;
-    there.insert(matrix.name);
-    const auto last = matrix.name.rfind('.');
-    const auto before = last == std::string::npos ? last : matrix.name.rfind('.', last - 1);
-    if (before == std::string::npos || last == 0) continue;
-    const std::string prefix = matrix.name.substr(0, before),
-                      number = matrix.name.substr(before + 1, last - before - 1);
-    const bool digits = !number.empty() && number.size() < 7 &&
-                        std::ranges::all_of(number, [](char c) { return c >= '0' && c <= '9'; });
-    if (!prefix.ends_with(".experts") || !digits) continue;
-    if (numbers.try_emplace(prefix).second) order.push_back(prefix);
-    numbers[prefix].insert(std::stoll(number));
-  }
-  std::vector<ExpertLayer> layers;
-  for (const auto& prefix : order)
-    for (const auto& names : kNames) {
-      ExpertLayer layer{prefix, names[0], names[1], names[2], static_cast<std::int64_t>(numbers[prefix].size())};
-      bool complete = true;
-      for (std::int64_t e = 0; e < layer.experts; ++e)
-        for (const auto& part : {layer.gate, layer.up, layer.down}) complete &= there.contains(layer.name_of(e, part));
-      if (complete) layers.push_back(layer);
-    }
-  return layers;
-}
-
 VerifiedLayers verify_layers(const Runtime& runtime, Device device, const Checkpoint& checkpoint,
                              const std::vector<MatrixEntry>& matrices, DType type, std::int64_t m, bool print) {
   VerifiedLayers all;
-  for (const ExpertLayer& layer : expert_layers(matrices)) {
+  for (const ExpertLayer& layer : checkpoint::expert_layers(matrices)) {
     LayerResult result;
     std::string failure;
     bool passed_over = false;

@@ -1,4 +1,4 @@
-// The layers of experts of a checkpoint, and their check: one product after the other, with the activation between.
+// The check of a checkpoint's layers of experts: one product after the other, with the activation between.
 #pragma once
 
 #include <cstdint>
@@ -10,21 +10,6 @@
 #include "tools/common/common.hpp"
 
 namespace q4::tools {
-
-/// "model.layers.0.mlp.experts" and how gate, up and down are called below each number.
-struct ExpertLayer {
-  std::string prefix;
-  std::string gate, up, down;
-  std::int64_t experts = 0;
-
-  std::vector<std::string> gate_up_patterns() const { return {prefix + ".{}." + gate, prefix + ".{}." + up}; }
-  std::string name_of(std::int64_t expert, const std::string& part) const {
-    return prefix + "." + std::to_string(expert) + "." + part;
-  }
-};
-
-/// The complete ones among these matrices, in order: experts 0, 1, ... with gate, up and down each, all supported.
-std::vector<ExpertLayer> expert_layers(const std::vector<MatrixEntry>& matrices);
 
 struct VerifiedLayers {
   Json list = Json::array();

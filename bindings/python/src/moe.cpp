@@ -1,5 +1,6 @@
 // q4.moe and q4.grouped_matmul.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -145,11 +146,39 @@ nb::object grouped(nb::handle x, const ExpertsPtr& experts, nb::handle expert_id
   return all.result;
 }
 
+void warmup_moe(const ExpertsPtr& w13, const ExpertsPtr& w2, std::int64_t max_tokens, std::int64_t topk,
+                nb::handle dtype, const std::string& text, const std::optional<std::vector<std::int32_t>>& expert_map,
+                float alpha, float limit, bool batch_invariant, nb::handle stream) {
+  constexpr const char* kCall = "Experts.warmup";
+  MoeOptions options;
+  options.dtype = activation(kCall, dtype), options.activation = activation_of(kCall, text);
+  options.alpha = alpha, options.limit = limit, options.batch_invariant = batch_invariant;
+  if (expert_map) options.expert_map = *expert_map;
+  options.own_workspace = false, options.max_tokens = max_tokens, options.topk = topk;
+  check(max_tokens >= 1 && max_tokens <= INT32_MAX, "{}: max_tokens = {}; it must be in [1, {}]", kCall, max_tokens,
+        INT32_MAX);
+  Array here;
+  here.device = w13->device;
+  void* on = stream.is_none() ? torch_stream(w13->device) : stream_of(kCall, stream, here);
+  const GilRelease release;
+  const MoePlan plan = w13->moe_plan(w2->weights(), options);
+  const auto scratch = workspaces().get(w13->device, on);
+  std::lock_guard lock(scratch->mutex);
+  scratch->reserve(w13->device, plan.workspace_bytes());
+}
+
 }  // namespace
 
 void bind_moe(nb::module_& m) {
   m.def("_moe", &moe, "x"_a, "topk_ids"_a, "topk_weights"_a, "w13"_a, "w2"_a, "activation"_a, "expert_map"_a, "alpha"_a,
         "limit"_a, "batch_invariant"_a, "out"_a.none(), "stream"_a.none(), "q4.moe with int32 ids and fp32 weights.");
+  nb::borrow<nb::class_<Experts>>(nb::type<Experts>())
+      .def("warmup", &warmup_moe, "w2"_a, "max_tokens"_a, "topk"_a, "dtype"_a.none() = "float16",
+           "activation"_a = "silu_mul", nb::kw_only(), "expert_map"_a = nb::none(), "alpha"_a = 1.702f,
+           "limit"_a = 7.0f, "batch_invariant"_a = false, "stream"_a = nb::none(),
+           "Of w13: makes the plan of q4.moe with this w2 for up to max_tokens tokens of topk experts each, and the "
+           "workspace of the stream, so that such calls neither compile nor allocate. dtype is x's; the others as "
+           "for q4.moe.");
   m.def("_grouped", &grouped, "x"_a, "experts"_a, "expert_ids"_a.none(), "offsets"_a.none(), "activation"_a, "alpha"_a,
         "limit"_a, "batch_invariant"_a, "out"_a.none(), "stream"_a.none(), "q4.grouped_matmul with int32 vectors.");
 }

@@ -209,3 +209,18 @@ def test_bad_input() -> None:
         q4.Experts.from_stacked(*first[0].tensors())
     with pytest.raises(ValueError, match=r"expert = 5 is outside \[0, 5\)"):
         w13.unpack(5)
+
+
+def test_warmup_makes_the_plan_and_refuses_what_no_plan_accepts() -> None:
+    first, second = layer()
+    w13 = q4.Experts.from_gptq(tensors(first), gate_up=True, device="cpu")
+    w2 = q4.Experts.from_gptq(tensors(second), device="cpu")
+    w13.warmup(w2, 4, TOPK, np.float32)
+    x = x_of(4, np.float32)
+    ids, weights = routing(4)
+    near(q4.moe(x, ids, weights, w13, w2), reference(x, ids, weights, first, second), 1e-5)
+    for bad, text in (((0, TOPK), "max_tokens = 0"), ((4, 33), "topk = 33")):
+        with pytest.raises(q4.InvalidArgument, match=text):
+            w13.warmup(w2, *bad)
+    with pytest.raises(q4.InvalidArgument, match=r"expert_map\[0\] = 9"):
+        w13.warmup(w2, 4, TOPK, expert_map=[9])

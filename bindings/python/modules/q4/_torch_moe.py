@@ -175,6 +175,13 @@ class MoE(torch.nn.Module):
         if (first, last) != (0, layer.experts):
             self.expert_map = [e - first if first <= e < last else -1 for e in range(layer.experts)]
 
+    def warmup(self, max_tokens: int, topk: int, dtype: Any = None) -> None:
+        """Finds or compiles what up to max_tokens tokens of topk experts each need; dtype: x's (fp16 where unset)."""
+        if self.w13 is None or self.w2 is None:
+            raise q4.InvalidArgument("MoE: there are no weights yet: call load_state_dict() first")
+        kind = dtype or self.dtype or torch.float16
+        self.w13.warmup(self.w2, max_tokens, topk, kind, self.activation, expert_map=self.expert_map)
+
     @property
     def device(self) -> torch.device:
         """Where the experts are."""

@@ -200,6 +200,20 @@ class Experts:
         group_size: int = 0,
         zeros: _Zeros = "auto",
     ) -> None: ...
+    def warmup(
+        self,
+        w2: Experts,
+        max_tokens: int,
+        topk: int,
+        dtype: _Dtype = "float16",
+        activation: str = "silu_mul",
+        *,
+        expert_map: Sequence[int] | None = None,
+        alpha: float = 1.702,
+        limit: float = 7.0,
+        batch_invariant: bool = False,
+        stream: Any = None,
+    ) -> None: ...
     def __len__(self) -> int: ...
     @property
     def k(self) -> int: ...
