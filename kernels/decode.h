@@ -235,7 +235,7 @@ Q4_DEVICE void decode(const MatmulArgs& a) {
 template <DecodeConfig C>
 Q4_DEVICE void decode(const GroupedArgs& g) {
   using namespace decode_detail;
-  constexpr bool kIndirect = C.p.grouped == kGroupedIndirect;
+  constexpr bool kIndirect = is_indirect(C.p);
   if constexpr (kIndirect) wait_previous_kernel();  // the router
   constexpr int kBlocks = column_blocks(C);
   int number = block_index();
@@ -291,6 +291,15 @@ Q4_DEVICE void decode(const GroupedArgs& g) {
     if (!more) return;
     sync_block();  // sums have been read
   }
+}
+
+/// Of at most kRoutedSlots slots, which every block sorts for itself: no router runs before.
+template <DecodeConfig C>
+Q4_DEVICE void decode(const RoutedArgs& r) {
+  if constexpr (is_indirect(C.p))
+    wait_previous_kernel();  // ids may be its; the second product's kernel comes after one that waited
+  const GroupedArgs g = route_itself<C.p>(r, shared_memory() + shared_bytes(C) - routed_bytes(C.p), tile_rows(C));
+  decode<C>(g);
 }
 
 }  // namespace q4

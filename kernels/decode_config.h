@@ -6,7 +6,7 @@
 //   team      the warps that meet the same slabs; teams split the block's slabs: slab = slot, slot + slots, ...
 //   warp      tiles / side of the block's tiles; it keeps `depth` slabs of its weights in flight, in registers
 #pragma once
-#include "grouped.h"
+#include "route.h"
 
 namespace q4 {
 
@@ -76,7 +76,7 @@ Q4_BOTH constexpr bool sums_itself(const DecodeConfig& c) {
 }
 
 // ---- shared memory: [x: team, slot, row] [sums of x: team, parity, set, row] [sums: team, row, column] --------------
-//                     [inbox: sender, row, own column] [its barrier] [act-order: x as it comes: row, column]
+//                     [inbox: sender, row, own column] [its barrier] [act-order: x as it comes: row, column] [routed: lists]
 constexpr int kXRowBytes = kSlabRows * 2 + 16;  // 4 banks further each row: ldmatrix meets no conflict
 Q4_BOTH constexpr int x_slot_bytes(const DecodeConfig& c) { return rows(c) * kXRowBytes; }
 Q4_BOTH constexpr int x_bytes(const DecodeConfig& c) { return c.teams * c.x_slots * x_slot_bytes(c); }
@@ -89,7 +89,7 @@ Q4_BOTH constexpr int inbox_bytes(const DecodeConfig& c) {
 }
 Q4_BOTH constexpr int staged_bytes(const DecodeConfig& c) { return c.staged * c.p.x_k * 2; }
 Q4_BOTH constexpr int shared_bytes(const DecodeConfig& c) {
-  return x_bytes(c) + x_sum_bytes(c) + sum_bytes(c) + inbox_bytes(c) + staged_bytes(c);
+  return x_bytes(c) + x_sum_bytes(c) + sum_bytes(c) + inbox_bytes(c) + staged_bytes(c) + routed_bytes(c.p);
 }
 
 /// Registers of a thread: blocks are given out by fours of warps.

@@ -63,7 +63,7 @@ struct XRing {
     const int member = side * 32 + lane, first_row = member >> 4, column = (member & 15) * 8,
               p = slab * kSlabRows + column;
     const bool inside = C.p.x_k >= C.p.k || p < C.p.x_k;
-    if constexpr (C.p.grouped == kGroupedIndirect) {
+    if constexpr (is_indirect(C.p)) {
       u32 to = shared_address(ring) + into * x_slot_bytes(C) + first_row * kXRowBytes + column * 2;
       const u16* x = a.x + (inside ? p : 0);
 #pragma unroll 1

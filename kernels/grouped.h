@@ -16,11 +16,16 @@ struct alignas(16) GroupTile {
   i32 expert, begin, end, first;
 };
 
+/// Part of Problem::grouped: the kernel sorts the slots itself, of which there are few (RoutedArgs in route.h).
+constexpr int kGroupedRouted = 4;
+Q4_BOTH constexpr bool is_indirect(const Problem& p) { return (p.grouped & ~kGroupedRouted) == kGroupedIndirect; }
+Q4_BOTH constexpr bool is_routed(const Problem& p) { return (p.grouped & kGroupedRouted) != 0; }
+
 /// Arguments of every grouped kernel. `codes`, `meta` and `bias` are expert 0's; x, out and m are of all sorted rows.
 struct GroupedArgs : MatmulArgs {
   const i32* tile_count;   ///< of `tiles`
   const GroupTile* tiles;  ///< row tiles of tile_rows(C) rows
-  const i32* x_rows;       ///< with Problem::grouped == kGroupedIndirect: row of x of each sorted row
+  const i32* x_rows;       ///< is_indirect(): row of x of each sorted row
   i64 stride;              ///< bytes from an expert's codes, meta and bias to the next one's
 };
 
@@ -55,7 +60,7 @@ Q4_DEVICE MatmulArgs item_args(const GroupedArgs& g, const GroupItem& item, cons
   a.codes += item.expert * g.stride;
   a.meta += item.expert * g.stride;
   if (p.bias) a.bias += item.expert * (g.stride / 2);
-  if (p.grouped != kGroupedIndirect) a.x += item.row * a.x_stride;
+  if (!is_indirect(p)) a.x += item.row * a.x_stride;
   a.out += item.row * a.out_stride;
   a.m = item.rows;
   return a;

@@ -1,8 +1,9 @@
 // route: sorts the slots of a mixture of experts by expert, stably, and lists the row tiles of grouped.h: what the
-// host would otherwise have to wait for. The order follows from the ids alone, whatever runs when. One block, or for many
-// slots two launches of several: the first counts the slots of each block (kCountPart), the second does the rest.
+// host would otherwise have to wait for. The order follows from the ids alone, whatever runs when. One warp for up to 32
+// slots; one block whose threads keep their slots (`each`); else one block that goes over them twice, or for many slots
+// two launches of several blocks: the first counts the slots of each block (kCountPart), the second does the rest.
 //
-//   for each range of experts that shared memory holds counts for:
+//   for each range of experts that shared memory holds counts for (`each`: all experts at once):
 //     count     each warp counts its own run of slots: counts[warp][expert]
 //     offset    over the blocks and warps of an expert, then over the experts (some a thread, scanned by warps)
 //     tiles     an expert's thread lists its row tiles, for either matmul
@@ -16,10 +17,11 @@ struct RouteConfig {
   int threads = 1024;  ///< a multiple of 32; 32: one warp, for at most 32 slots
   int experts = 512;   ///< of a range: a multiple of `threads`, or of 32 and fewer
   int part = 0;        ///< 0: everything, in one block; else kCountPart or kPlacePart, in as many blocks
+  int each = 0;        ///< of a thread: so many slots, all of them, of at most `experts` experts; 0: any number
 
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
-    v("threads", threads), v("experts", experts), v("part", part);
+    v("threads", threads), v("experts", experts), v("part", part), v("each", each);
   }
 };
 constexpr int kCountPart = 1, kPlacePart = 2;
@@ -52,9 +54,13 @@ Q4_BOTH constexpr i64 most_tiles(i64 slots, i64 experts, i64 rows) {
 }
 
 Q4_BOTH constexpr int threads(const RouteConfig& c) { return c.threads; }
-/// [warp][expert] counts, where each expert's rows begin, 3 sums a warp, 3 running totals.
+/// [warp][expert] counts, where each expert's rows begin, 3 sums a warp, 3 running totals. With `each` the counts have 16
+/// bits, and there are two sums a warp, the number of rows, and the sorted rows.
 Q4_BOTH constexpr int shared_bytes(const RouteConfig& c) {
-  return c.threads == 32 ? 0 : (c.threads / 32 * (c.experts + 3) + c.experts + 3) * 4;
+  if (c.threads == 32) return 0;
+  const int warps = c.threads / 32;
+  if (c.each) return warps * c.experts * 2 + (c.experts + 2 * warps + 4 + c.threads * c.each) * 4;
+  return (warps * (c.experts + 3) + c.experts + 3) * 4;
 }
 Q4_BOTH constexpr u32 route_inverse(i32 topk) {
   return topk == 1 ? 0u : static_cast<u32>((0xffffffffull + topk) / static_cast<u32>(topk));
@@ -63,7 +69,7 @@ Q4_BOTH constexpr u32 route_inverse(i32 topk) {
 namespace route_detail {
 
 /// Bits that tell 0 .. count - 1 apart.
-Q4_DEVICE int bits_of(int count) {
+Q4_BOTH constexpr int bits_of(int count) {
   int bits = 0;
   while (1 << bits < count) ++bits;
   return bits;
@@ -142,19 +148,23 @@ struct Batch {
 
 namespace route_detail {
 
-/// At most 32 slots, one a lane: every lane meets every other.
+constexpr int kTurn = kLanesUnroll < 8 ? kLanesUnroll : 8;
+/// At most 32 slots, one a lane: every lane meets every other that has one.
 Q4_DEVICE void route_warp(const RouteArgs& a) {
   const int lane = thread_index();
   const i32 expert = lane < a.slots ? expert_of(a, lane) : -1;
   i32 begin = 0, rank = 0, rows = 0, total = 0;
-#pragma unroll kLanesUnroll
-  for (int other = 0; other < 32; ++other) {
-    const i32 theirs = shuffle(expert, other);
-    begin += theirs >= 0 && theirs < expert;
-    rank += theirs == expert && other < lane;
-    rows += theirs == expert;
-    total += theirs >= 0;
-  }
+#pragma unroll 1
+  for (int first = 0; first < a.slots; first += kTurn)  // one token has eight slots or fewer
+#pragma unroll kTurn
+    for (int i = 0; i < kTurn; ++i) {
+      const int other = first + i;
+      const i32 theirs = shuffle(expert, other);
+      begin += theirs >= 0 && theirs < expert;
+      rank += theirs == expert && other < lane;
+      rows += theirs == expert;
+      total += theirs >= 0;
+    }
   const bool leads = expert >= 0 && rank == 0;
   if (lane < a.slots) a.places[lane] = expert >= 0 ? begin + rank : -1;
   if (expert >= 0) {
@@ -167,14 +177,150 @@ Q4_DEVICE void route_warp(const RouteArgs& a) {
     if (!a.lists[i].rows) continue;
     const i32 tiles = leads ? tiles_of(a.lists[i], rows) : 0;
     i32 first = 0, all = 0;
-#pragma unroll kLanesUnroll
-    for (int other = 0; other < 32; ++other) {
-      const i32 theirs = shuffle(tiles, other);
-      if (shuffle(expert, other) < expert) first += theirs;
-      all += theirs;
-    }
+#pragma unroll 1
+    for (int turn = 0; turn < a.slots; turn += kTurn)
+#pragma unroll kTurn
+      for (int j = 0; j < kTurn; ++j) {
+        const i32 theirs = shuffle(tiles, turn + j);
+        if (shuffle(expert, turn + j) < expert) first += theirs;
+        all += theirs;
+      }
     for (i32 t = 0; t < tiles; ++t) a.lists[i].tiles[first + t] = {expert, begin, begin + rows, first};
     if (lane == 0) *a.lists[i].count = all;
+  }
+}
+
+}  // namespace route_detail
+
+/// Arguments of a grouped kernel that is_routed(): the lists that it makes for itself are not written. The first of a layer
+/// (is_indirect()) writes the places.
+struct RoutedArgs : GroupedArgs {
+  RouteArgs route;
+};
+constexpr int kRoutedSlots = 32;  ///< at most
+/// Of a block: row tiles, rows of x, places, counts.
+Q4_BOTH constexpr int routed_bytes(const Problem& p) { return is_routed(p) ? kRoutedSlots * (16 + 4 + 4) + 16 : 0; }
+
+/// The arguments with lists in the block's shared memory, 16-byte aligned.
+template <Problem P>
+Q4_DEVICE GroupedArgs route_itself(const RoutedArgs& given, u8* shared, int tile_rows) {
+  GroupTile* tiles = reinterpret_cast<GroupTile*>(shared);
+  i32* x_rows = reinterpret_cast<i32*>(tiles + kRoutedSlots);
+  i32* counts = x_rows + 2 * kRoutedSlots;
+  if (thread_index() < 32) {
+    RouteArgs route = given.route;
+    if (!is_indirect(P) || block_index() != 0) route.places = x_rows + kRoutedSlots;
+    route.x_rows = x_rows, route.row_experts = nullptr, route.row_count = counts + 1;
+    route.lists[0] = {counts, tiles, tile_rows}, route.lists[1].rows = 0;
+    route_detail::route_warp(route);
+  }
+  sync_block();
+  GroupedArgs args = given;
+  args.tile_count = counts, args.tiles = tiles, args.x_rows = x_rows;
+  return args;
+}
+
+namespace route_detail {
+
+/// At most `each` slots a thread: they stay in registers, and rows are written in their order.
+template <RouteConfig C>
+Q4_DEVICE void route_block(const RouteArgs& a) {
+  constexpr int kWarps = C.threads / 32, kEach = C.each, kOwn = ceil_div(C.experts, C.threads);
+  constexpr int kBits = bits_of(C.experts + 1);
+  u16* counts = reinterpret_cast<u16*>(shared_memory());              // [warp][expert], then of the warps before
+  i32* begins = reinterpret_cast<i32*>(counts + kWarps * C.experts);  // [expert]
+  u32(*warp_sums)[2] =
+      reinterpret_cast<u32(*)[2]>(begins + C.experts);  // [warp] rows | first tiles << 16, second tiles
+  i32* total = reinterpret_cast<i32*>(warp_sums + kWarps);
+  u32* sorted = reinterpret_cast<u32*>(total + 4);  // [row] row of x | expert << 16
+  const int thread = thread_index(), warp = thread >> 5, lane = thread & 31;
+  const u32 lower = (1u << lane) - 1u;
+  u16* mine = counts + warp * C.experts;
+  for (int i = lane; i < C.experts / 2; i += 32) reinterpret_cast<u32*>(mine)[i] = 0;
+  wait_previous_kernel();  // ids may be its, and what is written here may still be read by an earlier run
+  allow_next_kernel();
+  i32 expert[kEach], rank[kEach];
+  u32 equal[kEach];
+  const i32 first_slot = warp * 32 * kEach + lane;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) expert[i] = first_slot + 32 * i < a.slots ? expert_of(a, first_slot + 32 * i) : -1;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) equal[i] = equal_lanes(static_cast<u32>(expert[i] + 1), kBits);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    sync_warp();
+    const int before = expert[i] < 0 ? 0 : mine[expert[i]];
+    sync_warp();
+    rank[i] = before + bit_count(equal[i] & lower);
+    if (expert[i] >= 0 && (equal[i] & lower) == 0) mine[expert[i]] = static_cast<u16>(before + bit_count(equal[i]));
+  }
+  sync_block();
+  // Experts from thread * kOwn on: their rows, and their row tiles for either matmul.
+  const int own = thread * kOwn;
+  i32 rows[kOwn];
+  u32 sum[2] = {}, through[2];
+  if (own < C.experts) {
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) {
+      i32 of_warp[kWarps];
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) of_warp[w] = counts[w * C.experts + own + j];
+      rows[j] = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        counts[w * C.experts + own + j] = static_cast<u16>(rows[j]);
+        rows[j] += of_warp[w];
+      }
+      sum[0] += static_cast<u32>(rows[j] | tiles_of(a.lists[0], rows[j]) << 16);
+      sum[1] += static_cast<u32>(tiles_of(a.lists[1], rows[j]));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    through[i] = static_cast<u32>(scan(static_cast<i32>(sum[i]), lane));
+    if (lane == 31) warp_sums[warp][i] = through[i];
+  }
+  sync_block();
+  if (own < C.experts) {
+    u32 before[2] = {through[0] - sum[0], through[1] - sum[1]};
+    for (int w = 0; w < warp; ++w) before[0] += warp_sums[w][0], before[1] += warp_sums[w][1];
+    i32 row = static_cast<i32>(before[0] & 0xffffu);
+    i32 tile[2] = {static_cast<i32>(before[0] >> 16), static_cast<i32>(before[1])};
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) {
+      begins[own + j] = row;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const i32 tiles = tiles_of(a.lists[i], rows[j]);
+        for (i32 t = 0; t < tiles; ++t) a.lists[i].tiles[tile[i] + t] = {own + j, row, row + rows[j], tile[i]};
+        tile[i] += tiles;
+      }
+      row += rows[j];
+    }
+    if (own + kOwn == C.experts) {
+      *total = *a.row_count = row;
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (a.lists[i].rows) *a.lists[i].count = tile[i];
+    }
+  }
+  sync_block();
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const i32 slot = first_slot + 32 * i;
+    if (slot >= a.slots) break;
+    const i32 place = expert[i] < 0 ? -1 : begins[expert[i]] + mine[expert[i]] + rank[i];
+    a.places[slot] = place;
+    if (place >= 0) sorted[place] = static_cast<u32>(x_row_of(a, slot) | expert[i] << 16);
+  }
+  sync_block();
+  const i32 end = *total;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const i32 row = i * C.threads + thread;
+    if (row >= end) break;
+    a.x_rows[row] = static_cast<i32>(sorted[row] & 0xffffu);
+    if (a.row_experts) a.row_experts[row] = static_cast<i32>(sorted[row] >> 16);
   }
 }
 
@@ -189,6 +335,8 @@ Q4_DEVICE void route(const RouteArgs& a) {
     allow_next_kernel();
     route_warp(a);
     return;
+  } else if constexpr (C.each > 0) {
+    return route_block<C>(a);
   }
   constexpr int kWarps = C.threads / 32, kEach = C.experts / C.threads > 0 ? C.experts / C.threads : 1;
   i32* counts = reinterpret_cast<i32*>(shared_memory());  // [warp][expert], then where the warp's rows of it begin

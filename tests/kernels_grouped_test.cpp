@@ -113,7 +113,14 @@ void check_router(int tokens, int topk, int experts, bool mapped, int hot_percen
 
 TEST_CASE("grouped: the router sorts as a stable sort does") {
   check_router<RouteConfig{64, 32}>(5, 2, 8, false, 0);
+  check_router<RouteConfig{.threads = 64, .experts = 32, .each = 1}>(20, 3, 20, true, 10);
   if (kThreads) return;
+  check_router<RouteConfig{.threads = 256, .experts = 128, .each = 1}>(32, 8, 128, false, 0);
+  check_router<RouteConfig{.threads = 256, .experts = 128, .each = 2}>(63, 7, 100, true, 60, 1, 0);
+  check_router<RouteConfig{.threads = 64, .experts = 512, .each = 4}>(32, 8, 384, true, 5, 64,
+                                                                      128);  // 8 experts a thread
+  check_router<RouteConfig{.threads = 1024, .experts = 128, .each = 2}>(256, 8, 128, false, 0, 8, 8);
+  check_router<RouteConfig{.threads = 1024, .experts = 256, .each = 4}>(512, 8, 256, false, 100, 1, 1);
   check_router<RouteConfig{128, 64}>(33, 8, 64, true, 0);
   check_router<RouteConfig{128, 64}>(40, 4, 150, false, 30, 16, 0);  // more experts than one range
   for (const int tokens : {1, 3, 4}) check_router<RouteConfig{32}>(tokens, 8, 5, tokens == 3, 20, 2, 0);  // one warp
@@ -139,12 +146,13 @@ TEST_CASE("grouped: the router takes rows that are sorted already") {
 /// A grouped problem: EmulatedCase's matrix for every expert, each with weights of its own.
 struct GroupedTest {
   EmulatedCase matrix;
-  bool gated = false, indirect = false;
+  bool gated = false, indirect = false, routed = false;
   constexpr Problem problem() const {
     Problem p = matrix.problem();
     p.x_k = matrix.gather() ? matrix.packed_k() : matrix.k;
     p.gather = 0;
     p.grouped = indirect ? kGroupedIndirect : kGroupedSorted;
+    if (routed) p.grouped |= kGroupedRouted;
     if (gated) p.gated = 1, p.activation = kSilu;
     return p;
   }
@@ -233,7 +241,7 @@ void check_grouped(const GroupedTest& test, int tile_rows, const std::vector<int
   emulation::emulate({.grid = 3, .threads = kRemap.threads, .shared_bytes = m.k * 2},
                      [&] { remap<kRemap>(remap_args); });
 
-  GroupedArgs args{};
+  RoutedArgs args{};
   args.codes = memory.data(), args.meta = args.codes + experts.meta, args.stride = experts.stride;
   args.bias = reinterpret_cast<const u16*>(args.codes + experts.bias);
   args.x = static_cast<const u16*>(test.indirect ? x.data() : sorted.data());
@@ -241,8 +249,14 @@ void check_grouped(const GroupedTest& test, int tile_rows, const std::vector<int
   args.out = static_cast<u16*>(out.data()), args.out_stride = out.row_stride();
   args.m = slots;
   args.tile_count = &routed.tile_count[0], args.tiles = routed.tiles[0].data(), args.x_rows = routed.x_rows.data();
+  std::vector<i32> places(routed.places.size(), -9);
+  if (is_routed(p)) {  // it makes its own lists
+    args.tile_count = nullptr, args.tiles = nullptr, args.x_rows = nullptr;
+    args.route = route_args, args.route.places = places.data(), args.route.topk_inverse = route_inverse(2);
+  }
   launch(args, most_tiles(slots, static_cast<i64>(counts.size()), tile_rows));
   CHECK(out.padding_intact());
+  if (is_routed(p) && is_indirect(p)) CHECK(places == routed.places);
 
   double error = 0, size = 0;
   for (int r = 0; r < routed.row_count; ++r) {
@@ -268,15 +282,24 @@ void check_grouped(const GroupedTest& test, int tile_rows, const std::vector<int
 template <DecodeConfig C>
 void check_decode(const GroupedTest& test, const std::vector<int>& counts) {
   static_assert(valid(C, kHopper));
-  check_grouped(test, tile_rows(C), counts, [](const GroupedArgs& args, i64 tiles) {
-    emulation::emulate({.grid = grid(C, tiles, kHopper), .threads = threads(C), .shared_bytes = shared_bytes(C)},
-                       [&] { decode<C>(args); });
+  check_grouped(test, tile_rows(C), counts, [](const RoutedArgs& args, i64 tiles) {
+    emulation::emulate({.grid = grid(C, tiles, kHopper), .threads = threads(C), .shared_bytes = shared_bytes(C)}, [&] {
+      if constexpr (is_routed(C.p))
+        decode<C>(args);
+      else
+        decode<C>(static_cast<const GroupedArgs&>(args));
+    });
   });
 }
 
 TEST_CASE("grouped: decode") {
   constexpr GroupedTest kPlain{.matrix = {.k = 512, .n = 64}};
   check_decode<DecodeConfig{.p = kPlain.problem(), .tiles = 2, .teams = 2}>(kPlain, {1, 0, 3, 19, 0, 8});
+  constexpr GroupedTest kRouted{.matrix = {.k = 512, .n = 64}, .gated = true, .indirect = true, .routed = true};
+  check_decode<DecodeConfig{.p = kRouted.problem(), .tiles = 2, .teams = 2}>(kRouted, {1, 0, 3, 17, 0, 8});
+  constexpr GroupedTest kRoutedSecond{.matrix = {.k = 512, .n = 64}, .routed = true};
+  check_decode<DecodeConfig{.p = kRoutedSecond.problem(), .tiles = 2, .teams = 2}>(kRoutedSecond, {9, 2});
+  check_decode<DecodeConfig{.p = kRouted.problem(), .tiles = 2, .teams = 2}>(kRouted, {0, 0});
   if (kThreads) return;
   // Slabs that do not divide by the teams, several in flight, half of them refilled early, rows of x by a list.
   constexpr GroupedTest kIndirect{.matrix = {.k = 1152, .n = 192}, .gated = true, .indirect = true};

@@ -81,6 +81,26 @@ TEST_CASE("moe choice: one token of Qwen3-30B-A3B fills the multiprocessors once
   }
 }
 
+TEST_CASE("moe choice: the products' kernels sort few slots themselves, also with a tactic that is given") {
+  const auto routed = [](const std::vector<MoeChoice>& choices, std::int64_t rows) { return at(choices, rows).routed; };
+  const auto tactic = choose::choose_moe(kQwen, 4, {}, kH200).front().tactic();
+  for (const std::string& text : {std::string(), tactic}) {
+    const auto choices = choose::choose_moe(kQwen, 64, text, kH200);
+    CHECK((routed(choices, 1) && routed(choices, 4) && !routed(choices, 5) && !routed(choices, 64)));
+    CHECK(choices.back().up_to == 64);
+    for (const auto& product : choices[0].products)
+      CHECK(product.kernel->source().text.find("RoutedArgs") != std::string::npos);
+    const auto ranges = choose::route_ranges(kQwen, 64, choices, kH200.limits);
+    REQUIRE(ranges.size() == 4);  // 8, 16, 32 and 64 tokens
+    CHECK((ranges.front().up_to == 64 && ranges.back().up_to == 512));
+  }
+  CHECK(!routed(choose::choose_moe(layer(16, 4, 1024, 512, true), 8, {}, kH200), 1));  // x is permuted between
+  CHECK(!routed(choose::choose_moe(kQwen, 8, {}, kT4), 1));                            // gemv
+  MoeShape single = kQwen;
+  single.products.pop_back(), single.topk = 1;
+  CHECK(!routed(choose::choose_moe(single, 8, {}, kH200), 1));
+}
+
 TEST_CASE("moe choice: act-order permutes x before either product") {
   const auto choices = choose::choose_moe(layer(16, 4, 1024, 512, true), 512, {}, kH200);
   for (const auto& choice : choices)

@@ -37,9 +37,9 @@ int activation_kind(MoeActivation activation) {
   return kNoActivation;
 }
 
-/// The tactic of product `i`, bound; null where it cannot run.
+/// The tactic of product `i`, bound; null where it cannot run. `routed`: as a kernel that sorts the slots itself.
 std::shared_ptr<const BoundKernel> bind_product(const MoeShape& shape, std::size_t i, const Tactic& tactic,
-                                                Problem& problem, const Limits& limits) {
+                                                Problem& problem, const Limits& limits, bool routed = false) {
   const MatrixShape& matrix = shape.products[i];
   if (!tactic.kernel || (matrix.mapped && !tactic.remap) || (i > 0 && tactic.remap && !matrix.mapped)) return nullptr;
   problem = {};
@@ -48,6 +48,7 @@ std::shared_ptr<const BoundKernel> bind_product(const MoeShape& shape, std::size
   problem.x_k = static_cast<int>(matrix.mapped ? matrix.packed_k : matrix.k);
   problem.bf16 = shape.bf16, problem.bias = matrix.has_bias;
   problem.grouped = i == 0 && !tactic.remap ? kGroupedIndirect : kGroupedSorted;
+  if (routed) problem.grouped |= kGroupedRouted;
   if (matrix.gate_up) {
     problem.gated = 1, problem.activation = activation_kind(shape.activation);
     if (shape.activation == MoeActivation::kSwigluClamp)
@@ -57,8 +58,8 @@ std::shared_ptr<const BoundKernel> bind_product(const MoeShape& shape, std::size
 }
 
 /// Fills in a product whose tactic is chosen; false where it cannot run.
-bool finish(const MoeShape& shape, std::size_t i, GroupedProduct& product, const Limits& limits) {
-  product.kernel = bind_product(shape, i, product.tactic, product.problem, limits);
+bool finish(const MoeShape& shape, std::size_t i, GroupedProduct& product, const Limits& limits, bool routed) {
+  product.kernel = bind_product(shape, i, product.tactic, product.problem, limits, routed);
   if (!product.kernel) return false;
   product.shape.threads = product.kernel->threads(), product.shape.shared_bytes = product.kernel->shared_bytes();
   product.shape.overlap_previous = limits.arch >= 90;
@@ -124,17 +125,33 @@ std::vector<Tactic> parse_moe(const MoeShape& shape, const std::string& text, co
   return tactics;
 }
 
+/// Whether the products' kernels can sort the slots: few, and both of decode, without a permutation of x between. (A
+/// single product's places would be read too early: see combine.h.)
+bool can_route(const MoeShape& shape, std::int64_t rows, const std::vector<Tactic>& tactics, const Limits& limits) {
+  if (rows * shape.topk > kRoutedSlots || tactics.size() != 2) return false;
+  for (std::size_t i = 0; i < tactics.size(); ++i) {
+    Problem problem;
+    if (tactics[i].remap || tactics[i].kernel->name != std::string_view("decode") ||
+        !bind_product(shape, i, tactics[i], problem, limits, true))
+      return false;
+  }
+  return true;
+}
+
 MoeChoice make_choice(const MoeShape& shape, std::int64_t up_to, const std::vector<Tactic>& tactics,
                       const Limits& limits) {
-  MoeChoice choice{.up_to = up_to, .products = {}};
+  MoeChoice choice{.up_to = up_to, .products = {}, .routed = can_route(shape, up_to, tactics, limits)};
   for (std::size_t i = 0; i < tactics.size(); ++i) {
     GroupedProduct product{.tactic = tactics[i], .kernel = nullptr, .problem = {}, .shape = {}};
-    if (!finish(shape, i, product, limits))
+    if (!finish(shape, i, product, limits, choice.routed))
       fail(ErrorCode::kInternal, "tactic '{}' does not run product {}", tactics[i].str(), i + 1);
     choice.products.push_back(std::move(product));
   }
   return choice;
 }
+
+/// Rows up to which the kernels of a layer may sort the slots themselves.
+std::int64_t most_routed(const MoeShape& shape) { return kRoutedSlots / shape.topk; }
 
 }  // namespace
 
@@ -156,7 +173,15 @@ std::string MoeChoice::tactic() const {
 
 std::vector<MoeChoice> choose_moe(const MoeShape& shape, std::int64_t max_rows, const std::string& tactic,
                                   const Gpu& gpu) {
-  if (!tactic.empty()) return {make_choice(shape, max_rows, parse_moe(shape, tactic, gpu.limits), gpu.limits)};
+  if (!tactic.empty()) {
+    const auto tactics = parse_moe(shape, tactic, gpu.limits);
+    std::vector<MoeChoice> choices;
+    const std::int64_t few = std::min(max_rows, most_routed(shape));
+    if (few > 0 && can_route(shape, few, tactics, gpu.limits))
+      choices.push_back(make_choice(shape, few, tactics, gpu.limits));
+    if (choices.empty() || few < max_rows) choices.push_back(make_choice(shape, max_rows, tactics, gpu.limits));
+    return choices;
+  }
   std::vector<std::int64_t> ends = {max_rows};
   for (std::int64_t rows = 1; rows < max_rows; rows *= 2) ends.insert(ends.end() - 1, rows);
   std::vector<MoeChoice> choices;
@@ -169,7 +194,7 @@ std::vector<MoeChoice> choose_moe(const MoeShape& shape, std::int64_t max_rows, 
       tactics.push_back(std::move(all.front()));
     }
     MoeChoice choice = make_choice(shape, rows, tactics, gpu.limits);
-    if (!choices.empty() && choices.back().tactic() == choice.tactic())
+    if (!choices.empty() && choices.back().tactic() == choice.tactic() && choices.back().routed == choice.routed)
       choices.back().up_to = rows;
     else
       choices.push_back(std::move(choice));
@@ -194,6 +219,12 @@ std::vector<std::string> moe_tactics(const MoeShape& shape, std::int64_t rows, c
 RouteLaunch route_launch(std::int64_t slots, std::int64_t experts, const Limits& limits) {
   if (slots <= 32) return {.config = {.threads = 32, .experts = 32}};
   constexpr std::int64_t kManySlots = 2048, kMostCounts = 1 << 20;
+  const int all = experts <= 128 ? 128 : experts <= 256 ? 256 : 512;
+  const std::int64_t threads = limits.arch == 0 || slots <= 256 ? 256 : slots <= 512 ? 512 : 1024;
+  if (experts <= all && slots <= (all == 512 ? 2 : 4) * threads) {
+    const int each = slots <= threads ? 1 : slots <= 2 * threads ? 2 : 4;
+    return {.config = {.threads = static_cast<int>(threads), .experts = all, .each = each}};
+  }
   const int range = experts <= 128 ? 128 : 256;
   RouteLaunch launch{.config = {.threads = slots <= 512 || limits.arch == 0 ? 256 : 512, .experts = range}};
   if (slots > kManySlots) {
@@ -203,6 +234,18 @@ RouteLaunch route_launch(std::int64_t slots, std::int64_t experts, const Limits&
     if (launch.blocks == 1) launch.config.part = 0;
   }
   return launch;
+}
+
+std::vector<RouteRange> route_ranges(const MoeShape& shape, std::int64_t max_rows,
+                                     const std::vector<MoeChoice>& choices, const Limits& limits) {
+  std::vector<RouteRange> ranges;
+  for (std::int64_t rows = 1;; rows = std::min(2 * rows, max_rows)) {
+    const std::int64_t slots = rows * shape.topk;
+    const bool routed =
+        std::any_of(choices.begin(), choices.end(), [&](const MoeChoice& c) { return c.routed && rows <= c.up_to; });
+    if (!routed) ranges.push_back({slots, route_launch(slots, shape.experts, limits)});
+    if (rows >= max_rows) return ranges;
+  }
 }
 
 std::vector<jit::Source> route_sources(const RouteConfig& config) {
@@ -215,7 +258,7 @@ std::vector<jit::Source> route_sources(const RouteConfig& config) {
   return all;
 }
 
-CombineConfig combine_config(bool bf16) { return {.threads = 256, .bf16 = bf16}; }
+CombineConfig combine_config(bool bf16) { return {.bf16 = bf16}; }
 
 jit::Source combine_source(bool bf16) {
   const auto config = combine_config(bf16);
@@ -232,11 +275,8 @@ std::vector<jit::Source> moe_sources(const MoeShape& shape, std::int64_t max_row
     if (std::none_of(all.begin(), all.end(), [&](const auto& s) { return s.text == source.text; }))
       all.push_back(std::move(source));
   };
-  for (std::int64_t rows = 1;; rows = std::min(2 * rows, max_rows)) {
-    for (auto& source : route_sources(route_launch(rows * shape.topk, shape.experts, limits).config))
-      add(std::move(source));
-    if (rows >= max_rows) break;
-  }
+  for (const auto& range : route_ranges(shape, max_rows, choices, limits))
+    for (auto& source : route_sources(range.launch.config)) add(std::move(source));
   for (const auto& choice : choices)
     for (std::size_t i = 0; i < choice.products.size(); ++i) {
       if (choice.products[i].tactic.remap) add(remap_source(stages_grouped(shape.products[i], limits), true));

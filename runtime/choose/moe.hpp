@@ -38,6 +38,7 @@ struct GroupedProduct {
 struct MoeChoice {
   std::int64_t up_to = 0;
   std::vector<GroupedProduct> products;
+  bool routed = false;  ///< the products' kernels sort the slots themselves: no router is launched
 
   /// "decode tiles=16 ... | decode tiles=24 ...": a tactic for each product.
   std::string tactic() const;
@@ -56,6 +57,13 @@ struct RouteLaunch {
   std::int64_t blocks = 1;
 };
 RouteLaunch route_launch(std::int64_t slots, std::int64_t experts, const Limits& limits);
+/// The routers that a plan needs, each for up to so many slots, ascending.
+struct RouteRange {
+  std::int64_t up_to = 0;
+  RouteLaunch launch;
+};
+std::vector<RouteRange> route_ranges(const MoeShape& shape, std::int64_t max_rows,
+                                     const std::vector<MoeChoice>& choices, const Limits& limits);
 /// Its sources in the order of their launches.
 std::vector<jit::Source> route_sources(const RouteConfig& config);
 CombineConfig combine_config(bool bf16);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/grouped.h"
 #include "runtime/choose/kernel.hpp"
 
 namespace q4::choose {
@@ -93,11 +94,10 @@ int tile_rows_of(const C& config) {
     return 0;
 }
 template <class C>
-bool is_grouped(const C& config) {
+const char* arguments_of(const C& config, const char* plain) {
   if constexpr (requires { config.p.grouped; })
-    return config.p.grouped != 0;
-  else
-    return false;
+    if (config.p.grouped) return is_routed(config.p) ? "RoutedArgs" : "GroupedArgs";
+  return plain;
 }
 template <class C>
 int resident_blocks(const C& config) {
@@ -175,7 +175,7 @@ class BoundConfig : public BoundKernel {
   }
   int tile_rows() const override { return row_detail::tile_rows_of(config_); }
   jit::Source source() const override {
-    std::vector<std::string> parameters = {row_detail::is_grouped(config_) ? "GroupedArgs" : P::arguments};
+    std::vector<std::string> parameters = {row_detail::arguments_of(config_, P::arguments)};
     if constexpr (row_detail::kTensorMaps<P>) parameters.insert(parameters.end(), 2, "TensorMap");
     return jit::generate(P::name, P::header, P::type, jit::initializer(config_), parameters, threads(),
                          row_detail::resident_blocks(config_));

@@ -64,6 +64,7 @@ ExpertsPlan::ExpertsPlan(std::shared_ptr<Driver> driver, Kernels& kernels,
 
 void ExpertsPlan::acquire(std::vector<choose::MoeChoice> choices, Kernels& kernels) {
   // All of them side by side; what follows finds them loaded.
+  const auto ranges = choose::route_ranges(shape_, max_rows_, choices, limits_);
   const auto loaded = kernels.get_all(choose::moe_sources(shape_, max_rows_, choices, limits_));
   std::vector<jit::Source> sources;
   for (const auto& choice : choices)
@@ -80,12 +81,11 @@ void ExpertsPlan::acquire(std::vector<choose::MoeChoice> choices, Kernels& kerne
     }
     paths_.push_back(std::move(path));
   }
-  for (std::int64_t rows = 1;; rows = std::min(2 * rows, max_rows_)) {
-    Router router{rows * shape_.topk, choose::route_launch(rows * shape_.topk, shape_.experts, limits_), {}};
-    for (const auto& source : choose::route_sources(router.launch.config))
+  for (const auto& range : ranges) {
+    Router router{range, {}};
+    for (const auto& source : choose::route_sources(range.launch.config))
       router.kernels.push_back(kernels.keep(source));
     routers_.push_back(std::move(router));
-    if (rows >= max_rows_) break;
   }
   combine_ = kernels.keep(choose::combine_source(shape_.bf16));
 }
@@ -110,7 +110,7 @@ void ExpertsPlan::place() {
   places_.counts = take(64);
   std::int64_t blocks = 0;
   for (const Router& router : routers_)
-    if (router.launch.config.part) blocks = std::max(blocks, router.launch.blocks);
+    if (router.range.launch.config.part) blocks = std::max(blocks, router.range.launch.blocks);
   places_.block_counts = take(blocks * shape_.experts * 4);
   std::int64_t tiles[2] = {}, x = 0, h = 0;
   for (const Path& path : paths_)
@@ -152,7 +152,7 @@ void ExpertsPlan::run(const Call& call) const {
   reach("topk_weights", call.weights), reach("out", call.out);
   const Run run{call, path(call.rows), static_cast<std::uint8_t*>(call.workspace ? call.workspace : workspace_.get()),
                 call.rows * shape_.topk};
-  route(run);
+  if (!run.path.choice.routed) route(run);
   auto* const first = run.at<u16>(places_.x);
   auto* const second = run.at<u16>(places_.h);
   const u16* x = static_cast<const u16*>(call.x);
@@ -171,7 +171,7 @@ void ExpertsPlan::run(const Call& call) const {
   combine(run, x, x_stride);
 }
 
-void ExpertsPlan::route(const Run& run) const {
+RouteArgs ExpertsPlan::route_args(const Run& run) const {
   RouteArgs args{};
   args.ids = run.call.ids, args.offsets = run.call.offsets;
   if (map_size_) args.map = map_.as<const i32>(), args.map_size = static_cast<i32>(map_size_);
@@ -185,11 +185,17 @@ void ExpertsPlan::route(const Run& run) const {
   args.slots = static_cast<i32>(run.slots), args.topk = static_cast<i32>(shape_.topk);
   args.experts = static_cast<i32>(shape_.experts), args.topk_inverse = route_inverse(args.topk);
   args.block_counts = run.at<i32>(places_.block_counts);
+  return args;
+}
+
+void ExpertsPlan::route(const Run& run) const {
+  RouteArgs args = route_args(run);
   const auto router =
-      std::find_if(routers_.begin(), routers_.end(), [&](const Router& r) { return run.slots <= r.up_to; });
+      std::find_if(routers_.begin(), routers_.end(), [&](const Router& r) { return run.slots <= r.range.up_to; });
+  const choose::RouteLaunch& launch = router->range.launch;
   LaunchShape shape;
-  shape.blocks = router->launch.blocks;
-  shape.threads = threads(router->launch.config), shape.shared_bytes = shared_bytes(router->launch.config);
+  shape.blocks = launch.blocks;
+  shape.threads = threads(launch.config), shape.shared_bytes = shared_bytes(launch.config);
   shape.overlap_previous = shape_.overlap_previous && limits_.arch >= 90;
   void* parameters[] = {&args};
   for (const auto& kernel : router->kernels) {
@@ -240,7 +246,7 @@ void ExpertsPlan::multiply(const Run& run, std::size_t product, const u16* x, st
                            std::int64_t out_stride) const {
   const auto& chosen = run.path.choice.products[product];
   const Matrix& matrix = experts_[product]->first();
-  GroupedArgs args{};
+  RoutedArgs args{};
   args.codes = matrix.codes.as<const u8>(), args.meta = matrix.meta.as<const u8>();
   args.bias = matrix.bias_of(shape_.bf16), args.stride = experts_[product]->stride();
   args.x = x, args.x_stride = x_stride, args.out = out, args.out_stride = out_stride;
@@ -251,6 +257,10 @@ void ExpertsPlan::multiply(const Run& run, std::size_t product, const u16* x, st
   const std::int64_t tiles = most_tiles(run.slots, shape_.experts, chosen.kernel->tile_rows());
   LaunchShape shape = chosen.shape;
   shape.blocks = chosen.kernel->grid(tiles);
+  if (run.path.choice.routed) {
+    args.route = route_args(run);
+    if (product == 0) shape.overlap_previous = shape_.overlap_previous && limits_.arch >= 90;
+  }
   if (!chosen.tactic.kernel->tensor_maps) {
     void* parameters[] = {&args};
     return driver_->launch(*run.path.products[product].kernel, shape, run.call.stream, parameters);
@@ -276,7 +286,7 @@ void ExpertsPlan::combine(const Run& run, const u16* y, std::int64_t y_stride) c
   const auto config = choose::combine_config(shape_.bf16);
   LaunchShape shape;
   shape.threads = threads(config), shape.overlap_previous = limits_.arch >= 90;
-  shape.blocks = std::min<std::int64_t>(blocks(config, run.call.rows, columns), kRowBlocks * limits_.units);
+  shape.blocks = std::min<std::int64_t>(blocks(config, run.call.rows, columns), 4 * kRowBlocks * limits_.units);
   void* parameters[] = {&args};
   driver_->launch(*combine_, shape, run.call.stream, parameters);
 }

@@ -2,6 +2,8 @@
 // kernel after the other without a word from the host in between.
 //
 //   route ──▶ [remap: x in sorted order] ──▶ product 1 ──▶ [remap: act-order] ──▶ product 2 ──▶ combine
+//
+// Of few slots the products' kernels sort them themselves (MoeChoice::routed), and route is left out.
 #pragma once
 
 #include <array>
@@ -50,8 +52,7 @@ class ExpertsPlan {
     std::vector<Product> products;
   };
   struct Router {
-    std::int64_t up_to = 0;  ///< slots
-    choose::RouteLaunch launch;
+    choose::RouteRange range;
     std::vector<std::shared_ptr<const Function>> kernels;  ///< one after the other
   };
   /// Offsets in the workspace, after the head that other plans count in.
@@ -66,6 +67,7 @@ class ExpertsPlan {
   void place();
   std::int64_t out_columns(std::size_t product) const;
   bool any_mapped() const;
+  RouteArgs route_args(const Run& run) const;
   void route(const Run& run) const;
   void remap(const Run& run, std::size_t product, const u16*& x, std::int64_t& x_stride, u16* to) const;
   void multiply(const Run& run, std::size_t product, const u16* x, std::int64_t x_stride, u16* out,
