@@ -9,7 +9,7 @@ namespace q4 {
 struct RemapConfig {
   int threads = 256;  ///< of a block
   int staged = 0;     ///< 1: a block keeps rows of x in shared memory; everything is aligned to 16 bytes and 8 columns
-  int grouped = 0;    ///< 1: the last members of RemapArgs are used, and `together` is 1
+  int grouped = 0;    ///< 1: the last members of RemapArgs are used
 
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
@@ -65,10 +65,11 @@ struct alignas(4 * kRows) TwoColumns {
 };
 
 /// `here` rows, the last one again up to kRows, into shared memory, column by column.
-template <int kRows, int kThreads>
-Q4_DEVICE void stage(const RemapArgs& a, const u16* x, int here, void* to) {
+template <RemapConfig C, int kRows>
+Q4_DEVICE void stage(const RemapArgs& a, i64 row, int here, void* to) {
+  constexpr int kThreads = C.threads;
   const u16* from[kRows];
-  for (int r = 0; r < kRows; ++r) from[r] = x + smaller(r, here - 1) * a.x_stride;
+  for (int r = 0; r < kRows; ++r) from[r] = x_row<C>(a, row + smaller(r, here - 1));
   if constexpr (kRows == 1) {
     for (int i = thread_index(); i < a.x_cols / 8; i += kThreads)
       static_cast<Words4*>(to)[i] = reinterpret_cast<const Words4*>(from[0])[i];
@@ -108,28 +109,39 @@ Q4_DEVICE void permute8(const RemapArgs& a, u16* x_new, int here, const void* st
       *reinterpret_cast<Words4*>(x_new + r * a.x_new_stride) = {pair(r, 0), pair(r, 2), pair(r, 4), pair(r, 6)};
 }
 
+/// Columns [begin, end) of `here` rows from `row` on, which have one map.
+template <RemapConfig C, int kRows>
+Q4_DEVICE void permute_rows(const RemapArgs& a, i64 row, int here, int begin, int end) {
+  const int first = begin + thread_index() * 8;
+  const i32* x_map = map_of<C>(a, row);
+  Map8 map(x_map, first, kRows == 1 ? end : 0);  // on its way while x is waited for, where that counts
+  stage<C, kRows>(a, row, here, shared_memory());
+  sync_block();
+  u16* x_new = a.x_new + row * a.x_new_stride;
+  for (int col = first; col < end; col += C.threads * 8) {
+    if (kRows > 1 || col > first) map = Map8(x_map, col, end);
+    permute8<kRows>(a, x_new + col, here, shared_memory(), map);
+  }
+  sync_block();  // the next rows overwrite these
+}
+
 template <RemapConfig C, int kRows>
 Q4_DEVICE void permute(const RemapArgs& a) {
-  constexpr int kThreads = C.threads;
   const i64 rows = row_count<C>(a);
   const int piece_cols = ceil_div(ceil_div(a.cols, 8), a.pieces) * 8;
   const i64 blocks = (rows + kRows - 1) / kRows;
   for (i64 i = block_index(); i < blocks * a.pieces; i += block_count()) {
     const i64 block = i / a.pieces;
     const int begin = static_cast<int>(i - block * a.pieces) * piece_cols, end = smaller(a.cols, begin + piece_cols);
-    const int first = begin + thread_index() * 8;
     const i64 row = block * kRows;
-    const i32* x_map = map_of<C>(a, row);
-    Map8 map(x_map, first, kRows == 1 ? end : 0);  // on its way while x is waited for, where that counts
     const int here = rows - row < kRows ? static_cast<int>(rows - row) : kRows;
-    stage<kRows, kThreads>(a, x_row<C>(a, row), here, shared_memory());
-    sync_block();
-    u16* x_new = a.x_new + row * a.x_new_stride;
-    for (int col = first; col < end; col += kThreads * 8) {
-      if (kRows > 1 || col > first) map = Map8(x_map, col, end);
-      permute8<kRows>(a, x_new + col, here, shared_memory(), map);
+    if constexpr (C.grouped && kRows > 1) {
+      if (a.row_experts[row] != a.row_experts[row + here - 1]) {  // rows are sorted by expert
+        for (int r = 0; r < here; ++r) permute_rows<C, 1>(a, row + r, 1, begin, end);
+        continue;
+      }
     }
-    sync_block();  // the next rows overwrite these
+    permute_rows<C, kRows>(a, row, here, begin, end);
   }
 }
 
@@ -178,10 +190,8 @@ Q4_DEVICE void remap(const RemapArgs& a) {
   allow_next_kernel();                              // the matmul asks for its weights meanwhile
   if constexpr (C.staged) {
     if (!a.x_map) return C.grouped ? remap_detail::copy_rows<C>(a) : remap_detail::copy<C>(a);
-    if constexpr (!C.grouped) {
-      if (a.together == 4) return remap_detail::permute<C, 4>(a);
-      if (a.together == 2) return remap_detail::permute<C, 2>(a);
-    }
+    if (a.together == 4) return remap_detail::permute<C, 4>(a);
+    if (a.together == 2) return remap_detail::permute<C, 2>(a);
     remap_detail::permute<C, 1>(a);
   } else {
     const int chunks = ceil_div(a.cols, C.threads);

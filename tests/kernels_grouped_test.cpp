@@ -238,7 +238,8 @@ void check_grouped(const GroupedTest& test, int tile_rows, const std::vector<int
   remap_args.places = routed.places.data(), remap_args.topk = 2;
   if (m.gather()) remap_args.x_map = experts.maps.data(), remap_args.row_experts = routed.row_experts.data();
   remap_args.map_stride = m.packed_k();
-  emulation::emulate({.grid = 3, .threads = kRemap.threads, .shared_bytes = m.k * 2},
+  if (m.gather()) remap_args.together = slots > 20 ? 4 : 2;
+  emulation::emulate({.grid = 3, .threads = kRemap.threads, .shared_bytes = m.k * 8},
                      [&] { remap<kRemap>(remap_args); });
 
   RoutedArgs args{};

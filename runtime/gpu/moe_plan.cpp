@@ -229,9 +229,13 @@ void ExpertsPlan::remap(const Run& run, std::size_t product, const u16*& x, std:
   shape.threads = choose::remap_threads(staged), shape.overlap_previous = limits_.arch >= 90;
   const std::int64_t most = kRowBlocks * limits_.units;
   if (staged && matrix.mapped) {
-    args.pieces = choose::remap_pieces(run.slots, columns, limits_.units);
-    shape.blocks = std::min<std::int64_t>(run.slots * args.pieces, most);
-    shape.shared_bytes = static_cast<int>(choose::remap_shared_bytes(matrix.k, 1));
+    // Rows of one expert share its map.
+    const bool several = run.slots >= 8 * shape_.experts;
+    args.together = several ? choose::remap_together(run.slots, matrix.k, limits_.units, limits_.shared_bytes) : 1;
+    const std::int64_t turns = (run.slots + args.together - 1) / args.together;
+    args.pieces = choose::remap_pieces(turns, columns, limits_.units);
+    shape.blocks = std::min<std::int64_t>(turns * args.pieces, most);
+    shape.shared_bytes = static_cast<int>(choose::remap_shared_bytes(matrix.k, args.together));
   } else if (staged) {
     shape.blocks = std::min<std::int64_t>(choose::remap_blocks(rows, columns / 8, shape.threads), most);
   } else {
