@@ -219,6 +219,47 @@ TEST_CASE("moe: a workspace of the caller's, and every tactic") {
   }
 }
 
+TEST_CASE("moe: a captured graph replays with the routing and x that are there then") {
+  bool captured = false;
+  for (const Device device : moe_devices())
+    for (const std::int64_t tokens : {3, 40, 300}) {
+      const MoeSpec spec{.experts = 8, .topk = 4, .k = 256, .width = 128, .n = 256};
+      const MoeWeights w(spec);
+      const MoeExperts experts(shared_runtime(), device, w);
+      const MoePlan plan(shared_runtime(), experts.w13, experts.w2, moe_options(spec, DType::kF16, tokens));
+      auto backend = shared_runtime().impl().open(device);
+      HostRows x = random_rows(DType::kF16, tokens, spec.k), out(DType::kF16, tokens, spec.n);
+      Routing routing = random_routing(tokens, spec.topk, spec.experts, 1);
+      const Uploaded dx(backend, x.data(), x.bytes()), dout(backend, out.data(), out.bytes());
+      const Uploaded ids(backend, routing.ids.data(), routing.ids.size() * 4);
+      const Uploaded weights(backend, routing.weights.data(), routing.weights.size() * 4);
+      const auto graph = backend->capture([&](void* stream) {
+        for (int run = 0; run < 2; ++run)  // the second finds the workspace as the first left it
+          plan.run({stream}, {dx.get()}, static_cast<const std::int32_t*>(ids.get()),
+                   static_cast<const float*>(weights.get()), {dout.get()}, tokens);
+      });
+      if (!graph) break;
+      captured = true;
+      for (std::uint64_t replay = 2; replay < 8; ++replay) {
+        routing = random_routing(tokens, spec.topk, replay % 3 ? spec.experts : spec.topk, replay);  // or half of them
+        if (replay == 5) std::fill(routing.ids.begin(), routing.ids.end(), 6);                       // one hot expert
+        if (replay == 6) std::fill(routing.ids.begin() + 4, routing.ids.end(), -1);                  // one token
+        x = random_rows(DType::kF16, tokens, spec.k, replay);
+        out = HostRows(DType::kF16, tokens, spec.n);  // poison
+        backend->copy(dx.get(), x.data(), x.bytes(), CopyKind::kToDevice);
+        backend->copy(dout.get(), out.data(), out.bytes(), CopyKind::kToDevice);
+        backend->copy(ids.get(), routing.ids.data(), routing.ids.size() * 4, CopyKind::kToDevice);
+        backend->copy(weights.get(), routing.weights.data(), routing.weights.size() * 4, CopyKind::kToDevice);
+        graph->replay();
+        backend->synchronize();
+        backend->copy(out.data(), dout.get(), out.bytes(), CopyKind::kToHost);
+        INFO(device.str(), " tokens ", tokens, " replay ", replay);
+        check_result(out, moe_reference(w, x, routing, DType::kF16), DType::kF16);
+      }
+    }
+  if (!captured) skip("graphs of experts: no GPU that captures");
+}
+
 // ---- GroupedPlan ----------------------------------------------------------------------------------------------------
 
 std::vector<double> grouped_reference(const MoeWeights& w, const HostRows& x, const std::vector<std::int32_t>& expert) {
