@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "autotune/bracket.hpp"
+#include "autotune/moe_tuner.hpp"
 #include "autotune/yardsticks.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
@@ -369,6 +370,7 @@ class ShapeTuner {
 Tuned tune(const Runtime& runtime, Device device, const Problem& problem, const TuneOptions& options) {
   check(!options.m.empty() && std::is_sorted(options.m.begin(), options.m.end()) && options.m.front() > 0,
         "tune: options.m must hold ascending numbers of rows");
+  if (problem.experts > 0) return tune_experts(runtime, device, problem, options);
   try {
     return ShapeTuner(runtime, device, problem, options).run();
   } catch (const NoTime& e) {

@@ -10,6 +10,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "autotune/moe_rig.hpp"
 #include "runtime/base/convert.hpp"
 
 namespace q4::autotune {
@@ -109,9 +110,17 @@ std::vector<std::int64_t> sampled_columns(const Problem& p, Random& random) {
 }  // namespace
 
 double Problem::bytes(std::int64_t m) const {
-  return static_cast<double>(k) * n / 2 + static_cast<double>(groups()) * n * 2.5 + 2.0 * m * (k + n);
+  if (experts == 0) return static_cast<double>(k) * n / 2 + static_cast<double>(groups()) * n * 2.5 + 2.0 * m * (k + n);
+  const MoeProblem layer = layer_of(*this);
+  const double all = static_cast<double>(experts), rows = static_cast<double>(m);
+  const double active = m == 0 ? all : all * (1 - std::pow(1 - static_cast<double>(topk) / all, rows));
+  return active * layer.expert_bytes() + layer.x_bytes(m);
 }
-double Problem::flops(std::int64_t m) const { return 2.0 * m * n * k; }
+double Problem::flops(std::int64_t m) const { return experts == 0 ? 2.0 * m * n * k : layer_of(*this).flops(m); }
+double Problem::weights() const {
+  return experts == 0 ? static_cast<double>(k) * static_cast<double>(n)
+                      : 3.0 * static_cast<double>(experts * k) * static_cast<double>(width);
+}
 
 Workload::Workload(const Problem& problem, DType activation, const std::function<void(double)>& expect)
     : problem_(problem), activation_(activation) {

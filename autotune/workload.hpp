@@ -17,12 +17,16 @@ struct Problem {
   std::string label;
   std::int64_t k = 0, n = 0, group = 128;  ///< group: rows that share a scale, 8 <= group <= k
   bool act_order = false;
+  /// A layer of experts instead: W13 k x 2 width and W2 width x n of so many experts, topk of them a token; m counts
+  /// tokens. 0: one matrix.
+  std::int64_t experts = 0, topk = 0, width = 0;
 
   std::int64_t groups() const { return (k + group - 1) / group; }
-  /// Bytes that a multiplication must move: codes, fp16 scales and 4-bit zeros, x and out in 16 bits.
+  /// Bytes that a multiplication must move: codes, fp16 scales and 4-bit zeros, x and out in 16 bits. Of experts those
+  /// that a uniform routing of m tokens meets; m = 0: of all.
   double bytes(std::int64_t m) const;
   double flops(std::int64_t m) const;
-  double weights() const { return static_cast<double>(k) * static_cast<double>(n); }
+  double weights() const;
 };
 
 class Workload {

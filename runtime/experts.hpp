@@ -30,4 +30,8 @@ const QuantizedExperts::Impl& require(const QuantizedExperts& experts, const cha
 void check_moe(const char* call, Device device, const ExpertsShape& w13, const ExpertsShape& w2,
                const MoeOptions& options);
 
+/// The tuning record that a MoePlan over such experts follows; null: none, or the options leave nothing to choose.
+const TuningRecord* find_tuned(const Runtime& runtime, const DeviceBackend& device, const ExpertsShape& w13,
+                               const ExpertsShape& w2, const MoeOptions& options);
+
 }  // namespace q4

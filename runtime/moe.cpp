@@ -5,6 +5,8 @@
 #include "runtime/base/check.hpp"
 #include "runtime/experts.hpp"
 #include "runtime/matmul.hpp"
+#include "runtime/runtime.hpp"
+#include "runtime/tuning_key.hpp"
 
 namespace q4 {
 
@@ -134,6 +136,15 @@ void check_moe(const char* call, Device device, const ExpertsShape& a, const Exp
           options.expert_map[i], a.experts);
 }
 
+const TuningRecord* find_tuned(const Runtime& runtime, const DeviceBackend& device, const ExpertsShape& w13,
+                               const ExpertsShape& w2, const MoeOptions& options) {
+  if (!options.tactic.empty() || options.batch_invariant || !device.traits().compiles) return nullptr;
+  const auto& info = device.info();
+  return runtime.impl().tuned(info.device, tuning_key(info, tuning_digest(device.kernels_digest()), w13.k, w2.n,
+                                                      w13.group_size, w13.act_order || w2.act_order, options.dtype,
+                                                      "cold", experts_text(w13.experts, options.topk, w2.k)));
+}
+
 MoePlan::MoePlan(const Runtime&, const QuantizedExperts& w13, const QuantizedExperts& w2, const MoeOptions& options) {
   constexpr const char* kCall = "MoePlan";
   const auto& first = require(w13, kCall);
@@ -143,7 +154,8 @@ MoePlan::MoePlan(const Runtime&, const QuantizedExperts& w13, const QuantizedExp
   check_moe(kCall, first.where(), first.shape(), second.shape(), options);
   auto impl = std::make_shared<Impl>();
   impl->w13 = w13.impl(), impl->w2 = w2.impl(), impl->options = options;
-  impl->plan = first.device->plan_moe(first.packed, second.packed, options);
+  impl->plan = first.device->plan_moe(first.packed, second.packed, options,
+                                      find_tuned(first.runtime, *first.device, first.shape(), second.shape(), options));
   impl_ = std::move(impl);
 }
 

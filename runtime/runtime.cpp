@@ -6,6 +6,7 @@
 #include "runtime/base/check.hpp"
 #include "runtime/base/settings.hpp"
 #include "runtime/choose/kernel.hpp"
+#include "runtime/tuning_key.hpp"
 
 namespace q4 {
 namespace {
@@ -164,7 +165,7 @@ const TuningRecord* Runtime::Impl::tuned(Device device, TuningKey key) {
   const TuningDb& db = tuning();
   try {
     // An epilogue moves times by little: what was measured without it serves too.
-    if (!key.epilogue.empty() && !db.find(key)) key.epilogue.clear();
+    if (!key.epilogue.empty() && !is_of_experts(key) && !db.find(key)) key.epilogue.clear();
     record = db.find(key, &match);
   } catch (const Error& error) {
     if (tuning_named_) throw;
@@ -183,7 +184,7 @@ const TuningRecord* Runtime::Impl::tuned(Device device, TuningKey key) {
       say_once(LogLevel::kWarning,
                fmt::format("tuning: record for \"{}\" k = {} n = {} group {}: {}; the default is used there",
                            record->key.fingerprint, record->key.k, record->key.n, record->key.group, reason));
-  if (match != TuningMatch::kExact) {
+  if (match != TuningMatch::kExact && !is_of_experts(key)) {
     if (const auto noted = untuned_.note(key); !noted) context_.log(LogLevel::kWarning, noted.reason());
   }
   return record;

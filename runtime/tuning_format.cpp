@@ -268,7 +268,15 @@ bool measured_with(const TuningRecord& record, std::string_view ours) {
     return true;
   };
   return (record.reconstruct_from == 0 || same("reconstruct")) &&
-         std::all_of(record.buckets.begin(), record.buckets.end(), [&](const auto& b) { return same(b.tactic); });
+         std::all_of(record.buckets.begin(), record.buckets.end(), [&](const TunedBucket& b) {
+           constexpr std::string_view kBetween = " | ";  // of experts: a tactic for each product
+           for (std::string_view rest = b.tactic; !rest.empty();) {
+             const auto one = rest.substr(0, rest.find(kBetween));
+             rest.remove_prefix(std::min(one.size() + kBetween.size(), rest.size()));
+             if (!same(one)) return false;
+           }
+           return true;
+         });
 }
 
 }  // namespace q4

@@ -23,4 +23,11 @@ inline TuningKey tuning_key(const DeviceInfo& info, const std::string& kernels, 
           kernels,          epilogue};
 }
 
+/// TuningKey::epilogue of a layer of experts. Its k is that of W13, its n that of W2, m counts tokens, and a tactic names
+/// one for either product. The activation between them is not told apart: it moves times by little.
+inline std::string experts_text(std::int64_t experts, std::int64_t topk, std::int64_t width) {
+  return "experts=" + std::to_string(experts) + " topk=" + std::to_string(topk) + " width=" + std::to_string(width);
+}
+inline bool is_of_experts(const TuningKey& key) { return key.epilogue.starts_with("experts="); }
+
 }  // namespace q4

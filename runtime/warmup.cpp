@@ -218,10 +218,11 @@ class Kernels {
                          find_tuned(runtime, device_, matrix.k, matrix.n, matrix.group_size, matrix.act_order, plan)));
     }
   }
-  void add(const std::vector<WarmupExperts>& layers) {
+  void add(const Runtime& runtime, const std::vector<WarmupExperts>& layers) {
     for (const WarmupExperts& layer : layers) {
       const PlannedExperts planned = planned_experts(layer, device_.info().device);
-      add(device_.warmup(planned.w13, planned.w2, layer.plan));
+      add(device_.warmup(planned.w13, planned.w2, layer.plan,
+                         find_tuned(runtime, device_, planned.w13, planned.w2, layer.plan)));
     }
   }
   const Jobs& jobs() const { return jobs_; }
@@ -263,12 +264,12 @@ WarmupReport Runtime::warmup(const std::vector<WarmupShape>& shapes, const Warmu
 WarmupReport Runtime::warmup(const Checkpoint& checkpoint, const WarmupOptions& options) const {
   return warm(*this, options, [&](Kernels& kernels) {
     kernels.add(*this, warmup_shapes(checkpoint), options.plan);
-    kernels.add(warmup_layers(checkpoint, options.plan));
+    kernels.add(*this, warmup_layers(checkpoint, options.plan));
   });
 }
 
 WarmupReport Runtime::warmup_experts(const std::vector<WarmupExperts>& layers, const WarmupOptions& options) const {
-  return warm(*this, options, [&](Kernels& kernels) { kernels.add(layers); });
+  return warm(*this, options, [&](Kernels& kernels) { kernels.add(*this, layers); });
 }
 
 }  // namespace q4

@@ -135,7 +135,7 @@ TEST_CASE("warmup: of layers of experts, after which their plans compile nothing
         Q4_CHILD_CHECK(made.complete() && made.count(CacheLayer::kCompiler) == made.kernels.size());
         Q4_CHILD_CHECK(made.kernels.size() >= 6);  // packing, products, sum
         KernelCache nothing({.mode = CacheMode::kOff}, nullptr);
-        const tools::CrossCompiler cross(tools::parse_targets("sm_90a/132")[0], nothing);
+        tools::CrossCompiler cross(tools::parse_targets("sm_90a/132")[0], nothing);
         std::set<std::string> built;  // what q4-cache build would put into a pack
         for (const auto& source : cross.sources(layer)) built.insert(tools::key_of("sm_90a", source).digest());
         for (const auto& event : made.kernels) Q4_CHILD_CHECK(built.contains(event.key));

@@ -53,6 +53,9 @@ Json to_json(const Job& job) {
           {"n", p.n},
           {"group", p.group},
           {"act_order", p.act_order},
+          {"experts", p.experts},
+          {"topk", p.topk},
+          {"width", p.width},
           {"m", o.m},
           {"activation", to_string(o.activation)},
           {"policy", o.policy},
@@ -73,6 +76,7 @@ Job job_of(const Json& j) {
   Job job;
   auto& [p, o] = job;
   j.at("label").get_to(p.label), j.at("k").get_to(p.k), j.at("n").get_to(p.n), j.at("group").get_to(p.group);
+  j.at("experts").get_to(p.experts), j.at("topk").get_to(p.topk), j.at("width").get_to(p.width);
   j.at("act_order").get_to(p.act_order), j.at("m").get_to(o.m), j.at("policy").get_to(o.policy);
   o.activation = activation_of(j.at("activation"));
   j.at("seconds").get_to(o.seconds), j.at("exhaustive").get_to(o.exhaustive), j.at("yardsticks").get_to(o.yardsticks);

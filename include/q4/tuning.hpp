@@ -24,7 +24,7 @@ struct TuningKey {
   /// Digest of the kernels, or of each by name, and the version of the search. find() gives records whose own tactics'
   /// kernels are the same; empty means any.
   std::string kernels = {};
-  std::string epilogue = {};  ///< of the plan: "", "silu_mul", "residual", "silu_mul+residual", ...
+  std::string epilogue = {};  ///< of the plan: "", "silu_mul+residual", ...; MoePlan: "experts=8 topk=2 width=64"
   friend auto operator<=>(const TuningKey&, const TuningKey&) = default;
 };
 

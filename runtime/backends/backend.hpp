@@ -137,10 +137,11 @@ class DeviceBackend {
   /// Memory for experts of this shape, without content. A device without kernels for them throws kUnsupported, here and
   /// in the plans.
   virtual std::unique_ptr<PackedExperts> make_experts(const ExpertsShape& shape);
-  /// The arguments are make_experts()'s of this device, and options that are already checked against them.
+  /// The arguments are make_experts()'s of this device, and options that are already checked against them. `tuned` may be
+  /// null.
   virtual std::unique_ptr<ExpertsPlanBackend<MoeCall>> plan_moe(std::shared_ptr<const PackedExperts> w13,
                                                                 std::shared_ptr<const PackedExperts> w2,
-                                                                const MoeOptions& options);
+                                                                const MoeOptions& options, const TuningRecord* tuned);
   virtual std::unique_ptr<ExpertsPlanBackend<GroupedCall>> plan_grouped(std::shared_ptr<const PackedExperts> experts,
                                                                         const GroupedOptions& options);
   virtual std::unique_ptr<AdapterTable> make_adapters(const AdaptersShape& shape) = 0;
@@ -156,7 +157,7 @@ class DeviceBackend {
   }
   /// The same of experts of these shapes and plans of them.
   virtual std::vector<WarmupJob> warmup(const ExpertsShape& /*w13*/, const ExpertsShape& /*w2*/,
-                                        const MoeOptions& /*options*/) {
+                                        const MoeOptions& /*options*/, const TuningRecord* /*tuned*/) {
     return {};
   }
   /// What decides the bits of such plans' results beside the device's architecture and kernels_digest(), as text.

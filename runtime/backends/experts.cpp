@@ -19,7 +19,8 @@ namespace {
 std::unique_ptr<PackedExperts> DeviceBackend::make_experts(const ExpertsShape&) { no_experts(info()); }
 
 std::unique_ptr<MoePlanBackend> DeviceBackend::plan_moe(std::shared_ptr<const PackedExperts>,
-                                                        std::shared_ptr<const PackedExperts>, const MoeOptions&) {
+                                                        std::shared_ptr<const PackedExperts>, const MoeOptions&,
+                                                        const TuningRecord*) {
   no_experts(info());
 }
 

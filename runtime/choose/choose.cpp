@@ -125,8 +125,9 @@ WorkspaceLayout layout(const MatrixShape& matrix, std::int64_t max_m, const std:
 std::vector<std::string> unknown_tactics(const TuningRecord& record) {
   std::vector<std::string> reasons;
   for (const auto& bucket : record.buckets)
-    if (const auto tactic = Tactic::parse(bucket.tactic); !tactic)
-      reasons.push_back(fmt::format("m = {}: '{}': {}", bucket.m, bucket.tactic, tactic.reason()));
+    for (const std::string& text : product_texts(bucket.tactic))
+      if (const auto tactic = Tactic::parse(text); !tactic)
+        reasons.push_back(fmt::format("m = {}: '{}': {}", bucket.m, bucket.tactic, tactic.reason()));
   return reasons;
 }
 

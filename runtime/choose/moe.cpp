@@ -2,6 +2,7 @@
 #include "runtime/choose/moe.hpp"
 
 #include <algorithm>
+#include <optional>
 
 #include "kernels/epilogue.h"
 #include "runtime/base/check.hpp"
@@ -12,8 +13,6 @@
 
 namespace q4::choose {
 namespace {
-
-constexpr const char* kBetween = " | ";
 
 template <class Config>
 Values values_of(const Config& config) {
@@ -108,21 +107,30 @@ std::vector<Tactic> product_tactics(const MoeShape& shape, std::size_t i, std::i
 }
 
 std::vector<Tactic> parse_moe(const MoeShape& shape, const std::string& text, const Limits& limits) {
+  const auto texts = product_texts(text);
   std::vector<Tactic> tactics;
-  std::string rest = text;
   for (std::size_t i = 0; i < shape.products.size(); ++i) {
-    const auto end = std::min(rest.find(kBetween), rest.size());
-    const auto tactic = Tactic::parse(rest.substr(0, end));
+    const auto tactic = Tactic::parse(i < texts.size() ? texts[i] : "");
     if (!tactic) fail(ErrorCode::kInvalidArgument, "{}", tactic.reason());
     Problem problem;
     check(bind_product(shape, i, *tactic, problem, limits) != nullptr,
-          "MoePlan: tactic '{}' cannot run product {} of {}; tactics(rows) lists those that can", rest.substr(0, end),
-          i + 1, shape.products.size());
+          "MoePlan: tactic '{}' cannot run product {} of {}; tactics(rows) lists those that can", texts[i], i + 1,
+          shape.products.size());
     tactics.push_back(*tactic);
-    rest.erase(0, std::min(rest.size(), end + std::string(kBetween).size()));
   }
-  check(rest.empty(), "MoePlan: tactic '{}' names more than {} products", text, shape.products.size());
+  check(texts.size() == shape.products.size(), "MoePlan: tactic '{}' names more than {} products", text,
+        shape.products.size());
   return tactics;
+}
+
+/// What a record has for so many rows, if it can run; where it cannot, unknown_tactics() says why, and the default serves.
+std::optional<std::vector<Tactic>> tuned_tactics(const MoeShape& shape, const TuningRecord* tuned, std::int64_t rows,
+                                                 const Limits& limits) {
+  const TunedBucket* bucket = tuned ? tuned->bucket(rows) : nullptr;
+  if (!bucket) return std::nullopt;
+  try {
+    return parse_moe(shape, bucket->tactic, limits);
+  } catch (const Error&) { return std::nullopt; }
 }
 
 /// Whether the products' kernels can sort the slots: few, and both of decode, without a permutation of x between. (A
@@ -167,12 +175,12 @@ MoeShape moe_shape(std::vector<MatrixShape> products, std::int64_t experts, std:
 
 std::string MoeChoice::tactic() const {
   std::string text;
-  for (const auto& product : products) text += (text.empty() ? "" : kBetween) + product.tactic.str();
+  for (const auto& product : products) text += (text.empty() ? "" : kBetweenProducts) + product.tactic.str();
   return text;
 }
 
 std::vector<MoeChoice> choose_moe(const MoeShape& shape, std::int64_t max_rows, const std::string& tactic,
-                                  const Gpu& gpu) {
+                                  const Gpu& gpu, const TuningRecord* tuned) {
   if (!tactic.empty()) {
     const auto tactics = parse_moe(shape, tactic, gpu.limits);
     std::vector<MoeChoice> choices;
@@ -186,8 +194,9 @@ std::vector<MoeChoice> choose_moe(const MoeShape& shape, std::int64_t max_rows, 
   for (std::int64_t rows = 1; rows < max_rows; rows *= 2) ends.insert(ends.end() - 1, rows);
   std::vector<MoeChoice> choices;
   for (const auto rows : ends) {
-    std::vector<Tactic> tactics;
-    for (std::size_t i = 0; i < shape.products.size(); ++i) {
+    auto found = tuned_tactics(shape, tuned, rows, gpu.limits);
+    std::vector<Tactic> tactics = found ? std::move(*found) : std::vector<Tactic>();
+    for (std::size_t i = tactics.size(); i < shape.products.size(); ++i) {
       auto all = product_tactics(shape, i, rows, gpu.limits);
       if (all.empty())
         fail(ErrorCode::kInternal, "no grouped kernel serves k = {}, n = {}", shape.products[i].k, shape.products[i].n);
@@ -210,7 +219,8 @@ std::vector<std::string> moe_tactics(const MoeShape& shape, std::int64_t rows, c
   for (std::size_t changed = 0; changed < all.size(); ++changed)
     for (std::size_t j = changed ? 1 : 0; j < all[changed].size(); ++j) {
       std::string text;
-      for (std::size_t i = 0; i < all.size(); ++i) text += (i ? kBetween : "") + all[i][i == changed ? j : 0].str();
+      for (std::size_t i = 0; i < all.size(); ++i)
+        text += (i ? kBetweenProducts : "") + all[i][i == changed ? j : 0].str();
       texts.push_back(std::move(text));
     }
   return texts;

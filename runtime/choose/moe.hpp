@@ -45,9 +45,9 @@ struct MoeChoice {
 };
 
 /// In ascending ranges, the last of which ends at max_rows. `tactic` not empty: that one for all. Throws
-/// kInvalidArgument for one that is not a tactic of this plan.
+/// kInvalidArgument for one that is not a tactic of this plan. `tuned` may be null.
 std::vector<MoeChoice> choose_moe(const MoeShape& shape, std::int64_t max_rows, const std::string& tactic,
-                                  const Gpu& gpu);
+                                  const Gpu& gpu, const TuningRecord* tuned = nullptr);
 /// The search space at so many rows, the default first.
 std::vector<std::string> moe_tactics(const MoeShape& shape, std::int64_t rows, const Gpu& gpu);
 

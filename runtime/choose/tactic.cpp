@@ -56,6 +56,17 @@ Result<Tactic> Tactic::parse(const std::string& text) {
   return tactic;
 }
 
+std::vector<std::string> product_texts(const std::string& text) {
+  const std::string between = kBetweenProducts;
+  std::vector<std::string> texts;
+  for (std::size_t begin = 0;;) {
+    const std::size_t end = text.find(between, begin);
+    texts.push_back(text.substr(begin, end - begin));
+    if (end == std::string::npos) return texts;
+    begin = end + between.size();
+  }
+}
+
 Problem make_problem(const MatrixShape& matrix, bool bf16, const Tactic& tactic) {
   Problem p;
   p.k = static_cast<int>(matrix.packed_k), p.n = static_cast<int>(matrix.n), p.unit = static_cast<int>(matrix.unit);

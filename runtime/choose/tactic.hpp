@@ -26,6 +26,10 @@ struct Tactic {
   friend bool operator==(const Tactic&, const Tactic&) = default;
 };
 
+/// "one | other": of a layer of experts, a tactic for each product; else the text itself.
+constexpr const char* kBetweenProducts = " | ";
+std::vector<std::string> product_texts(const std::string& text);
+
 /// What the kernels are compiled for under this tactic.
 Problem make_problem(const MatrixShape& matrix, bool bf16, const Tactic& tactic);
 

@@ -33,19 +33,19 @@ std::unique_ptr<PackedExperts> GpuDevice::make_experts(const ExpertsShape& shape
 }
 
 std::unique_ptr<MoePlanBackend> GpuDevice::plan_moe(std::shared_ptr<const PackedExperts> w13,
-                                                    std::shared_ptr<const PackedExperts> w2,
-                                                    const MoeOptions& options) {
+                                                    std::shared_ptr<const PackedExperts> w2, const MoeOptions& options,
+                                                    const TuningRecord* tuned) {
   return std::make_unique<MoePlanOnGpu>(ExpertsPlan(
       driver_, kernels_,
       {std::static_pointer_cast<const Experts>(std::move(w13)), std::static_pointer_cast<const Experts>(std::move(w2))},
-      options, options.max_tokens, options.topk, options.expert_map));
+      options, options.max_tokens, options.topk, options.expert_map, tuned));
 }
 
 std::unique_ptr<GroupedPlanBackend> GpuDevice::plan_grouped(std::shared_ptr<const PackedExperts> experts,
                                                             const GroupedOptions& options) {
   return std::make_unique<GroupedPlanOnGpu>(ExpertsPlan(driver_, kernels_,
                                                         {std::static_pointer_cast<const Experts>(std::move(experts))},
-                                                        options, options.max_rows, 1, {}));
+                                                        options, options.max_rows, 1, {}, nullptr));
 }
 
 std::unique_ptr<AdapterTable> GpuDevice::make_adapters(const AdaptersShape& shape) {
@@ -62,9 +62,9 @@ std::vector<DeviceBackend::WarmupJob> GpuDevice::warmup(const MatrixShape& shape
 }
 
 std::vector<DeviceBackend::WarmupJob> GpuDevice::warmup(const ExpertsShape& w13, const ExpertsShape& w2,
-                                                        const MoeOptions& options) {
+                                                        const MoeOptions& options, const TuningRecord* tuned) {
   std::vector<WarmupJob> jobs;
-  for (auto& source : moe_layer_sources(w13, w2, options, gpu_of(*driver_)))
+  for (auto& source : moe_layer_sources(w13, w2, options, gpu_of(*driver_), tuned))
     jobs.push_back({source.text, [this, source] { return kernels_.warm(source); }});
   return jobs;
 }

@@ -42,13 +42,14 @@ class GpuDevice : public DeviceBackend {
   std::unique_ptr<PackedExperts> make_experts(const ExpertsShape& shape) override;
   std::unique_ptr<ExpertsPlanBackend<MoeCall>> plan_moe(std::shared_ptr<const PackedExperts> w13,
                                                         std::shared_ptr<const PackedExperts> w2,
-                                                        const MoeOptions& options) override;
+                                                        const MoeOptions& options, const TuningRecord* tuned) override;
   std::unique_ptr<ExpertsPlanBackend<GroupedCall>> plan_grouped(std::shared_ptr<const PackedExperts> experts,
                                                                 const GroupedOptions& options) override;
   std::unique_ptr<AdapterTable> make_adapters(const AdaptersShape& shape) override;
   std::vector<WarmupJob> warmup(const MatrixShape& shape, const PlanOptions& options,
                                 const TuningRecord* tuned) override;
-  std::vector<WarmupJob> warmup(const ExpertsShape& w13, const ExpertsShape& w2, const MoeOptions& options) override;
+  std::vector<WarmupJob> warmup(const ExpertsShape& w13, const ExpertsShape& w2, const MoeOptions& options,
+                                const TuningRecord* tuned) override;
   std::string numerics(const MatrixShape& shape, const PlanOptions& options, const TuningRecord* tuned) override;
   void column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
                     std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,

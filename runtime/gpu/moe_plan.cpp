@@ -21,10 +21,10 @@ constexpr std::int64_t kRowBlocks = 8;
 }  // namespace
 
 std::vector<jit::Source> moe_layer_sources(const ExpertsShape& w13, const ExpertsShape& w2, const MoeOptions& options,
-                                           const choose::Gpu& gpu) {
+                                           const choose::Gpu& gpu, const TuningRecord* tuned) {
   const auto shape = choose::moe_shape({w13, w2}, w13.experts, options.topk, options);
   auto all = choose::moe_sources(shape, options.max_tokens,
-                                 choose::choose_moe(shape, options.max_tokens, options.tactic, gpu), gpu.limits);
+                                 choose::choose_moe(shape, options.max_tokens, options.tactic, gpu, tuned), gpu.limits);
   for (const auto& product : shape.products)
     for (auto& source : choose::loading_sources(product)) all.push_back(std::move(source));
   return all;
@@ -45,7 +45,8 @@ struct ExpertsPlan::Run {
 
 ExpertsPlan::ExpertsPlan(std::shared_ptr<Driver> driver, Kernels& kernels,
                          std::vector<std::shared_ptr<const Experts>> experts, const ExpertsPlanOptions& options,
-                         std::int64_t max_rows, std::int64_t topk, const std::vector<std::int32_t>& expert_map)
+                         std::int64_t max_rows, std::int64_t topk, const std::vector<std::int32_t>& expert_map,
+                         const TuningRecord* tuned)
     : driver_(std::move(driver)),
       experts_(std::move(experts)),
       max_rows_(max_rows),
@@ -55,7 +56,7 @@ ExpertsPlan::ExpertsPlan(std::shared_ptr<Driver> driver, Kernels& kernels,
   for (const auto& each : experts_) products.push_back(each->shape());
   shape_ = choose::moe_shape(std::move(products), experts_.front()->shape().experts, topk, options);
   if (map_size_) map_ = upload(driver_, expert_map.data(), expert_map.size() * 4);
-  acquire(choose::choose_moe(shape_, max_rows, options.tactic, gpu_of(*driver_)), kernels);
+  acquire(choose::choose_moe(shape_, max_rows, options.tactic, gpu_of(*driver_), tuned), kernels);
   place();
   if (!options.own_workspace) return;
   workspace_ = Buffer(driver_, places_.total);

@@ -17,14 +17,14 @@ namespace q4::gpu {
 
 /// Everything that such experts and a MoePlan over them load.
 std::vector<jit::Source> moe_layer_sources(const ExpertsShape& w13, const ExpertsShape& w2, const MoeOptions& options,
-                                           const choose::Gpu& gpu);
+                                           const choose::Gpu& gpu, const TuningRecord* tuned);
 
 /// Of one product (GroupedPlan) or two (MoePlan).
 class ExpertsPlan {
  public:
   ExpertsPlan(std::shared_ptr<Driver> driver, Kernels& kernels, std::vector<std::shared_ptr<const Experts>> experts,
               const ExpertsPlanOptions& options, std::int64_t max_rows, std::int64_t topk,
-              const std::vector<std::int32_t>& expert_map);
+              const std::vector<std::int32_t>& expert_map, const TuningRecord* tuned);
 
   /// `rows` tokens; ids or offsets, and weights, may be null as GroupedCall and MoeCall say.
   struct Call {

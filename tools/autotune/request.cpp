@@ -41,6 +41,16 @@ std::vector<autotune::TunedShape> requested_shapes(const TuningRequest& request)
     if (!seen.insert({p.k, p.n, p.group, p.act_order, row.activation}).second) continue;
     if (request.shard.holds(p, row.activation)) shapes.push_back(std::move(row));
   }
+  PlanOptions plan;
+  plan.activation = request.activation;
+  for (const WarmupExperts& layer : request.shapes.experts(plan)) {
+    autotune::TunedShape row;
+    row.activation = request.activation;
+    row.problem = {"experts", layer.k, layer.n ? layer.n : layer.k,
+                   layer.group_size > 0 ? std::min(layer.group_size, layer.k) : layer.k, layer.act_order};
+    row.problem.experts = layer.experts, row.problem.topk = layer.plan.topk, row.problem.width = layer.width;
+    if (request.shard.holds(row.problem, row.activation)) shapes.push_back(std::move(row));
+  }
   return shapes;
 }
 

@@ -6,20 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "autotune/moe_rig.hpp"
 #include "autotune/statistics.hpp"
 #include "tools/common/common.hpp"
 
 namespace q4::tools {
 
-/// A mixture of experts: W13 [K, 2 I] and W2 [I, K] of E experts, topk of them a token.
-struct MoeProblem {
-  std::int64_t experts = 0, topk = 0, k = 0, width = 0, group = 128;
-  bool act_order = false;
-
-  double expert_bytes() const;           ///< of one expert's weights: codes, scales, zeros
-  double flops(std::int64_t m) const;    ///< of m tokens
-  double x_bytes(std::int64_t m) const;  ///< x and out, in 16 bits
-};
+using autotune::MoeProblem;
 
 /// "128,8,2048,768": E, topk, K, I. Throws kInvalidArgument.
 MoeProblem parse_moe(const std::string& text);

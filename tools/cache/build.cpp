@@ -134,7 +134,7 @@ int build_kernels(const Tool& tool, const CacheToolOptions& given) {
     for (const auto& layer : experts) {
       progress.begin(
           fmt::format("{} {}: {} experts {}x{}", target.arch, target.name, layer.experts, layer.k, layer.width));
-      compiler.add(layer);
+      compiler.add(layer, options.cross.tuning);
     }
     table.add({target.arch, target.name, std::to_string(target.limits.units), std::to_string(compiler.kernels()),
                std::to_string(compiler.compiled()), std::to_string(compiler.tuned())});

@@ -152,20 +152,28 @@ void CrossCompiler::add(const autotune::Problem& problem, const CrossOptions& op
   impl_->get_all(sources(problem, options));
 }
 
-std::vector<jit::Source> CrossCompiler::sources(const WarmupExperts& layer) const {
+std::vector<jit::Source> CrossCompiler::sources(const WarmupExperts& layer, const TuningDb* tuning) {
+  const std::int64_t group = layer.group_size > 0 ? layer.group_size : layer.k;
+  const TuningRecord* tuned =
+      tuning ? tuning->find(tuning_key(impl_->info, tuning_digest(choose::kernel_digests()), layer.k,
+                                       layer.n ? layer.n : layer.k, group, layer.act_order, layer.plan.dtype, "cold",
+                                       experts_text(layer.experts, layer.plan.topk, layer.width)))
+             : nullptr;
+  tuned_ += tuned != nullptr;
   const choose::Gpu gpu{impl_->info.device.str(), impl_->info.arch, impl_->limits};
   std::vector<jit::Source> all;
   for (const bool awq : {false, true}) {
     WarmupExperts one = layer;
     one.awq = awq;
     const auto planned = planned_experts(one, impl_->info.device);
-    for (auto& source : gpu::moe_layer_sources(planned.w13, planned.w2, layer.plan, gpu))
-      all.push_back(std::move(source));
+    for (const TuningRecord* record : {static_cast<const TuningRecord*>(nullptr), tuned})
+      for (auto& source : gpu::moe_layer_sources(planned.w13, planned.w2, layer.plan, gpu, record))
+        all.push_back(std::move(source));
   }
   return all;
 }
 
-void CrossCompiler::add(const WarmupExperts& layer) { impl_->get_all(sources(layer)); }
+void CrossCompiler::add(const WarmupExperts& layer, const TuningDb* tuning) { impl_->get_all(sources(layer, tuning)); }
 
 std::size_t CrossCompiler::kernels() const { return impl_->seen.size(); }
 std::size_t CrossCompiler::compiled() const { return impl_->compiled; }

@@ -52,8 +52,8 @@ class CrossCompiler {
   /// What add() asks for, without asking: repeats are possible.
   std::vector<jit::Source> sources(const autotune::Problem& problem, const CrossOptions& options);
   /// The same for a layer of experts: what QuantizedExperts and MoePlan load.
-  void add(const WarmupExperts& layer);
-  std::vector<jit::Source> sources(const WarmupExperts& layer) const;
+  void add(const WarmupExperts& layer, const TuningDb* tuning = nullptr);
+  std::vector<jit::Source> sources(const WarmupExperts& layer, const TuningDb* tuning = nullptr);
   std::size_t kernels() const;
   std::size_t compiled() const;
   std::size_t tuned() const { return tuned_; }  ///< shapes that a tuning record was used for

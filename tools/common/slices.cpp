@@ -61,7 +61,8 @@ Shard Shard::parse(const std::string& text) {
 }
 
 bool Shard::holds(const autotune::Problem& p, DType activation) const {
-  const std::string text = fmt::format("{} {} {} {} {}", p.k, p.n, p.group, p.act_order, to_string(activation));
+  std::string text = fmt::format("{} {} {} {} {}", p.k, p.n, p.group, p.act_order, to_string(activation));
+  if (p.experts > 0) text += fmt::format(" {} {} {}", p.experts, p.topk, p.width);
   std::uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a; then mixed, since its low bits alone divide badly
   for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
   hash = (hash ^ (hash >> 32)) * 0x9e3779b97f4a7c15u;

@@ -87,8 +87,8 @@ class CpuDevice final : public DeviceBackend {
     return std::make_unique<CpuExperts>(shape, pool_, ledger_);
   }
   std::unique_ptr<MoePlanBackend> plan_moe(std::shared_ptr<const PackedExperts> w13,
-                                           std::shared_ptr<const PackedExperts> w2,
-                                           const MoeOptions& options) override {
+                                           std::shared_ptr<const PackedExperts> w2, const MoeOptions& options,
+                                           const TuningRecord*) override {
     return cpu::plan_moe(std::static_pointer_cast<const CpuExperts>(std::move(w13)),
                          std::static_pointer_cast<const CpuExperts>(std::move(w2)), options,
                          {kernels_, pool_, ledger_});
