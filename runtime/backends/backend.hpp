@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "runtime/backends/adapters.hpp"
+#include "runtime/backends/segments.hpp"
 #include "runtime/backends/traits.hpp"
 #include "runtime/base/memory.hpp"
 #include "runtime/base/result.hpp"
@@ -167,6 +168,8 @@ class DeviceBackend {
   virtual void column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
                             std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,
                             std::int64_t rows) = 0;
+  /// Asynchronous on a GPU.
+  virtual void multiply_segments(void* stream, const SegmentCall& call) = 0;
   /// What tuning records of this device are measured with: one digest, or "name:digest" of each kernel, so that a record
   /// is stale only when a kernel of its own tactics changed.
   virtual std::string kernels_digest() const = 0;

@@ -111,6 +111,22 @@ LaunchShape ShrinkKernel::shape(std::int64_t m, int chunks) const {
   return shape;
 }
 
+SegmentConfig segment_config(bool bf16, bool transposed, std::int64_t in, std::int64_t out, bool segments) {
+  SegmentConfig config{bf16, transposed};
+  config.vec = in % 8 == 0 && out % 8 == 0 ? 8 : 1;
+  const std::int64_t pieces = transposed ? in / config.vec : in;  // of the sum
+  // Lanes read W's rows together where it has them along the sum, or where few outputs leave no other work.
+  if (transposed || out < in)
+    while (config.lanes < 32 && 2 * config.lanes <= pieces) config.lanes *= 2;
+  config.rows = segments ? 8 : 1;
+  return config;
+}
+
+jit::Source segment_source(const SegmentConfig& config) {
+  return jit::generate("segments", "segments.h", "SegmentConfig", jit::initializer(config), {"SegmentArgs"},
+                       kSegmentThreads, 1);
+}
+
 std::shared_ptr<const BoundKernel> bind_reconstruct(const Problem& problem, const Limits& limits) {
   return std::make_shared<const BoundConfig<ReconstructPolicy>>(ReconstructConfig{problem}, limits);
 }

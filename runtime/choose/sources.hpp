@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/lora.h"
+#include "kernels/segments.h"
 #include "runtime/choose/choose.hpp"
 
 namespace q4::choose {
@@ -31,6 +32,10 @@ struct ShrinkKernel {
 };
 ShrinkKernel shrink_kernel(bool bf16, bool many, const Limits& limits);
 constexpr bool many_rows(std::int64_t m) { return m > 64; }
+
+/// What multiplies rows by dense matrices of this shape (kernels/segments.h).
+SegmentConfig segment_config(bool bf16, bool transposed, std::int64_t in, std::int64_t out, bool segments);
+jit::Source segment_source(const SegmentConfig& config);
 
 /// grid() takes columns of W, a slice of which is reconstructed at a time.
 std::shared_ptr<const BoundKernel> bind_reconstruct(const Problem& problem, const Limits& limits);

@@ -106,6 +106,28 @@ void GpuDevice::column_remap(void* stream, const void* x, std::int64_t x_stride,
   if (uploaded.get()) driver_->synchronize();
 }
 
+void GpuDevice::multiply_segments(void* stream, const SegmentCall& call) {
+  const SegmentConfig config =
+      choose::segment_config(call.type == DType::kBF16, call.transposed, call.in, call.out, call.indices == nullptr);
+  const auto function = kernels_.keep(choose::segment_source(config));
+  SegmentArgs args{static_cast<u16*>(call.y),
+                   static_cast<const u16*>(call.x),
+                   static_cast<const u16* const*>(call.w),
+                   reinterpret_cast<const i64*>(call.indices),
+                   call.begin,
+                   call.end,
+                   call.m,
+                   call.in,
+                   call.out,
+                   call.layer,
+                   call.count,
+                   call.scale};
+  void* parameters[] = {&args};
+  LaunchShape shape;
+  shape.blocks = grid(config, call.m, call.out), shape.threads = kSegmentThreads;
+  driver_->launch(*function, shape, stream, parameters);
+}
+
 std::string GpuDevice::kernels_digest() const { return choose::kernel_digests(); }
 
 std::vector<std::string> GpuDevice::unknown_tactics(const TuningRecord& record) const {

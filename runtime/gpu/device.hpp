@@ -54,6 +54,7 @@ class GpuDevice : public DeviceBackend {
   void column_remap(void* stream, const void* x, std::int64_t x_stride, std::int64_t x_cols, void* x_new,
                     std::int64_t x_new_stride, const std::int32_t* x_map, std::int64_t cols,
                     std::int64_t rows) override;
+  void multiply_segments(void* stream, const SegmentCall& call) override;
   std::string kernels_digest() const override;
   std::vector<std::string> unknown_tactics(const TuningRecord& record) const override;
 

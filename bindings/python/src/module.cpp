@@ -53,6 +53,8 @@ NB_MODULE(_native, m) {
   bind_exllama(old);
   nb::module_ second = m.def_submodule("exllamav2", "The functions of exllamav2_kernels.");
   bind_exllamav2(second);
+  nb::module_ punica = m.def_submodule("punica", "The functions of punica_kernels.");
+  bind_punica(punica);
 }
 
 }  // namespace q4::python

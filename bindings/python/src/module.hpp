@@ -18,6 +18,7 @@ void bind_experts(nb::module_& module);
 void bind_moe(nb::module_& module);
 void bind_exllama(nb::module_& module);
 void bind_exllamav2(nb::module_& module);
+void bind_punica(nb::module_& module);
 void bind_memory(nb::module_& module);
 void bind_matrix(nb::module_& module);
 void bind_runtime(nb::module_& module);

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 def test_mypy() -> None:
     pytest.importorskip("mypy")
-    files = ["-p", "q4", "-p", "exllama_kernels", "-p", "exllamav2_kernels"]
+    files = ["-p", "q4", "-p", "exllama_kernels", "-p", "exllamav2_kernels", "-p", "punica_kernels"]
     # torch, where it is not installed; and where it is, some of its releases do not type Function.apply.
     silent = ["--disable-error-code=import-not-found", "--disable-error-code=no-untyped-call"]
     if importlib.util.find_spec("torch") is None:

@@ -17,6 +17,7 @@
 #include "runtime/backends/cpu/plan.hpp"
 #include "runtime/backends/cpu/thread_pool.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/base/convert.hpp"
 #include "runtime/base/processors.hpp"
 #include "runtime/base/settings.hpp"
 #include "runtime/jit/embedded.hpp"
@@ -110,6 +111,32 @@ class CpuDevice final : public DeviceBackend {
       auto* to = static_cast<std::uint16_t*>(x_new) + row * x_new_stride;
       for (std::int64_t col = 0; col < cols; ++col)
         to[col] = x_map[col] >= 0 && x_map[col] < x_cols ? from[x_map[col]] : 0;
+    });
+  }
+
+  void multiply_segments(void*, const SegmentCall& call) override {
+    const bool bf16 = call.type == DType::kBF16;
+    const auto value = [&](std::uint16_t bits) { return bf16 ? float_from_bf16(bits) : float_from_half(bits); };
+    const auto* w = static_cast<const std::uint16_t* const*>(call.w);
+    pool_.run(call.m, [&](std::int64_t row, int) {
+      const auto* x = static_cast<const std::uint16_t*>(call.x) + row * call.in;
+      auto* y = static_cast<std::uint16_t*>(call.y) + row * call.out;
+      const auto add = [&](const std::uint16_t* matrix) {
+        matrix += call.layer * call.in * call.out;
+        for (std::int64_t o = 0; o < call.out; ++o) {
+          float sum = 0;
+          for (std::int64_t i = 0; i < call.in; ++i)
+            sum += value(x[i]) * value(matrix[call.transposed ? o * call.in + i : i * call.out + o]);
+          const float v = value(y[o]) + call.scale * sum;
+          y[o] = bf16 ? bf16_from_float(v) : half_from_float(v);
+        }
+      };
+      if (call.indices) {
+        if (call.indices[row] >= 0 && call.indices[row] < call.count) add(w[call.indices[row]]);
+        return;
+      }
+      for (std::int64_t s = 0; s < call.count; ++s)
+        if (row >= call.begin[s] && row < call.end[s]) add(w[s]);
     });
   }
 

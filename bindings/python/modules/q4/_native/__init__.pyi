@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from q4._native import exllama as exllama
 from q4._native import exllamav2 as exllamav2
+from q4._native import punica as punica
 
 _Dtype = Any  # "float16", "bfloat16", "float32", or a dtype of NumPy or torch that is called so
 _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
