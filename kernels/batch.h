@@ -91,7 +91,8 @@ Q4_DEVICE void batch(const MatmulArgs& a) {
   const Stages<C> ring(a, at);
   if (at.begin < at.end) ring.load_weights(at.begin, 0, at);
   allow_next_kernel();
-  wait_previous_kernel();  // weights are constant, x is not
+  const bool beside = C.p.lora && a.lora.maker == kLoraBeside;
+  if (!beside) wait_previous_kernel();  // weights are constant, x is not
 #pragma unroll
   for (int i = 0; i < C.stages - 1; ++i) {
     if (at.begin + i < at.end) {
@@ -120,12 +121,16 @@ Q4_DEVICE void batch(const MatmulArgs& a) {
   async_wait<0>();
   sync_block();  // the ring's memory is free
   if constexpr (C.p.lora) {
-    const int tile = (at.first_strip + at.strip) * kStripTiles, tiles = ceil_div(C.p.n, kTileColumns);
+    if (beside) wait_previous_kernel();
     if (at.team == 0 && at.part == 0) {
+      const int row = at.row + at.row_warp * warp_rows(C);
 #pragma unroll
-      for (int i = 0; i < kStripTiles; ++i)
-        if (tile + i < tiles)
-          lora_add<C.p, Sums<C>::kOctets>(sums.v[i], a, tile + i, at.row + at.row_warp * warp_rows(C), at.lane, {});
+      for (int i = 0; i < kStripTiles; ++i) {
+        const int tile = (at.first_strip + at.strip) * kStripTiles + i;
+        LoraTile<C.p, Sums<C>::kOctets, true> lora;
+        lora.ask(a, tile, row, at.lane, 0, 1);
+        lora.add(sums.v[i], a, tile, row, at.lane, 0, 1);
+      }
     }
   }
   if constexpr (C.teams > 1) sum_teams<C>(sums, at, ring.base);

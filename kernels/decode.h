@@ -16,7 +16,7 @@
 #pragma once
 #include "decode_sum.h"
 #include "decode_x.h"
-#include "lora_mma.h"
+#include "lora_decode.h"
 
 namespace q4 {
 namespace decode_detail {
@@ -158,7 +158,14 @@ template <DecodeConfig C>
 Q4_DEVICE void decode(const MatmulArgs& a) {
   using namespace decode_detail;
   constexpr int kBricks = warp_bricks(C);
-  const Place<C> at = place<C>(block_index() / C.cluster);
+  int first_block = 0;
+  if constexpr (C.p.lora) {
+    if (a.lora.maker == kLoraWithin) {
+      if (block_index() < kLoraParts) return lora_shrink_within<C>(a);
+      first_block = kLoraParts;
+    }
+  }
+  const Place<C> at = place<C>((block_index() - first_block) / C.cluster);
   XRing<C> x(a, at);
   float* sums = reinterpret_cast<float*>(shared_memory() + x_bytes(C) + x_sum_bytes(C));
   u8* inbox = shared_memory() + x_bytes(C) + x_sum_bytes(C) + sum_bytes(C);
@@ -186,11 +193,18 @@ Q4_DEVICE void decode(const MatmulArgs& a) {
   if (!late) load_all_words();
   if constexpr (C.cluster > 1) open_inbox<C>(inbox, a.m);
   allow_next_kernel();
-  wait_previous_kernel();  // weights are constant, x is not
+  if (!C.p.lora || a.lora.maker != kLoraBeside) wait_previous_kernel();  // weights are constant, x is not
+  [[maybe_unused]] LoraRows<C> lora;
+  if constexpr (C.p.lora) {
+    if (at.rank == 0) lora.ask(a, at.lane);
+  }
   if constexpr (C.p.residual) prefetch_l2(first_residual<C>(a, at));
   x.first(a, at, [&] {
     if (late) load_all_words();
   });
+  if constexpr (C.p.lora) {
+    if (at.rank == 0) lora.find(a);
+  }
 
   // Its own loop, not multiply_slabs: called from two places, the compiler orders the same instructions otherwise.
   float acc[warp_tiles(C)][C.batch][4] = {};
@@ -215,18 +229,16 @@ Q4_DEVICE void decode(const MatmulArgs& a) {
     }
   }
   if constexpr (C.p.lora) {
-    if (at.slot == 0) {
-      const float kFactor[2] = {1.f / column_factor<kBf16<C>>(false), 1.f / column_factor<kBf16<C>>(true)};
-#pragma unroll
-      for (int i = 0; i < warp_tiles(C); ++i)
-        if (at.first_tile + i < ceil_div(C.p.n, kTileColumns))
-          lora_add<C.p, C.batch, !kBf16<C>>(acc[i], a, at.first_tile + i, 0, at.lane, kFactor);
-    }
+    if (a.lora.maker == kLoraBeside) wait_previous_kernel();
+    if (at.rank == 0) lora.add(acc, a, at, {1.f / column_factor<kBf16<C>>(false), 1.f / column_factor<kBf16<C>>(true)});
   }
   Words2 residual{};
   if constexpr (C.p.residual) residual = *first_residual<C>(a, at);
   store_sums<C>(acc, sums, at, a.m);
   sync_block();
+  if constexpr (C.p.lora) {
+    if (at.rank == 0 && a.lora.maker == kLoraWithin) lora.clear(a, at);
+  }
   reduce<C>(a, sums, inbox, at, residual);
 }
 

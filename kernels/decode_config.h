@@ -6,6 +6,8 @@
 //   team      the warps that meet the same slabs; teams split the block's slabs: slab = slot, slot + slots, ...
 //   warp      tiles / side of the block's tiles; it keeps `depth` slabs of its weights in flight, in registers
 #pragma once
+#include "grouped.h"
+#include "lora.h"
 #include "route.h"
 
 namespace q4 {
@@ -88,8 +90,35 @@ Q4_BOTH constexpr int inbox_bytes(const DecodeConfig& c) {
   return c.cluster > 1 ? rows(c) * c.tiles * kTileColumns * 4 + 16 : 0;
 }
 Q4_BOTH constexpr int staged_bytes(const DecodeConfig& c) { return c.staged * c.p.x_k * 2; }
+// ---- LoRA within the launch (lora_decode.h) -------------------------------------------------------------------------
+Q4_BOTH constexpr LoraShape lora_shape(const DecodeConfig& c) {
+  const int blocks = ceil_div(ceil_div(c.p.x_k, kLoraRows), kLoraParts);
+  return {c.p.bf16, c.batch, threads(c), ceil_div(blocks, threads(c) / 32)};
+}
+/// What it needs, and [pair, row, rank] of low.
+Q4_BOTH constexpr int lora_shared_bytes(const DecodeConfig& c) {
+  return c.p.lora ? lora_shrink_bytes(lora_shape(c)) + lora_group(lora_shape(c)) * rows(c) * kLoraRanks * 4 : 0;
+}
+/// Blocks of a launch that shrink, before those of the grid, where as many multiprocessors are left and they have little
+/// to do: few adapters to read, few rows to send to every block; 0: none.
+Q4_BOTH constexpr int lora_blocks(const DecodeConfig& c, const LoraLoad& load, const Limits& limits) {
+  const bool fits = c.cluster <= kLoraParts && grid(c, 1) + kLoraParts <= limits.units;
+  const int m = load.invariant ? rows(c) : static_cast<int>(load.m);
+  const bool few = load.chunks * smaller(load.adapters, m) <= 4 && load.chunks * m <= 8;
+  return c.p.lora && !c.p.grouped && fits && few ? kLoraParts : 0;
+}
+/// Blocks of such a launch in all.
+Q4_BOTH constexpr i64 lora_grid(const DecodeConfig& c, const LoraLoad& load, const Limits&) {
+  return grid(c, load.m) + kLoraParts;
+}
+/// Of its inboxes, of as much as that may ever be.
+Q4_BOTH constexpr i64 lora_bytes(const DecodeConfig& c, const LoraLoad& load) {
+  return static_cast<i64>(load.chunks) * column_blocks(c) * kLoraParts * rows(c) * kLoraRanks * 8;
+}
+
 Q4_BOTH constexpr int shared_bytes(const DecodeConfig& c) {
-  return x_bytes(c) + x_sum_bytes(c) + sum_bytes(c) + inbox_bytes(c) + staged_bytes(c) + routed_bytes(c.p);
+  return larger(x_bytes(c) + x_sum_bytes(c) + sum_bytes(c) + inbox_bytes(c) + staged_bytes(c) + routed_bytes(c.p),
+                lora_shared_bytes(c));
 }
 
 /// Registers of a thread: blocks are given out by fours of warps.

@@ -1,7 +1,8 @@
 // LoRA: row t of the sums gets scale (x[t] A) B of its own adapter, before bias and activation. A is [k, rank], B is
 // [rank, n]; a table on the device says where each adapter's are, so that captured launches meet whatever stands there.
 //
-//   lora_shrink   low[t] = scale x[t] A, rounded to the activations' type: one launch before the matmul
+//   shrink        low[t] = scale x[t] A, rounded to the activations' type: a launch before the matmul, or its own first
+//                 blocks (LoraMaker)
 //   the matmul    sums += low[t] B: on tensor cores where it has them (lora_mma.h), else by lora_sum
 //
 // Both are stored as mma.m16n8k16 wants them as its A operand, 16 bytes a lane 4 g + t; ranks are padded to 16 with
@@ -20,6 +21,8 @@ namespace q4 {
 constexpr int kLoraRanks = 16;  // of a chunk
 constexpr int kLoraRows = 32;   // of k in a block of a
 constexpr int kLoraShrinkWarps = 16;
+constexpr u32 kLoraTag = 0xffc5a3e1u;
+constexpr int kLoraParts = 4;  // of k, where decode's first blocks shrink
 
 Q4_BOTH constexpr int lora_chunks(int rank) { return ceil_div(rank, kLoraRanks); }
 Q4_BOTH constexpr i64 lora_a_elements(int k, int rank) {
@@ -40,10 +43,25 @@ Q4_BOTH constexpr i64 lora_b_place(int chunks, int rank, int column) {
   return (block * 32 + 4 * g + t) * 8 + (2 * pair + upper) * 2 + rank % 2;
 }
 
+/// What a launch will meet: rows, the chunks of the largest rank, adapters in the table.
+struct LoraLoad {
+  i64 m = 0;
+  int chunks = 0, adapters = 0;
+  bool invariant = false;  ///< bits must not depend on m
+};
+constexpr int kLoraMostChunks = 4;  // that a few multiprocessors shrink beside a matmul
+
 /// The adapter of a row; -1: none. Numbers outside the table are none.
 Q4_DEVICE int lora_adapter(const LoraArgs& a, i64 row) {
   const i32 index = a.adapter[row];
   return index >= 0 && index < a.adapters ? index : -1;
+}
+
+template <class T>
+Q4_DEVICE const T* shuffle_pointer(const T* p, int lane) {
+  const u64 v = bit_cast<u64>(p);
+  const u32 low = shuffle(static_cast<u32>(v), lane), high = shuffle(static_cast<u32>(v >> 32), lane);
+  return bit_cast<const T*>(low | static_cast<u64>(high) << 32);
 }
 
 /// What is to be added to the sum of packed column `column`.
@@ -59,14 +77,37 @@ Q4_DEVICE float lora_sum(const MatmulArgs& a, i64 row, int column) {
   return sum;
 }
 
+/// How a block shrinks (LoraShrink of lora_mma.h).
+struct LoraShape {
+  int bf16 = 0;
+  int octets = 1;  ///< of rows
+  int threads = 512;
+  int turns = 8;  ///< blocks of 32 of k that a warp has, as far as that is known
+};
+/// Pairs of an adapter and a chunk of its ranks that are summed at once, and blocks of k that a warp asks for at once:
+/// as registers allow.
+Q4_BOTH constexpr int lora_group(const LoraShape& s) {
+  return s.octets > 1 || s.threads > 512 || s.turns > 4 ? 1 : s.turns > 2 ? 2 : 4;
+}
+Q4_BOTH constexpr int lora_unroll(const LoraShape& s) {
+  int most = s.octets == 1 ? 8 / lora_group(s) : s.octets == 2 ? 5 : 3;
+  if (s.threads > 512) most = s.threads > 768 ? 1 : s.octets == 1 ? 4 : s.octets == 2 ? 3 : 2;
+  return smaller(s.turns, s.threads <= 384 ? most + 1 : most);
+}
+/// [pair of a group, octet, warp, 128 floats] [row: A, lead, scale, 16 pairs]
+Q4_BOTH constexpr int lora_shrink_bytes(const LoraShape& s) {
+  return lora_group(s) * s.octets * s.threads * 16 + 8 * s.octets * (8 + 4 + 4 + 16 * 2);
+}
+
 struct LoraShrinkConfig {
   int bf16 = 0;
   int mma = 1;     ///< tensor cores by mma.sync, NVIDIA from sm_80 on; 0: any GPU
-  int octets = 1;  ///< rows of a block, in eights: 1: one adapter a block, for few rows; 4: all of its rows' adapters
+  int octets = 1;  ///< rows of a block, in eights
+  int parts = 8;   ///< blocks of the same rows, each for the adapters of every parts-th row: 8: one adapter a block
 
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
-    v("bf16", bf16), v("mma", mma), v("octets", octets);
+    v("bf16", bf16), v("mma", mma), v("octets", octets), v("parts", parts);
   }
 };
 
@@ -80,9 +121,10 @@ struct LoraShrinkArgs {
 
 Q4_BOTH constexpr int threads(const LoraShrinkConfig&) { return 32 * kLoraShrinkWarps; }
 Q4_BOTH constexpr int rows(const LoraShrinkConfig& c) { return 8 * c.octets; }
-Q4_BOTH constexpr int shared_bytes(const LoraShrinkConfig& c) { return kLoraShrinkWarps * c.octets * 512 + 2 * 4 * 32; }
+Q4_BOTH constexpr LoraShape lora_shape(const LoraShrinkConfig& c) { return {c.bf16, c.octets, threads(c)}; }
+Q4_BOTH constexpr int shared_bytes(const LoraShrinkConfig& c) { return lora_shrink_bytes(lora_shape(c)); }
 Q4_BOTH constexpr i64 grid(const LoraShrinkConfig& c, i64 m, int chunks) {
-  return (m + rows(c) - 1) / rows(c) * chunks * (c.octets == 1 ? 8 : 1);
+  return (m + rows(c) - 1) / rows(c) * chunks * c.parts;
 }
 
 }  // namespace q4

@@ -5,144 +5,366 @@
 
 namespace q4 {
 
-/// Columns g and g + 8 of `tile` and rows row + 2 t, row + 2 t + 1 of so many octets, a float each as mma.m16n8k16 has
-/// them: sums[octet][2 c + i] += low B; kScaled: times factor[c]. Rows past m get anything.
-template <Problem P, int kOctets, bool kScaled = false>
-Q4_DEVICE void lora_add(float (*sums)[4], const MatmulArgs& a, int tile, int row, int lane,
-                        [[maybe_unused]] const float (&factor)[2]) {
-  const int g = lane >> 2, t = lane & 3, left_rows = a.m - row - g;  // of octet 8 o: there if 8 o is below it
-  const i32* ids = a.lora.adapter + row + g;
-  const u16* lows = a.lora.low + static_cast<i64>(row + g) * a.lora.low_stride + 4 * t;
-  const auto adapter_of = [&](int octet) {
-    if (8 * octet >= left_rows) return -1;
-    const i32 index = ids[8 * octet];
-    return index >= 0 && index < a.lora.adapters ? index : -1;
-  };
-  const auto add = [&](int octet, const Words4& b, const u16* low_at, bool mine) {
-    Words2 low{0, 0};
-    if (mine) low = *reinterpret_cast<const Words2*>(low_at);
+/// What a tile of rows by 16 columns gets from the adapters of its rows, in a warp: asked for before the tile is
+/// multiplied (ask), added to its sums after (add). Of `parts` that sum over k, each has the chunks of an adapter that
+/// the adapter's number names, so a row's bits do not depend on the others.
+/// Rows are those of so many octets. kLoop: where rows differ, octets go round a loop.
+template <Problem P, int kOctets, bool kLoop = (kOctets > 8)>
+struct LoraTile {
+  static constexpr bool kBf16 = P.bf16 != 0;
+  static constexpr int kTiles = ceil_div(P.n, kTileColumns);
+  const u16* b;  // of all rows' one adapter, this lane's
+  int chunks;    // of it; 0: nothing to add; -1: rows differ
+  int first;     // chunk of this part
+
+  Q4_DEVICE static int first_chunk(int adapter, int part, int parts) {
+    return (part + parts - adapter % parts) % parts;
+  }
+
+  Q4_DEVICE void ask(const MatmulArgs& a, int tile, int row, int lane, int part, int parts) {
+    b = nullptr, chunks = first = 0;
+    if (row >= a.m || tile >= kTiles) return;
+    const int adapter = lora_adapter(a.lora, row);
+    bool same = true;
+#pragma unroll
+    for (int r = lane; r < 8 * kOctets; r += 32)
+      if (row + r < a.m) same = same && lora_adapter(a.lora, row + r) == adapter;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) same = shuffle_xor(same ? 1 : 0, step) && same;
+    if (!same) {
+      chunks = -1;
+#pragma unroll 1
+      for (int r = lane; r < 8 * kOctets; r += 32) {  // B comes from memory meanwhile
+        const int own = row + r < a.m ? lora_adapter(a.lora, row + r) : -1;
+        if (own < 0) continue;
+        const LoraEntry entry = a.lora.table[own];
+        const u16* lines = entry.b + static_cast<i64>(tile) * entry.chunks * 256;
+        for (int chunk = first_chunk(own, part, parts); chunk < entry.chunks; chunk += parts)
+#pragma unroll
+          for (int line = 0; line < 4; ++line) prefetch_l2(lines + chunk * 256 + line * 64);
+      }
+      return;
+    }
+    if (adapter < 0) return;
+    const LoraEntry entry = a.lora.table[adapter];
+    chunks = entry.chunks, first = first_chunk(adapter, part, parts);
+    b = entry.b + (static_cast<i64>(tile) * chunks * 32 + lane) * 8;
+    for (int line = lane; line < 4 * chunks; line += 32) prefetch_l2(b + line * 64 - lane * 8);
+  }
+
+  /// Columns g and g + 8 of `tile` and rows row + 2 t, row + 2 t + 1 of each octet, a float each as mma.m16n8k16 has
+  /// them: sums[octet][2 c + i] += low B. Rows past m get anything.
+  Q4_DEVICE void add(float (*sums)[4], const MatmulArgs& a, int tile, int row, int lane, int part, int parts) const {
+    if (chunks == 0) return;
+    if (chunks < 0) return add_each(sums, a, tile, row, lane, part, parts);
+    const int left_rows = a.m - row - (lane >> 2);  // octet o has this lane's row if 8 o is below it
+    const u16* low = a.lora.low + static_cast<i64>(row + (lane >> 2)) * a.lora.low_stride + 4 * (lane & 3);
+    constexpr int kAtOnce = smaller(kOctets, 8);  // octets, of two chunks
+#pragma unroll 1
+    for (int chunk = first; chunk < chunks; chunk += 2 * parts) {
+      const bool two = chunk + parts < chunks;
+      const Words4 frag = *reinterpret_cast<const Words4*>(b + chunk * 256);
+      const Words4 second = two ? *reinterpret_cast<const Words4*>(b + (chunk + parts) * 256) : Words4{0, 0, 0, 0};
+#pragma unroll
+      for (int base = 0; base < kOctets; base += kAtOnce) {
+        Words2 x[2][kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const u16* at = low + (base + i) * 8 * static_cast<i64>(a.lora.low_stride) + chunk * kLoraRanks;
+          const bool inside = 8 * (base + i) < left_rows;
+          x[0][i] = x[1][i] = {0, 0};
+          if (inside) x[0][i] = *reinterpret_cast<const Words2*>(at);
+          if (inside && two) x[1][i] = *reinterpret_cast<const Words2*>(at + parts * kLoraRanks);
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          multiply(sums[base + i], frag, x[0][i]);
+          if (two) multiply(sums[base + i], second, x[1][i]);
+        }
+      }
+    }
+  }
+
+ private:
+  Q4_DEVICE static void multiply(float (&sums)[4], const Words4& b, const Words2& low) {
     const u32 frag[4] = {b.x, b.y, b.z, b.w};
-    if constexpr (kScaled) {
-      float d[4];
-      mma_16816_first<P.bf16 != 0>(d, frag, low.x, low.y);
+    mma_16816<kBf16>(sums, frag, low.x, low.y);
+  }
+
+  /// Octet by octet, numbers of adapters two ahead, where they are one ahead. Many octets go round a loop, with the sums
+  /// in local memory, since code for each would take long to compile.
+  Q4_DEVICE static void add_each(float (*sums)[4], const MatmulArgs& a, int tile, int row, int lane, int part,
+                                 int parts) {
+    const i64 first = static_cast<i64>(row) + (lane >> 2);
+    const auto number = [&](int octet) {
+      const i64 r = first + 8 * octet;
+      return octet < kOctets && r < a.m ? lora_adapter(a.lora, r) : -1;
+    };
+    const auto where = [&](int adapter) { return adapter >= 0 ? a.lora.table[adapter] : LoraEntry{}; };
+    int next_adapter = number(0), ahead = number(1);
+    LoraEntry next = where(next_adapter);
+    const auto step = [&](int octet, float(&sum)[4]) {
+      const int adapter = next_adapter;
+      const LoraEntry entry = next;
+      next_adapter = ahead, next = where(ahead), ahead = number(octet + 2);
+      add_octet(sum, a, tile, first + 8 * octet, adapter, entry, lane, part, parts);
+    };
+    if constexpr (!kLoop) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) sums[octet][e] += factor[e / 2] * d[e];
+      for (int octet = 0; octet < kOctets; ++octet) step(octet, sums[octet]);
     } else {
-      mma_16816<P.bf16 != 0>(sums[octet], frag, low.x, low.y);
-    }
-  };
-  const auto fragment = [&](const LoraEntry& entry, int chunk) {
-    return *reinterpret_cast<const Words4*>(entry.b +
-                                            ((static_cast<i64>(tile) * entry.chunks + chunk) * 32 + lane) * 8);
-  };
-  const int first = row < a.m ? lora_adapter(a.lora, row) : -1;
-  bool same = true;
+      float local[kOctets][4];
 #pragma unroll
-  for (int octet = 0; octet < kOctets; ++octet)
-    if (8 * octet < left_rows) same = same && adapter_of(octet) == first;
+      for (int octet = 0; octet < kOctets; ++octet)
 #pragma unroll
-  for (int step = 4; step < 32; step *= 2) same = shuffle_xor(same ? 1 : 0, step) && same;
-  if (same) {  // one adapter, or none, for all rows
-    if (first < 0) return;
-    const LoraEntry entry = a.lora.table[first];
+        for (int e = 0; e < 4; ++e) local[octet][e] = sums[octet][e];
 #pragma unroll 1
-    for (int chunk = 0; chunk < entry.chunks; ++chunk) {
-      const Words4 b = fragment(entry, chunk);
-      const u16* low = lows + chunk * kLoraRanks;
+      for (int octet = 0; octet < kOctets; ++octet) step(octet, local[octet]);
 #pragma unroll
-      for (int octet = 0; octet < kOctets; ++octet, low += 8 * a.lora.low_stride)
-        add(octet, b, low, 8 * octet < left_rows);
-    }
-    return;
-  }
-  const u16* low = lows;
+      for (int octet = 0; octet < kOctets; ++octet)
 #pragma unroll
-  for (int octet = 0; octet < kOctets; ++octet, low += 8 * a.lora.low_stride) {
-    int left = adapter_of(octet);
-#pragma unroll 1
-    for (;;) {  // the largest number among those left, with all of its rows
-      int now = left;
-#pragma unroll
-      for (int step = 4; step < 32; step *= 2) now = larger(now, shuffle_xor(now, step));
-      if (now < 0) break;
-      const bool taken = left == now;
-      if (taken) left = -1;
-      const LoraEntry entry = a.lora.table[now];
-#pragma unroll 1
-      for (int chunk = 0; chunk < entry.chunks; ++chunk)
-        add(octet, fragment(entry, chunk), low + chunk * kLoraRanks, taken);
+        for (int e = 0; e < 4; ++e) sums[octet][e] = local[octet][e];
     }
   }
+
+  /// The fragments of all rows' adapters at once, each with its rows' low. `row`: this lane's.
+  Q4_DEVICE static void add_octet(float (&sum)[4], const MatmulArgs& a, int tile, i64 row, int adapter,
+                                  const LoraEntry& entry, int lane, int part, int parts) {
+    const int g = lane >> 2;
+    bool lead = true;  // no row before it has the same adapter
+    int most = entry.chunks;
+#pragma unroll
+    for (int r = 0; r < 7; ++r) lead = (shuffle(adapter, 4 * r) != adapter || r >= g) && lead;
+#pragma unroll
+    for (int step = 4; step < 32; step *= 2) most = larger(most, shuffle_xor(most, step));
+    const int own = adapter < 0 ? 0 : first_chunk(adapter, part, parts);
+#pragma unroll 1
+    for (int chunk = 0; chunk < most; ++chunk) {
+      const bool has = chunk < entry.chunks && (chunk - own) % parts == 0;
+      Words2 low{0, 0};
+      if (has)
+        low = *reinterpret_cast<const Words2*>(a.lora.low + row * a.lora.low_stride + chunk * kLoraRanks +
+                                               4 * (lane & 3));
+      const u16* from = entry.b + (static_cast<i64>(tile) * entry.chunks + chunk) * 256;
+      Words4 b[8];
+      bool wanted[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        wanted[i] = shuffle(lead && has ? 1 : 0, 4 * i) != 0;
+        const u16* p = shuffle_pointer(from, 4 * i);
+        b[i] = {0, 0, 0, 0};
+        if (wanted[i]) b[i] = *reinterpret_cast<const Words4*>(p + lane * 8);
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int of = shuffle(adapter, 4 * i);
+        if (wanted[i]) multiply(sum, b[i], of == adapter ? low : Words2{0, 0});
+      }
+    }
+  }
+};
+
+/// A row's adapter; chunks 0: none.
+struct LoraRow {
+  i32 adapter, chunks;
+  const u16 *a, *b;
+  float scale;
+};
+
+/// A table that lanes can hold is asked for at the same time as the rows' numbers: one trip to memory less.
+Q4_DEVICE LoraRow lora_row(const LoraArgs& l, i64 row, bool inside, int lane) {
+  const bool small = l.adapters <= 32;
+  LoraEntry entry{};
+  if (small && lane < l.adapters) entry = l.table[lane];
+  LoraRow r{};
+  r.adapter = inside ? lora_adapter(l, row) : -1;
+  if (small) {
+    const int from = r.adapter < 0 ? 0 : r.adapter;
+    entry = {shuffle_pointer(entry.a, from), shuffle_pointer(entry.b, from), shuffle(entry.chunks, from),
+             shuffle(entry.scale, from)};
+  } else if (r.adapter >= 0) {
+    entry = l.table[r.adapter];
+  }
+  if (r.adapter >= 0) r.chunks = entry.chunks, r.a = entry.a, r.b = entry.b, r.scale = entry.scale;
+  return r;
 }
 
-namespace lora_detail {
+/// Chunks of ranks, and rows' adapters, that a block shrinks: all, or every step-th from `chunk` on, and those adapters
+/// whose first row is the part-th of `parts`.
+struct LoraShare {
+  int chunk = 0, step = 1, part = 0, parts = 1;
+};
 
-/// low of the block's rows whose adapter is `adapter`, for one chunk of ranks. `ids`: of the rows, in shared memory.
-template <LoraShrinkConfig C>
-Q4_DEVICE void shrink_adapter(const LoraShrinkArgs& a, int adapter, i64 row, int chunk, float* sums, const i32* ids) {
-  const LoraEntry entry = a.lora.table[adapter];
-  if (chunk >= entry.chunks) return;
-  const int warp = thread_index() >> 5, lane = thread_index() & 31, g = lane >> 2, t = lane & 3;
-  const int blocks = ceil_div(a.k, kLoraRows);
-  const u16* from = entry.a + static_cast<i64>(chunk) * blocks * 512 + lane * 8;
-  float acc[C.octets][4] = {};
-#pragma unroll 4
-  for (int block = warp; block < blocks; block += kLoraShrinkWarps) {
-    const Words4 first = *reinterpret_cast<const Words4*>(from + static_cast<i64>(block) * 512);
-    const Words4 second = *reinterpret_cast<const Words4*>(from + static_cast<i64>(block) * 512 + 256);
-    const u32 frag[2][4] = {{first.x, first.y, first.z, first.w}, {second.x, second.y, second.z, second.w}};
-    const int k = block * kLoraRows + 8 * t;
+/// x A for 8 octets rows from `row` on, by a whole block. Each warp has every warps-th block of 32 of k; warps are
+/// added in order. A row's sums depend on the row and its adapter alone.
+template <LoraShape S>
+class LoraShrink {
+ public:
+  static constexpr int kWarps = S.threads / 32, kRows = 8 * S.octets;
+  static constexpr int kGroup = lora_group(S), kUnroll = lora_unroll(S);
+  static constexpr int kBytes = lora_shrink_bytes(S);
+  /// Adapters and chunks that are summed at once, each an adapter's first row and a chunk.
+  struct Pairs {
+    const u16* pairs;
+    const i32* leads;
+    int count;
+    Q4_DEVICE bool has(int j, int row) const { return j < count && leads[row] == pairs[j] % 32; }
+    Q4_DEVICE int chunk(int j) const { return pairs[j] / 32; }
+  };
+
+  Q4_DEVICE LoraShrink(const LoraArgs& l, i64 row, int rows_left, const LoraShare& share, u8* shared)
+      : row_(row),
+        rows_(smaller(kRows, rows_left)),
+        sums_(reinterpret_cast<float*>(shared)),
+        a_(reinterpret_cast<const u16**>(sums_ + kGroup * S.octets * kWarps * 128)),
+        leads_(reinterpret_cast<i32*>(a_ + kRows)),
+        scales_(reinterpret_cast<float*>(leads_ + kRows)),
+        pairs_(reinterpret_cast<u16*>(scales_ + kRows)) {
+    const int lane = thread_index() & 31;
+    mine_ = lora_row(l, row + lane, lane < rows_, lane);
+    lead_ = lane;
 #pragma unroll
-    for (int octet = 0; octet < C.octets; ++octet) {
-      const i64 r = row + 8 * octet + g;
-      Words4 x{0, 0, 0, 0};
-      if (r < a.m && k < a.k) x = *reinterpret_cast<const Words4*>(a.x + r * a.x_stride + k);
-      mma_16816<C.bf16 != 0>(acc[octet], frag[0], x.x, x.y);
-      mma_16816<C.bf16 != 0>(acc[octet], frag[1], x.z, x.w);
+    for (int r = kRows - 1; r >= 0; --r) {
+      const int other = shuffle(mine_.adapter, r);
+      if (other == mine_.adapter && r < lane) lead_ = r;
+    }
+    const bool leads = lead_ == lane && lane % share.parts == share.part && mine_.chunks > share.chunk;
+    const int own = leads ? (mine_.chunks - share.chunk + share.step - 1) / share.step : 0;
+    int end = own;  // pairs of the rows up to this
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int before = shuffle(end, lane - step < 0 ? 0 : lane - step);
+      if (lane >= step) end += before;
+    }
+    count_ = shuffle(end, 31);
+    if (thread_index() < kRows) {
+      leads_[lane] = mine_.chunks > 0 ? lead_ : -1, scales_[lane] = mine_.scale, a_[lane] = mine_.a;
+      for (int i = 0; i < own; ++i)
+        pairs_[end - own + i] = static_cast<u16>(lane + 32 * (share.chunk + i * share.step));
+    }
+    sync_block();
+  }
+
+  /// Part `part` of what the rows will multiply with B.
+  Q4_DEVICE void prefetch_b(int part, int parts, int n) const {
+    for (int r = 0; r < rows_; ++r) {
+      const int lines = shuffle(lead_, r) == r ? shuffle(mine_.chunks, r) * (ceil_div(n, kTileColumns) * 4) : 0;
+      const u16* b = shuffle_pointer(mine_.b, r);
+      for (int i = part * S.threads + thread_index(); i < lines; i += parts * S.threads) prefetch_l2(b + i * 64);
     }
   }
-#pragma unroll
-  for (int octet = 0; octet < C.octets; ++octet)
-    *reinterpret_cast<Floats4*>(sums + ((warp * C.octets + octet) * 32 + lane) * 4) = {acc[octet][0], acc[octet][1],
-                                                                                       acc[octet][2], acc[octet][3]};
-  sync_block();
-  for (int i = thread_index(); i < C.octets * 128; i += threads(C)) {
-    float v = 0.f;
-#pragma unroll
-    for (int w = 0; w < kLoraShrinkWarps; ++w) v += sums[w * C.octets * 128 + i];
-    const int in_lane = i / 4 % 32, e = i % 4, r = i / 128 * 8 + in_lane % 4 * 2 + e % 2;
-    const int rank = chunk * kLoraRanks + in_lane / 4 + e / 2 * 8;
-    if (row + r < a.m && ids[r] == adapter)
-      a.low[(row + r) * a.lora.low_stride + rank] = from_float<C.bf16 != 0>(v * entry.scale);
-  }
-  sync_block();  // the sums' place is used again
-}
 
-}  // namespace lora_detail
+  /// Blocks [begin, end) of k. put(j, row, chunk, rank of it, value): an element of low, of pair j of those that
+  /// then(pairs) is called with next, by all threads.
+  template <class Put, class Then>
+  Q4_DEVICE void sum(const u16* x, i64 x_stride, int k, int begin, int end, Put put, Then then) {
+    const int warp = thread_index() >> 5, lane = thread_index() & 31;
+    x += row_ * x_stride;
+#pragma unroll 1
+    for (int first = 0; first < count_; first += kGroup) {
+      const Pairs pairs{pairs_ + first, leads_, smaller(kGroup, count_ - first)};
+      const u16* from[kGroup];
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j) {
+        from[j] = nullptr;
+        if (j < pairs.count)
+          from[j] =
+              a_[pairs.pairs[j] % 32] + static_cast<i64>(pairs.chunk(j)) * ceil_div(k, kLoraRows) * 512 + lane * 8;
+      }
+      float acc[kGroup][S.octets][4] = {};
+#pragma unroll 1
+      for (int base = begin + warp; base < end; base += kUnroll * kWarps)
+        multiply(acc, from, pairs.count, x, x_stride, k, base, end);
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j)
+#pragma unroll
+        for (int octet = 0; octet < S.octets; ++octet) {
+          const float(&v)[4] = acc[j][octet];
+          *reinterpret_cast<Floats4*>(sums_ + ((j * S.octets + octet) * kWarps + warp) * 128 + lane * 4) = {v[0], v[1],
+                                                                                                            v[2], v[3]};
+        }
+      sync_block();
+      for (int i = thread_index(); i < pairs.count * S.octets * 128; i += S.threads) {
+        const int in_lane = i % 128 / 4, e = i % 4, r = i / 128 % S.octets * 8 + in_lane % 4 * 2 + e % 2;
+        const int j = i / (128 * S.octets);
+        if (!pairs.has(j, r)) continue;
+        float v = 0.f;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) v += sums_[(i / 128 * kWarps + w) * 128 + i % 128];
+        put(j, r, pairs.chunk(j), in_lane / 4 + e / 2 * 8, v * scales_[r]);
+      }
+      then(pairs);
+      sync_block();  // the sums' place is used again
+    }
+  }
+
+ private:
+  /// All loads of a turn at once.
+  Q4_DEVICE void multiply(float (&acc)[kGroup][S.octets][4], const u16* const (&from)[kGroup], int count, const u16* x,
+                          i64 x_stride, int k, int base, int end) const {
+    const int lane = thread_index() & 31, g = lane >> 2, t = lane & 3;
+    Words4 frag[kUnroll][kGroup][2], rows[kUnroll][S.octets];
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      const int block = base + i * kWarps, at = block * kLoraRows + 8 * t;
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          frag[i][j][half] = {};
+          if (j < count && block < end)
+            frag[i][j][half] = *reinterpret_cast<const Words4*>(from[j] + static_cast<i64>(block) * 512 + half * 256);
+        }
+#pragma unroll
+      for (int octet = 0; octet < S.octets; ++octet) {
+        const int r = 8 * octet + g;
+        rows[i][octet] = {};
+        if (r < rows_ && block < end && at < k)
+          rows[i][octet] = *reinterpret_cast<const Words4*>(x + r * x_stride + at);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i)
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j) {
+        if (j >= count) continue;
+        const Words4 &p = frag[i][j][0], &q = frag[i][j][1];
+        const u32 low_k[4] = {p.x, p.y, p.z, p.w}, high_k[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+        for (int octet = 0; octet < S.octets; ++octet) {
+          mma_16816<S.bf16 != 0>(acc[j][octet], low_k, rows[i][octet].x, rows[i][octet].y);
+          mma_16816<S.bf16 != 0>(acc[j][octet], high_k, rows[i][octet].z, rows[i][octet].w);
+        }
+      }
+  }
+
+  const i64 row_;
+  const int rows_;
+  float* sums_;  // [pair of the group][octet][warp][lane][4]
+  const u16** a_;
+  i32* leads_;  // of each row: the first row of the same adapter; -1: none
+  float* scales_;
+  u16* pairs_;
+  LoraRow mine_;  // of row `lane`
+  int lead_, count_;
+};
 
 /// Launch: grid(C, m, chunks) blocks of threads(C), shared_bytes(C) of dynamic shared memory; programmatic stream
 /// serialization is allowed.
 template <LoraShrinkConfig C>
 Q4_DEVICE void lora_shrink(const LoraShrinkArgs& a) {
-  constexpr int kRows = rows(C), kParts = C.octets == 1 ? 8 : 1;
-  const int chunk = block_index() % a.chunks, part = block_index() / a.chunks % kParts;
-  const i64 row = static_cast<i64>(block_index() / a.chunks / kParts) * kRows;
-  float* sums = reinterpret_cast<float*>(shared_memory());
-  i32* ids = reinterpret_cast<i32*>(shared_memory() + kLoraShrinkWarps * C.octets * 512);
-  i32* leads = ids + 32;  // the first row of its adapter
-  allow_next_kernel();
+  const int chunk = block_index() % a.chunks, part = block_index() / a.chunks % C.parts;
+  const i64 row = static_cast<i64>(block_index() / a.chunks / C.parts) * rows(C);
   wait_previous_kernel();
-  const int mine = thread_index();
-  if (mine < kRows) ids[mine] = row + mine < a.m ? lora_adapter(a.lora, row + mine) : -1;
-  sync_block();
-  if (mine < kRows) {
-    bool first = ids[mine] >= 0;
-    for (int r = 0; r < mine; ++r) first = first && ids[r] != ids[mine];
-    leads[mine] = first;
-  }
-  sync_block();
-  for (int r = kParts == 8 ? part : 0; r < (kParts == 8 ? part + 1 : kRows); ++r)
-    if (leads[r]) lora_detail::shrink_adapter<C>(a, ids[r], row, chunk, sums, ids);
+  allow_next_kernel();  // not before: the next kernel reads x at once
+  using Shrink = LoraShrink<lora_shape(C)>;
+  Shrink shrink(a.lora, row, static_cast<int>(a.m - row), {chunk, a.chunks, part, C.parts}, shared_memory());
+  shrink.sum(
+      a.x, a.x_stride, a.k, 0, ceil_div(a.k, kLoraRows),
+      [&](int, int r, int at, int rank, float v) {
+        a.low[(row + r) * a.lora.low_stride + at * kLoraRanks + rank] = from_float<C.bf16 != 0>(v);
+      },
+      [](const typename Shrink::Pairs&) {});
 }
 
 }  // namespace q4

@@ -11,8 +11,8 @@ Q4_DEVICE void lora_shrink_plain(const LoraShrinkArgs& a) {
   const int chunk = block_index() % a.chunks, lane = thread_index() & 31;
   const int rank = chunk * kLoraRanks + (thread_index() >> 5);
   const i64 row = block_index() / a.chunks;
-  allow_next_kernel();
   wait_previous_kernel();
+  allow_next_kernel();  // not before: the next kernel reads x at once
   const int adapter = lora_adapter(a.lora, row);
   if (adapter < 0) return;
   const LoraEntry entry = a.lora.table[adapter];

@@ -16,8 +16,8 @@
 //   out_map  {columns of out, m}, row stride out_stride, box {64, rows}; gated: {32, rows}, 64-byte swizzle; not read where
 //            one_tile(C)
 #pragma once
-#include "lora_mma.h"
 #include "prefill_epilogue.h"
+#include "prefill_lora.h"
 #include "prefill_producer.h"
 
 namespace q4 {
@@ -29,6 +29,9 @@ Q4_DEVICE void produce(const MatmulArgs& a, const TensorMap* x_map, const Shared
   const bool leader = elect_one();
   if (warp == 0) produce_weights<C>(a, s, rank, leader);
   if (warp == 1) produce_x<C>(a, x_map, s, rank, leader);
+  if constexpr (C.p.lora) {
+    if (warp == 2) await_low<C>(a, s, rank);
+  }
   sync_warp();
   if constexpr (C.split > 1) {  // all threads of a cluster meet at its barriers: this pairs with sum_parts'
     if (gather_in_ring(C)) cluster_arrive();
@@ -71,18 +74,15 @@ Q4_DEVICE void consume_items(const GroupedArgs& g, const Shared<C>& s, const Pla
   }
 }
 
-template <PrefillConfig C, int kRegs>
-Q4_DEVICE void add_lora(float (&acc)[kRegs], const MatmulArgs& a, const Place& at, int column, int row) {
-  const int tile = column / kTileColumns + at.tile;
-  if (tile < ceil_div(C.p.n, kTileColumns))
-    lora_add<C.p, C.rows / 8>(reinterpret_cast<float(*)[4]>(acc), a, tile, row, at.lane, {});
-}
-
 template <PrefillConfig C>
 Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shared<C>& s, const Place& at) {
-  if constexpr (C.p.residual || C.p.lora) wait_previous_kernel();
+  // What a shrink beside it writes is waited for where it is read; all else that is read was there when that began.
+  const bool beside = C.p.lora && a.lora.maker == kLoraBeside;
+  if ((C.p.residual || C.p.lora) && !beside) wait_previous_kernel();
   Rings<C> rings;
   rings.skip(at.team);
+  [[maybe_unused]] u32 low_phase = 0;
+  const int lora_part = one_tile(C) ? part_of<C>(at) : 0, lora_parts = one_tile(C) ? parts(C) : 1;
   Schedule<C> schedule(a, at.rank);
   for (Work work; schedule.next(work);) {
     float acc[C.rows / 2];
@@ -94,14 +94,27 @@ Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shar
       else if (!C.cut || work.end - work.begin == slabs(C.p.k))
         load_residual<C>(a, s, at, column, row);
     }
+    [[maybe_unused]] LoraTile<C.p, C.rows / 8> lora;
+    [[maybe_unused]] const auto lora_tile = [&] {
+      return (first_strip<C>(work, at.rank) + at.strip) * kStripTiles + at.tile;
+    };
+    if constexpr (C.p.lora) lora.ask(a, lora_tile(), work.tile_m * C.rows, at.lane, lora_part, lora_parts);
     if constexpr (C.fold)
       multiply_folded<C>(acc, rings, s, at, work);
     else
       multiply<C>(acc, rings, s, at, work);
     const int column = (first_strip<C>(work, at.rank) + at.strip) * kStripColumns, row = work.tile_m * C.rows;
+    [[maybe_unused]] const auto add_lora = [&] {
+      lora.add(reinterpret_cast<float(*)[4]>(acc), a, lora_tile(), row, at.lane, lora_part, lora_parts);
+    };
     if constexpr (C.p.lora) {
-      if (one_tile(C) ? part_of<C>(at) == 0 : !C.cut || work.end - work.begin == slabs(C.p.k))
-        add_lora<C>(acc, a, at, column, row);
+      if (beside) wait_previous_kernel();
+      if (a.lora.maker == kLoraWithin) {
+        mbar_wait(s.low_ready, low_phase);
+        low_phase ^= 1;
+        if (at.lane == 0) mbar_arrive(s.low_taken);
+      }
+      if (!C.cut || work.end - work.begin == slabs(C.p.k)) add_lora();
     }
     if constexpr (one_tile(C)) {  // the only one
       sum_parts<C>(acc, residual, a, s, at, column, row);
@@ -110,7 +123,7 @@ Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shar
       if (C.cut && work.end - work.begin != slabs(C.p.k)) {
         if (!sum_cut<C>(acc, a, schedule, work, s, at)) continue;
         if constexpr (C.p.residual) load_residual<C>(a, s, at, column, row);
-        if constexpr (C.p.lora) add_lora<C>(acc, a, at, column, row);
+        if constexpr (C.p.lora) add_lora();
       }
       store_tile<C>(acc, a, out_map, s, at, column, row);
     }
@@ -125,6 +138,9 @@ Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shar
 template <PrefillConfig C, class Args>
 Q4_DEVICE void prefill(const Args& a, const TensorMap* x_map, const TensorMap* out_map) {
   using namespace prefill_detail;
+  if constexpr (C.p.lora) {
+    if (block_index() < a.lora.blocks) return shrink_items<C>(a);
+  }
   const Shared<C> s;
   const u32 rank = cluster(C) > 1 ? static_cast<u32>(block_index() % cluster(C)) : 0;
   if (thread_index() == 32) {

@@ -1,6 +1,7 @@
 // What a launch of the prefill kernel is compiled for, and how large it is.
 #pragma once
 #include "grouped.h"
+#include "lora.h"
 
 namespace q4 {
 
@@ -109,7 +110,7 @@ Q4_BOTH constexpr int x_stages(const PrefillConfig& c) {
 }
 Q4_BOTH constexpr int shared_bytes(const PrefillConfig& c) {
   return 1024 + x_stages(c) * x_tile_bytes(c) + out_bytes(c) + stages(c) * stage_bytes(c) +
-         8 * (2 * x_stages(c) + 2 * stages(c) + 1) + 4 * c.strips;
+         8 * (2 * x_stages(c) + 2 * stages(c) + (c.p.lora ? 3 : 1)) + 4 * c.strips;
 }
 
 // ---- the launch -----------------------------------------------------------------------------------------------------
@@ -138,6 +139,52 @@ Q4_BOTH constexpr i64 grid(const PrefillConfig& c, i64 m, const Limits& limits) 
   const i64 all = tiles(c, m), most = workers(c, limits);
   return (one_tile(c) || (all < most && !c.cut) ? all : most) * cluster(c);
 }
+// ---- LoRA within the launch (prefill_lora.h) ------------------------------------------------------------------------
+/// Rows that a block shrinks at once: an item. Few where there are few, more read A less often.
+Q4_BOTH constexpr int lora_rows(const PrefillConfig& c) { return c.rows <= 64 ? 16 : 32; }
+Q4_BOTH constexpr LoraShape lora_shape(const PrefillConfig& c) {
+  return {c.p.bf16, lora_rows(c) / 8, threads(c), ceil_div(ceil_div(c.p.x_k, kLoraRows), threads(c) / 32)};
+}
+/// Microseconds on an H200 that the shrinking blocks need, and that the matmul has, roughly: an item takes a trip to
+/// memory for each turn of loads.
+Q4_BOTH constexpr double lora_us(const PrefillConfig& c, const LoraLoad& load, int blocks) {
+  const i64 items = (load.m + lora_rows(c) - 1) / lora_rows(c);
+  const LoraShape s = lora_shape(c);
+  const double pair = 0.6 + 1.4 * ceil_div(s.turns, lora_unroll(s));
+  return 1 + static_cast<double>((items + blocks - 1) / blocks) *
+                 (1.5 + pair * load.chunks * smaller(load.adapters, lora_rows(c)));
+}
+Q4_BOTH constexpr double matmul_us(const PrefillConfig& c, i64 m) {
+  const double weights = static_cast<double>(c.p.k) * c.p.n, read = weights / 8e6, product = weights * m / 390e6;
+  return 3.5 + (read > product ? read : product);
+}
+/// Blocks of a launch that shrink, before those of the grid: what multiprocessors are left, or few of those that tiles
+/// go round on, where that costs no wave; 0: none, or too few for so much.
+Q4_BOTH constexpr int lora_blocks(const PrefillConfig& c, const LoraLoad& load, const Limits& limits) {
+  if (!c.p.lora || c.p.grouped || c.cut || load.invariant || load.chunks > kLoraMostChunks || load.m > 512) return 0;
+  const i64 all = workers(c, limits), used = grid(c, load.m, limits) / cluster(c), few = ceil_div(4, cluster(c));
+  const auto waves = [&](i64 clusters) {
+    return clusters > 0 ? (tiles(c, load.m) + clusters - 1) / clusters : 1 << 30;
+  };
+  i64 clusters = all - used < ceil_div(16, cluster(c)) ? all - used : ceil_div(16, cluster(c));
+  if (clusters < few) {
+    if (waves(all - few) != waves(all)) return 0;
+    clusters = few;
+  }
+  const int blocks = static_cast<int>(clusters) * cluster(c);
+  return lora_us(c, load, blocks) <= matmul_us(c, load.m) + 0.5 ? blocks : 0;
+}
+Q4_BOTH constexpr i64 lora_grid(const PrefillConfig& c, const LoraLoad& load, const Limits& limits) {
+  const i64 blocks = lora_blocks(c, load, limits), sum = grid(c, load.m, limits) + blocks;
+  return one_tile(c) || sum < workers(c, limits) * cluster(c) ? sum : workers(c, limits) * cluster(c);
+}
+/// Blocks that a word waits for, of the tiles of one row of tiles; of low and these words.
+Q4_BOTH constexpr int lora_readers(const PrefillConfig& c) { return tiles_n(c) * cluster(c); }
+Q4_BOTH constexpr i64 lora_bytes(const PrefillConfig& c, const LoraLoad& load) {
+  const i64 items = (load.m + lora_rows(c) - 1) / lora_rows(c);
+  return load.m * load.chunks * kLoraRanks * 2 + items * lora_readers(c) * 4;
+}
+
 /// The workspace: counters, then two fp32 tiles a block.
 Q4_BOTH constexpr i64 workspace_bytes(const PrefillConfig& c, i64 m, const Limits& limits) {
   if (!c.cut || m <= 0) return 0;

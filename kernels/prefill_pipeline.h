@@ -9,7 +9,7 @@ namespace q4::prefill_detail {
 template <PrefillConfig C>
 struct Shared {
   static constexpr int kStages = stages(C), kXStages = x_stages(C);
-  u32 x, out, codes, x_full, x_empty, full, empty, gathered, flag;
+  u32 x, out, codes, x_full, x_empty, full, empty, gathered, low_ready, low_taken, flag;
 
   Q4_DEVICE Shared() {
     x = (shared_address(shared_memory()) + 1023u) & ~1023u;
@@ -20,7 +20,8 @@ struct Shared {
     full = x_empty + 8 * kXStages;
     empty = full + 8 * kStages;
     gathered = empty + 8 * kStages;
-    flag = gathered + 8;
+    low_ready = gathered + 8, low_taken = gathered + 16;  // with LoRA
+    flag = gathered + (C.p.lora ? 24 : 8);
   }
   Q4_DEVICE u32 strip_codes(u32 stage, int strip) const { return codes + stage * stage_bytes(C) + strip * kSlabBytes; }
   Q4_DEVICE u32 strip_meta(u32 stage, int strip) const {
@@ -45,6 +46,10 @@ struct Shared {
     if (C.split > 1) {
       mbar_init(gathered, 1);
       mbar_expect(gathered, gather_bytes(C) / C.split * (C.split - 1));  // what the other blocks will send
+    }
+    if (C.p.lora) {
+      mbar_init(low_ready, 1);
+      mbar_init(low_taken, 4 * consumers(C));
     }
     mbar_fence_init();
   }
@@ -76,8 +81,9 @@ struct Schedule {
   int workers, worker, tiles_m, tiles, cut, cutters, cut_now, cut_end, whole, first, last;
 
   Q4_DEVICE Schedule(const MatmulArgs& a, u32 rank) {
-    workers = block_count() / cluster(C);
-    worker = block_index() / cluster(C);
+    const int before = C.p.lora ? a.lora.blocks : 0;  // blocks that shrink
+    workers = (block_count() - before) / cluster(C);
+    worker = (block_index() - before) / cluster(C);
     tiles_m = ceil_div(a.m, C.rows);
     tiles = tiles_m * kTilesN;
     cut = cut_tiles(C, tiles, workers);

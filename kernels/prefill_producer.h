@@ -76,7 +76,7 @@ struct Boxes {
 
 template <PrefillConfig C>
 Q4_DEVICE void produce_x(const MatmulArgs& a, const TensorMap* x_map, const Shared<C>& s, u32 rank, bool leader) {
-  wait_previous_kernel();
+  if (!C.p.lora || a.lora.maker != kLoraBeside) wait_previous_kernel();
   Ring<stages(C)> ring;
   Ring<x_stages(C)> x_ring;
   Schedule<C> schedule(a, rank);

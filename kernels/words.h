@@ -24,6 +24,10 @@ template <int kCount>
 void store_shared_floats(u32 address, const float (&v)[kCount]);
 u32 atomic_add(u32* counter, u32 v);
 Words4 load_l2(const void* p);
+Words4 load_pairs(const void* p);
+void store_pairs(void* p, const Words4& v);
+u32 load_acquire(const u32* p);
+void store_release(u32* p, u32 v);
 #else
 
 // ---- arithmetic on pairs of 16-bit floats -------------------------------------------------------------------------
@@ -107,6 +111,25 @@ Q4_DEVICE void store_shared_floats(u32 address, const float (&v)[kCount]) {
 Q4_DEVICE Words4 load_l2(const void* p) {
   const uint4 v = __ldcg(static_cast<const uint4*>(p));
   return {v.x, v.y, v.z, v.w};
+}
+/// Two pairs of words, each of which another block stores, or sees, as a whole.
+Q4_DEVICE Words4 load_pairs(const void* p) {
+  u64 a, b;
+  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(p) : "memory");
+  return {static_cast<u32>(a), static_cast<u32>(a >> 32), static_cast<u32>(b), static_cast<u32>(b >> 32)};
+}
+Q4_DEVICE void store_pairs(void* p, const Words4& v) {
+  const u64 a = v.x | static_cast<u64>(v.y) << 32, b = v.z | static_cast<u64>(v.w) << 32;
+  asm volatile("st.relaxed.gpu.global.v2.b64 [%0], {%1, %2};" ::"l"(p), "l"(a), "l"(b) : "memory");
+}
+/// Acquires what was released before the word was stored, and the like.
+Q4_DEVICE u32 load_acquire(const u32* p) {
+  u32 v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+Q4_DEVICE void store_release(u32* p, u32 v) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 /// Releases what this thread knows of to the GPU, and acquires what others released there; returns the value before.
 Q4_DEVICE u32 atomic_add(u32* p, u32 v) {

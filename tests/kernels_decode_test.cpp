@@ -36,7 +36,7 @@ void check_decode(const std::string& name) {
   if (kThreads || most < 2) m = {most};
   if (most == 2) m = {1, 2};
   const double error = largest_error(T.matrix, m, 0, [](const MatmulArgs& args) {
-    emulation::emulate({.grid = grid(T.config(), args.m),
+    emulation::emulate({.grid = grid(T.config(), args.m) + (T.matrix.within ? kLoraParts : 0),
                         .threads = threads(T.config()),
                         .shared_bytes = shared_bytes(T.config()),
                         .cluster = cluster(T.config())},
@@ -138,6 +138,14 @@ TEST_CASE("decode: adapters") {
   CHECK_DECODE(.matrix = {.k = 520, .n = 80, .bf16 = true, .activation = Activation::kSiluMul, .lora = true},
                .batch = 2, .tiles = 4, .side = 2);
   CHECK_DECODE(.matrix = {.k = 512, .n = 64, .act_order = ActOrder::kPermuted, .lora = true}, .staged = 8);
+  CHECK_DECODE(.matrix = {.k = 512, .n = 40, .bias = true, .lora = true, .within = true}, .tiles = 4, .brick = 2,
+               .cluster = 2);
+  CHECK_DECODE(
+          .matrix = {.k = 520, .n = 80, .bf16 = true, .activation = Activation::kSiluMul, .lora = true, .within = true},
+          .batch = 2, .tiles = 4, .side = 2);
+  CHECK_DECODE(.matrix = {.k = 1160, .n = 64, .act_order = ActOrder::kPermuted, .lora = true, .within = true},
+               .staged = 8);
+  CHECK_DECODE(.matrix = {.k = 2056, .n = 32, .lora = true, .within = true}, .teams = 5);
 }
 
 }  // namespace

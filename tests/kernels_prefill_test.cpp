@@ -35,13 +35,14 @@ void check_prefill(const std::string& name, std::vector<int> m) {
   CAPTURE(name);
   std::size_t workspace = 0;
   for (const int rows : m) workspace = std::max(workspace, static_cast<std::size_t>(workspace_bytes(C, rows, kHopper)));
-  const double error = largest_error(T.matrix, m, workspace, [](const MatmulArgs& args) {
+  const double error = largest_error(T.matrix, m, workspace, [](MatmulArgs args) {
     constexpr PrefillConfig C = T.config();
+    args.lora.blocks = T.matrix.within ? round_up(2, cluster(C)) : 0;
     const TensorMap x_map =
         emulation::map_of({const_cast<u16*>(args.x), args.m, C.p.x_k, args.x_stride, x_box_rows(C, args.m)});
     const TensorMap out_map = emulation::map_of(
         {args.out, args.m, out_columns(C.p, C.p.n), args.out_stride, C.rows, out_columns(C.p, kStripColumns)});
-    emulation::emulate({.grid = grid(C, args.m, kHopper),
+    emulation::emulate({.grid = grid(C, args.m, kHopper) + args.lora.blocks,
                         .threads = threads(C),
                         .shared_bytes = shared_bytes(C),
                         .cluster = cluster(C)},
@@ -178,6 +179,16 @@ TEST_CASE("prefill: adapters") {
                 .teams = 2, .split = 2);
   CHECK_PREFILL(M({150, 149}), .matrix = {.k = 512, .n = 192, .lora = true}, .rows = 64, .cut = 1);
   CHECK_PREFILL(M({201}), .matrix = {.k = 128, .n = 64, .lora = true}, .rows = 256);
+  CHECK_PREFILL(M({9, 16}), .matrix = {.k = 264, .n = 72, .bias = true, .lora = true, .within = true}, .rows = 16,
+                .split = 2);
+  CHECK_PREFILL(M({150, 63}),
+                .matrix = {.k = 256, .n = 192, .bf16 = true, .residual = true, .lora = true, .within = true},
+                .rows = 64, .strips = 2);
+  CHECK_PREFILL(M({40}),
+                .matrix = {.k = 768, .n = 80, .activation = Activation::kSiluMul, .lora = true, .within = true},
+                .rows = 32, .teams = 2, .split = 2);
+  // Several tiles a block, so that the next one's words come before this one's are used.
+  CHECK_PREFILL(M({500}), .matrix = {.k = 128, .n = 256, .lora = true, .within = true}, .rows = 64, .share = 2);
 }
 
 }  // namespace

@@ -13,7 +13,8 @@
 
 namespace q4 {
 struct Problem;
-}
+struct LoraLoad;
+}  // namespace q4
 
 namespace q4::choose {
 
@@ -40,6 +41,13 @@ class BoundKernel {
   /// With a grouped problem: rows of a row tile (kernels/grouped.h). m counts row tiles, at most so many, in grid(),
   /// serves() and boxes(). 0: the kernel has no grouped form.
   virtual int tile_rows() const = 0;
+  /// With a problem with LoRA: how many of a launch's blocks shrink x themselves (kLoraWithin), 0: a launch before must;
+  /// all blocks of such a launch, and the bytes of memory that one for so much or less needs, whatever they hold.
+  struct LoraWithin {
+    int blocks = 0;
+    std::int64_t grid = 0, bytes = 0;
+  };
+  virtual LoraWithin lora_within(const LoraLoad& load) const = 0;
   virtual jit::Source source() const = 0;
 };
 

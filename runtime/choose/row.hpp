@@ -94,6 +94,15 @@ int tile_rows_of(const C& config) {
     return 0;
 }
 template <class C>
+BoundKernel::LoraWithin lora_within_of(const C& config, const LoraLoad& load, const Limits& limits) {
+  if constexpr (requires { lora_blocks(config, load, limits); }) {
+    const int count = lora_blocks(config, load, limits);
+    return {count, count ? lora_grid(config, load, limits) : 0, lora_bytes(config, load)};
+  } else {
+    return {};
+  }
+}
+template <class C>
 const char* arguments_of(const C& config, const char* plain) {
   if constexpr (requires { config.p.grouped; })
     if (config.p.grouped) return is_routed(config.p) ? "RoutedArgs" : "GroupedArgs";
@@ -174,6 +183,9 @@ class BoundConfig : public BoundKernel {
       return {};
   }
   int tile_rows() const override { return row_detail::tile_rows_of(config_); }
+  LoraWithin lora_within(const LoraLoad& load) const override {
+    return row_detail::lora_within_of(config_, load, limits_);
+  }
   jit::Source source() const override {
     std::vector<std::string> parameters = {row_detail::arguments_of(config_, P::arguments)};
     if constexpr (row_detail::kTensorMaps<P>) parameters.insert(parameters.end(), 2, "TensorMap");

@@ -96,11 +96,29 @@ jit::Source remap_source(bool staged, bool grouped) {
   return jit::generate("remap", "remap.h", "RemapConfig", jit::initializer(config), {"RemapArgs"}, config.threads, 2);
 }
 
-ShrinkKernel shrink_kernel(bool bf16, bool many, const Limits& limits) {
-  const bool mma = limits.arch >= 80;
-  const LoraShrinkConfig config{bf16, mma, mma && many ? 4 : 1};
-  return {config, jit::generate(mma ? "lora_shrink" : "lora_shrink_plain", mma ? "lora_mma.h" : "lora_plain.h",
-                                "LoraShrinkConfig", jit::initializer(config), {"LoraShrinkArgs"}, threads(config), 1)};
+std::vector<ShrinkKernel> shrink_kernels(bool bf16, std::int64_t max_m, const Limits& limits) {
+  if (limits.arch < 80) {
+    const LoraShrinkConfig config{bf16, 0, 1, 1};
+    return {{INT64_MAX, true, config,
+             jit::generate("lora_shrink_plain", "lora_plain.h", "LoraShrinkConfig", jit::initializer(config),
+                           {"LoraShrinkArgs"}, threads(config), 1)}};
+  }
+  // As few rows a block as fill the multiprocessors: more read A less often. Adapters of one block's rows are shared
+  // among several blocks, which one adapter alone does not need.
+  const struct {
+    std::int64_t up_to;
+    bool many;
+    int octets, parts;
+  } kinds[] = {{1056, false, 1, 1}, {1056, true, 1, 8}, {INT64_MAX, false, 2, 1}, {INT64_MAX, true, 2, 4}};
+  std::vector<ShrinkKernel> kernels;
+  for (const auto& kind : kinds) {
+    if (!kernels.empty() && kind.up_to > kernels.front().up_to && max_m <= kernels.front().up_to) break;
+    const LoraShrinkConfig config{bf16, 1, kind.octets, kind.parts};
+    kernels.push_back({kind.up_to, kind.many, config,
+                       jit::generate("lora_shrink", "lora_mma.h", "LoraShrinkConfig", jit::initializer(config),
+                                     {"LoraShrinkArgs"}, threads(config), 1)});
+  }
+  return kernels;
 }
 
 LaunchShape ShrinkKernel::shape(std::int64_t m, int chunks) const {
@@ -142,7 +160,7 @@ std::vector<jit::Source> sources(const MatrixShape& matrix, const std::vector<Ch
     add(choice.kernel->source());
     if (choice.tactic.remap) add(remap_source(stages_rows(matrix, limits)));
     if (choice.tactic.epilogue.lora)
-      for (const bool many : {false, true}) add(shrink_kernel(choice.bf16, many, limits).source);
+      for (auto& kernel : shrink_kernels(choice.bf16, choices.back().up_to, limits)) add(std::move(kernel.source));
   }
   add(column_remap_source());
   return all;

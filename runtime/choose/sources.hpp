@@ -24,14 +24,16 @@ jit::Source remap_source(bool staged, bool grouped = false);
 /// What column_remap() of the public API launches.
 inline jit::Source column_remap_source() { return remap_source(false); }
 
-/// lora_shrink for few rows and for many, on this GPU.
+/// lora_shrink for up to so many rows, of one adapter or of many, on this GPU.
 struct ShrinkKernel {
+  std::int64_t up_to = 0;
+  bool many = false;
   LoraShrinkConfig config;
   jit::Source source;
   LaunchShape shape(std::int64_t m, int chunks) const;
 };
-ShrinkKernel shrink_kernel(bool bf16, bool many, const Limits& limits);
-constexpr bool many_rows(std::int64_t m) { return m > 64; }
+/// In ascending order, as many as max_m needs.
+std::vector<ShrinkKernel> shrink_kernels(bool bf16, std::int64_t max_m, const Limits& limits);
 
 /// What multiplies rows by dense matrices of this shape (kernels/segments.h).
 SegmentConfig segment_config(bool bf16, bool transposed, std::int64_t in, std::int64_t out, bool segments);

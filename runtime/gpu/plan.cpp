@@ -10,6 +10,11 @@
 #include "runtime/gpu/adapters.hpp"
 
 namespace q4::gpu {
+namespace {
+
+std::size_t align(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+}  // namespace
 
 choose::Gpu gpu_of(const Driver& driver) { return {driver.info().device.str(), driver.info().arch, driver.limits()}; }
 
@@ -25,6 +30,7 @@ struct Plan::Call {
   const std::uint16_t* residual;
   std::int64_t residual_stride;
   LoraArgs lora;
+  std::int64_t blocks = 0;  ///< 0: the kernel's grid
 };
 
 Plan::Plan(std::shared_ptr<Driver> driver, Kernels& kernels, std::shared_ptr<const Matrix> matrix,
@@ -58,16 +64,25 @@ void Plan::acquire(std::vector<choose::Choice> choices, Kernels& kernels) {
     paths_.push_back(std::move(path));
   }
   static_cast<choose::WorkspaceLayout&>(places_) = choose::layout(*matrix_, options_.max_m, choices, blas > 0);
-  places_.low = places_.blas + (blas + 255) / 256 * 256;
+  places_.low = places_.blas + align(blas);
   places_.total = places_.low;
   if (!options_.epilogue.lora) return;
-  for (const bool many : {false, true}) {
-    auto kernel = choose::shrink_kernel(bf16_, many, limits_);
+  for (auto& kernel : choose::shrink_kernels(bf16_, options_.max_m, limits_)) {
     auto function = kernels.keep(kernel.source);
     shrink_.push_back({std::move(kernel), std::move(function)});
   }
-  const std::int64_t ranks = lora_chunks(static_cast<int>(options_.lora_rank)) * kLoraRanks;
-  places_.total += static_cast<std::size_t>((options_.max_m * ranks * 2 + 255) / 256 * 256);
+  const int chunks = lora_chunks(static_cast<int>(options_.lora_rank));
+  places_.within = align(places_.low + static_cast<std::size_t>(options_.max_m) * chunks * kLoraRanks * 2);
+  std::int64_t within = 0;
+  for (const Path& path : paths_)
+    within = std::max(within, shrinks_within(path, {path.choice.up_to, std::min(chunks, kLoraMostChunks), 1}).bytes);
+  places_.total = places_.within + align(static_cast<std::size_t>(within));
+}
+
+choose::BoundKernel::LoraWithin Plan::shrinks_within(const Path& path, LoraLoad load) const {
+  if (path.remap || path.gemm) return {};  // after remap x is not A's
+  load.invariant = options_.batch_invariant;
+  return path.choice.kernel->lora_within(load);
 }
 
 const Plan::Path& Plan::path(std::int64_t m) const {
@@ -97,7 +112,7 @@ void Plan::run(void* stream, const void* x, std::int64_t x_stride, void* out, st
             static_cast<const std::uint16_t*>(inputs.residual),
             inputs.residual_stride,
             {}};
-  if (inputs.adapters) call.lora = run_shrink(call, inputs);
+  if (inputs.adapters) call.lora = run_shrink(path, call, inputs);
   if (path.remap) run_remap(path, call);
   if (path.gemm)
     run_blas(path, call);
@@ -105,18 +120,23 @@ void Plan::run(void* stream, const void* x, std::int64_t x_stride, void* out, st
     run_kernel(path, call);
 }
 
-LoraArgs Plan::run_shrink(const Call& call, const EpilogueInputs& inputs) const {
+LoraArgs Plan::run_shrink(const Path& path, Call& call, const EpilogueInputs& inputs) const {
   const auto& adapters = static_cast<const Adapters&>(*inputs.adapters);
-  auto* low = reinterpret_cast<u16*>(call.workspace + places_.low);
   const int chunks = lora_chunks(static_cast<int>(adapters.shape.max_rank));
-  const LoraArgs lora{adapters.table(), inputs.adapter_of_row, low, chunks * kLoraRanks,
-                      static_cast<i32>(adapters.shape.adapters)};
+  const auto count = static_cast<i32>(adapters.shape.adapters);
+  const auto within = shrinks_within(path, {call.m, chunks, count});
+  call.blocks = within.blocks ? within.grid : path.choice.kernel->grid(call.m);
+  auto* low = reinterpret_cast<u16*>(call.workspace + (within.blocks ? places_.within : places_.low));
+  const i32 maker = within.blocks ? kLoraWithin : path.remap ? kLoraBefore : kLoraBeside;
+  const LoraArgs lora{adapters.table(), inputs.adapter_of_row, low, chunks * kLoraRanks, count, maker, within.blocks};
+  if (within.blocks) return lora;
   LoraShrinkArgs args{lora, low, call.x, call.x_stride, static_cast<i32>(call.m), static_cast<i32>(matrix_->k), chunks};
-  const Shrink& shrink = shrink_[choose::many_rows(call.m)];
-  LaunchShape shape = shrink.kernel.shape(call.m, chunks);
+  const Shrink* shrink = &shrink_.front();
+  while (call.m > shrink->kernel.up_to || (count > 1 && !shrink->kernel.many)) ++shrink;
+  LaunchShape shape = shrink->kernel.shape(call.m, chunks);
   shape.overlap_previous = options_.overlap_previous && limits_.arch >= 90;
   void* parameters[] = {&args};
-  driver_->launch(*shrink.function, shape, call.stream, parameters);
+  driver_->launch(*shrink->function, shape, call.stream, parameters);
   return lora;
 }
 
@@ -150,7 +170,10 @@ void Plan::run_kernel(const Path& path, const Call& call) const {
                   call.lora};
   const auto& kernel = *path.choice.kernel;
   LaunchShape shape = path.choice.shape;
-  shape.blocks = kernel.grid(call.m);
+  shape.blocks = call.blocks ? call.blocks : kernel.grid(call.m);
+  if (call.lora.maker == kLoraWithin) {
+    shape.overlap_previous = shape.overlap_previous && options_.overlap_previous;  // no launch of ours is before it
+  }
   if (!path.choice.tactic.kernel->tensor_maps) {
     void* parameters[] = {&args};
     return driver_->launch(*path.kernel, shape, call.stream, parameters);

@@ -36,10 +36,10 @@ class Plan : public PlanBackend {
   };
   /// Offsets in the workspace.
   struct Places : choose::WorkspaceLayout {
-    std::size_t low = 0;  ///< x A of adapters
+    std::size_t low = 0;     ///< x A of adapters
+    std::size_t within = 0;  ///< the same where the matmul's own blocks make it
     std::size_t total = 0;
   };
-  /// lora_shrink, for few rows and for many.
   struct Shrink {
     choose::ShrinkKernel kernel;
     std::shared_ptr<const Function> function;
@@ -47,8 +47,9 @@ class Plan : public PlanBackend {
   struct Call;
 
   const Path& path(std::int64_t m) const;
+  choose::BoundKernel::LoraWithin shrinks_within(const Path& path, LoraLoad load) const;
   void acquire(std::vector<choose::Choice> choices, Kernels& kernels);
-  LoraArgs run_shrink(const Call& call, const EpilogueInputs& inputs) const;
+  LoraArgs run_shrink(const Path& path, Call& call, const EpilogueInputs& inputs) const;
   void run_remap(const Path& path, Call& call) const;
   void run_kernel(const Path& path, const Call& call) const;
   void run_blas(const Path& path, const Call& call) const;
@@ -59,7 +60,7 @@ class Plan : public PlanBackend {
   const Limits limits_;
   bool bf16_;
   std::vector<Path> paths_;
-  std::vector<Shrink> shrink_;  ///< with Epilogue::lora
+  std::vector<Shrink> shrink_;  ///< with Epilogue::lora, in ascending order of their rows
   Places places_;
   Buffer workspace_;
 };

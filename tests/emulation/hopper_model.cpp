@@ -180,6 +180,10 @@ template void load_matrix_transposed<4>(u32 (&)[4], u32);
 // ---- between blocks -------------------------------------------------------------------------------------------------
 u32 atomic_add(u32* counter, u32 v) { return std::atomic_ref<u32>(*counter).fetch_add(v); }
 Words4 load_l2(const void* p) { return *static_cast<const Words4*>(p); }
+Words4 load_pairs(const void* p) { return *static_cast<const Words4*>(p); }
+void store_pairs(void* p, const Words4& v) { *static_cast<Words4*>(p) = v; }
+u32 load_acquire(const u32* p) { return std::atomic_ref<const u32>(*p).load(); }
+void store_release(u32* p, u32 v) { std::atomic_ref<u32>(*p).store(v); }
 
 // ---- wgmma: each warp owns 16 rows of d and meets all of b, so the model is a
 // warp's -----------------------------------------
