@@ -134,11 +134,14 @@ void Rig::launch(const Variant& variant, std::size_t copy, void* stream, std::in
 }
 
 void Rig::run(const Variant& variant, std::size_t copy, void* stream, std::int64_t m) const {
-  const MatmulPlan& plan = variant.plans[copy];
-  if (void* workspace = variant.workspace.get())
-    plan.run({stream}, {x_.get()}, {out_.get()}, m, workspace);
-  else
-    plan.run({stream}, {x_.get()}, {out_.get()}, m);
+  RunInputs inputs;
+  inputs.workspace = variant.workspace.get();
+  inputs.residual = {variant.residual.get()};
+  if (!variant.adapters.empty()) {
+    inputs.adapters = &variant.adapters[copy % variant.adapters.size()];
+    inputs.adapter_of_row = variant.adapter_of_row.as<const std::int32_t>();
+  }
+  variant.plans[copy].run({stream}, {x_.get()}, {out_.get()}, m, inputs);
 }
 
 /// All of a few, else the first, the last, and some between that differ with m.
@@ -152,7 +155,7 @@ std::vector<std::int64_t> Rig::sampled_rows(std::int64_t m) {
 std::size_t Rig::first_runs() const { return gpu() ? kFirstReplays * std::max(copies(), kFewestNodes) : 1; }
 std::size_t Rig::most_runs() const { return gpu() ? kMostReplays * std::max(copies(), kFewestNodes) : kMostCalls; }
 
-double Rig::error(const Variant& variant, std::int64_t m) const {
+double Rig::error(const Variant& variant, std::int64_t m, const Workload::Finish& finish) const {
   const std::size_t row_bytes = static_cast<std::size_t>(workload_.problem().n) * size_of(workload_.activation());
   backend_->fill(out_.get(), 0xff, static_cast<std::size_t>(m) * row_bytes);  // all ones is a NaN in every type
   const std::size_t copy = variant.plans.size() - 1;
@@ -168,7 +171,7 @@ double Rig::error(const Variant& variant, std::int64_t m) const {
                    CopyKind::kToHost);
     outputs.push_back({rows[i], to});
   }
-  return workload_.error(outputs);
+  return workload_.error(outputs, finish);
 }
 
 double Rig::sample(Variant& variant, std::int64_t m) const {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <q4/lora.hpp>
 #include <q4/matmul.hpp>
 #include <vector>
 
@@ -21,6 +22,9 @@ struct Variant {
   Dense dense;
   std::vector<Buffer> dense_weights;
   Buffer dense_x, dense_out;  ///< of their own where the dense type is wider
+  /// With an epilogue, what each run is given: adapters in turn with the copies, numbers of rows, a residual.
+  std::vector<LoraAdapters> adapters;
+  Buffer adapter_of_row, residual;
   std::size_t copies() const { return dense ? dense_weights.size() : plans.size(); }
   std::size_t next = 0;    ///< the copy that the next run on the CPU reads
   double estimate_us = 0;  ///< of one run, from the last sample
@@ -33,6 +37,7 @@ class Rig {
   Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s, bool cold = true);
 
   std::size_t copies() const { return matrices_.size(); }
+  const QuantizedMatrix& matrix() const { return matrices_.front(); }
   std::size_t cold_bytes() const { return copies() * matrices_.front().bytes(); }
   /// Runs are replayed as graphs, and repacking on the device costs little; else both are calls.
   bool gpu() const { return backend_->traits().asynchronous; }
@@ -55,7 +60,7 @@ class Rig {
 
   /// Relative error against fp64 of sampled rows and columns, out filled with NaN before. NaN: something was not
   /// written.
-  double error(const Variant& variant, std::int64_t m) const;
+  double error(const Variant& variant, std::int64_t m, const Workload::Finish& finish = {}) const;
   /// Microseconds of one multiplication with cold weights: the median of a few graph replays over all copies on a GPU,
   /// of a few calls on the CPU.
   double sample(Variant& variant, std::int64_t m) const;

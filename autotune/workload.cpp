@@ -196,14 +196,15 @@ double Workload::reference_s(const std::vector<std::int64_t>& rows) const {
   return row_s_ * static_cast<double>(fresh);
 }
 
-double Workload::error(std::span<const OutputRow> rows) {
+double Workload::error(std::span<const OutputRow> rows, const Finish& finish) {
   const std::size_t size = size_of(activation_);
   double difference = 0, norm = 0;
   for (const OutputRow& row : rows) {
     for (std::int64_t c = 0; c < problem_.n; ++c)
       if (!std::isfinite(load(row.data + static_cast<std::size_t>(c) * size, activation_)))
         return std::numeric_limits<double>::quiet_NaN();
-    const auto& expected = reference(row.row);
+    std::vector<double> expected = reference(row.row);
+    if (finish) finish(row.row, columns_, expected);
     for (std::size_t c = 0; c < columns_.size(); ++c) {
       const double out = load(row.data + static_cast<std::size_t>(columns_[c]) * size, activation_);
       difference += (out - expected[c]) * (out - expected[c]);

@@ -53,8 +53,10 @@ class Workload {
   };
   /// Seconds that the fp64 products of these rows will take, except those that are known, going by those so far.
   double reference_s(const std::vector<std::int64_t>& rows) const;
+  /// What an epilogue makes of the sums of a row's sampled columns.
+  using Finish = std::function<void(std::int64_t row, std::span<const std::int64_t> columns, std::span<double> sums)>;
   /// Relative error over the sampled columns of these rows; NaN when any element of them is NaN.
-  double error(std::span<const OutputRow> rows);
+  double error(std::span<const OutputRow> rows, const Finish& finish = {});
 
  private:
   const std::vector<double>& reference(std::int64_t row);

@@ -29,6 +29,7 @@ constexpr const char* kExamples =
     "  q4-bench --shape 8192x8192 --m 16 --tactic 'gemv half2=1'   one tactic of q4-autotune's table\n"
     "  q4-bench --model llama-3-8b --chain 32 --m 1   a decode step's matmuls, with and without overlapped launches\n"
     "  q4-bench --moe 128,8,2048,768 --m 1-64 --csv moe.csv   a layer of experts, both products\n"
+    "  q4-bench --shape 4096x4096 --m 1,8,64 --lora 8,16   with 8 adapters of rank 16, beside the matmul alone\n"
     "  q4-bench --baseline peers.csv --dense         beside other libraries and the dense BLAS\n"
     "\n"
     "Columns: us is the median time of one multiplication whose weights are not in a cache; on a GPU it is a node of "
@@ -115,7 +116,7 @@ int bench(const Tool& tool, BenchOptions options) {
   catch_interrupt();
   BenchRun run{.info = runtime.info(device), .tuning_records = runtime.tuning().size(), .baseline = inputs.baseline};
   measure_points(runtime, device, inputs.problems, options, run);
-  if (!options.csv.empty()) write_csv(options.csv, bench_csv(run));
+  if (!options.csv.empty()) write_csv(options.csv, bench_csv(run, options));
   fmt::print("{}\n", tool.json ? bench_json(run, options).dump(2) : bench_table(run, options));
   const auto wrong = std::count_if(run.points.begin(), run.points.end(), [](const Point& p) { return !p.exact; });
   if (wrong > 0)
@@ -166,6 +167,12 @@ int main(int argc, char** argv) {
       ->type_name("TFLOP/s");
   tool.app->add_option("--baseline", options.baseline, "CSV of others' times: peer,k,n,group,act_order,m,us")
       ->type_name("FILE");
+  tool.app
+      ->add_option_function<std::string>(
+          "--lora", [&](const std::string& s) { parse_lora(s, options.epilogue); },
+          "give the rows adapters, dealt in turn, and time the matmul alone in turn with that")
+      ->type_name("ADAPTERS,RANK");
+  tool.app->add_flag("--residual", options.epilogue.residual, "add a residual, and time the matmul alone too");
   tool.app->add_option("--csv", options.csv, "write kernel,k,n,group,act_order,m,us,tflops,gbps,rel_err")
       ->type_name("FILE");
   tool.app->add_option("--chain", options.chain, "time the shapes in order, N times over, as one chain of launches")

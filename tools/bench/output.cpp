@@ -14,6 +14,11 @@ namespace {
 
 double gbps(const ChainResult& chain, double us) { return us > 0 ? static_cast<double>(chain.bytes) / us / 1e3 : 0; }
 
+/// The time with an epilogue over that of the matmul alone.
+std::string times_alone(const Point& p) {
+  return p.versus_us > 0 ? fmt::format("{:.3f}", p.us.value / p.versus_us) : "-";
+}
+
 }  // namespace
 
 std::string bench_table(const BenchRun& run, const BenchOptions& options) {
@@ -22,6 +27,7 @@ std::string bench_table(const BenchRun& run, const BenchOptions& options) {
   const bool cpu = !traits_of(run.info.device).asynchronous;
   if (cpu) header.insert(header.end(), {"vector peak", "rec+blas us", "x blas", "oneDNN us", "x oneDNN"});
   if (!options.versus.empty()) header.insert(header.end(), {"other us", "gain", "its 95% interval"});
+  if (options.epilogue.any()) header.insert(header.end(), {"alone us", "x alone"});
   if (options.dense) header.insert(header.end(), {"dense us", "x dense"});
   if (run.baseline)
     header.insert(header.end(), {"best 4-bit peer", "peer us", "x peer", "peers' floor us", "cuBLAS fp16 us"});
@@ -45,6 +51,7 @@ std::string bench_table(const BenchRun& run, const BenchOptions& options) {
     if (!options.versus.empty())
       row.insert(row.end(),
                  {number(p.versus_us), percent(p.gain.value), percent(p.gain.low) + ".." + percent(p.gain.high)});
+    if (options.epilogue.any()) row.insert(row.end(), {number(p.versus_us), times_alone(p)});
     if (options.dense) row.insert(row.end(), {number(p.dense_us), ratio(p.us.value, p.dense_us)});
     if (run.baseline) {
       const auto peers = run.baseline->at(p.problem, p.m);
@@ -87,6 +94,9 @@ Json bench_json(const BenchRun& run, const BenchOptions& options) {
                {"floor_us", p.floor_us}};
     if (cpu) point["vector_share"] = p.vector_share, point["blas_us"] = p.blas_us, point["onednn_us"] = p.onednn_us;
     if (options.dense) point["dense_us"] = p.dense_us;
+    if (options.epilogue.any())
+      point["adapters"] = options.epilogue.adapters, point["rank"] = options.epilogue.rank,
+      point["residual"] = options.epilogue.residual, point["alone_us"] = p.versus_us;
     if (!options.versus.empty())
       point["versus_us"] = p.versus_us, point["gain"] = {p.gain.value, p.gain.low, p.gain.high};
     if (run.baseline) {
@@ -99,11 +109,17 @@ Json bench_json(const BenchRun& run, const BenchOptions& options) {
   return out;
 }
 
-std::string bench_csv(const BenchRun& run) {
-  std::string text = "kernel,k,n,group,act_order,m,us,tflops,gbps,rel_err\n";
-  for (const Point& p : run.points)
-    text += fmt::format("{},{},{},{},{},{},{:.3f},{:.3f},{:.1f},{:.2e}\n", p.kernel, p.problem.k, p.problem.n,
+std::string bench_csv(const BenchRun& run, const BenchOptions& options) {
+  std::string text = "kernel,k,n,group,act_order,m,us,tflops,gbps,rel_err";
+  const EpilogueChoice& with = options.epilogue;
+  text += with.any() ? ",adapters,rank,residual,alone_us,x_alone\n" : "\n";
+  for (const Point& p : run.points) {
+    text += fmt::format("{},{},{},{},{},{},{:.3f},{:.3f},{:.1f},{:.2e}", p.kernel, p.problem.k, p.problem.n,
                         p.problem.group, p.problem.act_order ? 1 : 0, p.m, p.us.value, p.tflops(), p.gbps(), p.error);
+    text += with.any() ? fmt::format(",{},{},{},{:.3f},{}\n", with.adapters, with.rank, with.residual ? 1 : 0,
+                                     p.versus_us, times_alone(p))
+                       : "\n";
+  }
   return text;
 }
 

@@ -10,7 +10,7 @@ namespace q4::tools {
 
 std::string bench_table(const BenchRun& run, const BenchOptions& options);
 Json bench_json(const BenchRun& run, const BenchOptions& options);
-std::string bench_csv(const BenchRun& run);
+std::string bench_csv(const BenchRun& run, const BenchOptions& options);
 
 std::string chains_table(const std::vector<ChainResult>& chains);
 Json chains_json(const std::vector<ChainResult>& chains);

@@ -61,9 +61,29 @@ PlanOptions plan_options(const BenchOptions& options, std::int64_t m) {
   return plan;
 }
 
+/// A plan with the epilogue, in turn with the same plan without.
+void measure_epilogue(const Rig& rig, const BenchEpilogue& epilogue, const BenchOptions& options, Point& point) {
+  PlanOptions plan = plan_options(options, point.m);
+  plan.min_m = point.m;  // no kernel for other m is compiled
+  const auto alone = rig.prepare(plan);
+  plan.epilogue = options.epilogue.epilogue();
+  if (options.epilogue.rank > 0) plan.lora_rank = options.epilogue.rank;
+  const auto variant = rig.prepare(plan);
+  epilogue.give(*variant, point.m);
+  point.kernel = variant->plans.front().tactic(point.m);
+  point.error = rig.error(*variant, point.m, epilogue.finish());
+  // A GPU rounds x A to the activations' type.
+  point.exact = point.error <= options.tolerance() * (rig.gpu() && options.epilogue.rank > 0 ? 1.5 : 1);
+  measure_pairs(rig, *variant, *alone, options.seconds, point);
+}
+
 Point measure_point(const Rig& rig, const Runtime& untuned, const Problem& problem, const BenchOptions& options,
-                    std::int64_t m) {
+                    const BenchEpilogue* epilogue, std::int64_t m) {
   Point point{problem, m, ""};
+  if (epilogue) {
+    measure_epilogue(rig, *epilogue, options, point);
+    return point;
+  }
   const PlanOptions plan = plan_options(options, m);
   const auto variant = rig.prepare(plan);
   point.kernel = variant->plans.front().tactic(m);
@@ -121,12 +141,17 @@ void measure_points(const Runtime& runtime, Device device, const std::vector<Pro
     if (cpu) run.ceilings.merge(measure_cpu_ceilings(rig.backend()));
     const double floor_us =
         cpu ? 0 : autotune::read_floor_us(rig.backend(), static_cast<std::size_t>(problem.bytes(0)));
+    std::optional<BenchEpilogue> epilogue;
+    if (options.epilogue.any()) {
+      show(0, "adapters");
+      epilogue.emplace(runtime, rig, workload, options.epilogue, options.m.back());
+    }
     const std::size_t first = run.points.size();
     for (std::size_t i = 0; i < options.m.size() && !interrupted(); ++i) {
       const std::int64_t m = options.m[i];
       show(i, fmt::format("m = {}", m));
       try {
-        run.points.push_back(measure_point(rig, untuned, problem, options, m));
+        run.points.push_back(measure_point(rig, untuned, problem, options, epilogue ? &*epilogue : nullptr, m));
       } catch (const Error& error) {  // the other points are worth having
         run.points.push_back({problem, m, std::string("error: ") + error.what()});
         run.refused += error.code() == ErrorCode::kInvalidArgument;

@@ -12,6 +12,7 @@
 #include "autotune/tolerance.hpp"
 #include "tools/bench/baseline.hpp"
 #include "tools/bench/cpu_ceilings.hpp"
+#include "tools/bench/epilogue.hpp"
 #include "tools/bench/scaling.hpp"
 #include "tools/common/shapes.hpp"
 
@@ -24,6 +25,7 @@ struct BenchOptions {
   Math math = Math::kAuto;
   std::string tactic, csv, baseline, versus;
   bool untuned = false, dense = false, batch_invariant = false, scaling = false, summary = false;
+  EpilogueChoice epilogue = {};
   double seconds = 1;      ///< of a point
   double peak_tflops = 0;  ///< of a GPU's tensor cores, for the floor; 0: the floor is the read alone
   std::int64_t chain = 0;  ///< layers; 0: points, no chain
@@ -40,7 +42,7 @@ struct Point {
   double blas_us = 0, vector_share = 0;  ///< CPU: reconstruct + BLAS; share of the vector unit's measured peak
   double onednn_us = 0;                  ///< CPU: dense bf16
   bool exact = false;
-  double versus_us = 0;
+  double versus_us = 0;          ///< with an epilogue: the same plan without it
   autotune::Interval gain = {};  ///< over what it is compared with, of paired rounds
   double tflops() const { return us.value > 0 ? problem.flops(m) / us.value / 1e6 : 0; }
   double gbps() const { return us.value > 0 ? problem.bytes(m) / us.value / 1e3 : 0; }
