@@ -24,4 +24,6 @@ PATH=$folder/venv/bin:$PATH CMAKE_CXX_COMPILER_LAUNCHER=$ccache CMAKE_C_COMPILER
   "$python" -m pip wheel -q --no-build-isolation --no-deps -C build-dir="$folder/build" -w "$folder/wheel" "$source"
 "$python" -m pip install -q --no-deps "$folder"/wheel/q4-*.whl
 cd "$folder"
+cmake -DFILES="$(echo venv/lib/python3*/site-packages/q4/_native*.so)" -DREADELF=readelf -DFORTIFIED=1 \
+  -P "$source/../../tests/hardened.cmake"
 "$python" -m pytest -q -p no:cacheprovider -rs "$source/tests"
