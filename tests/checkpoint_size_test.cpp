@@ -84,9 +84,61 @@ TEST_CASE("checkpoint: files that cannot be mapped are read") {
     REQUIRE(other.bytes == tensor.bytes);
     CHECK(std::memcmp(other.data, tensor.data, tensor.bytes) == 0);
   }
-  CHECK_NOTHROW(read.check_unchanged());
+  CHECK_NOTHROW(read.fetch(read.tensors().begin()->second));
   std::filesystem::resize_file(path, 100);
-  CHECK(error_of([&] { read.check_unchanged(); }).find("was modified after it was opened") != std::string::npos);
+  CHECK(error_of([&] { read.fetch(read.tensors().begin()->second); }).find("was modified after it was opened") !=
+        std::string::npos);
+}
+
+TEST_CASE("checkpoint: files that are read on demand give what mapped ones give, and their memory back") {
+  for (const auto format : {CheckpointSpec::Format::kGptq, CheckpointSpec::Format::kAwq}) {
+    const TempFolder folder;
+    make_checkpoint(folder.path(), {.format = format, .matrix = {.k = 256, .n = 512, .group_size = 32}, .shards = 2});
+    const Runtime runtime({.log = [](LogLevel, const std::string&) {}});
+    const auto mapped = Checkpoint::open(folder.path()).load_all(runtime, {});
+    ::setenv("Q4_CHECKPOINT_READ", "read", 1);
+    const auto opened = Checkpoint::open(folder.path());
+    ::unsetenv("Q4_CHECKPOINT_READ");
+    const std::string name = opened.matrices()[1].name;
+    const TensorView scales = opened.tensor(name + ".scales");  // stays, whatever is loaded meanwhile
+    const std::vector<std::byte> before(static_cast<const std::byte*>(scales.data),
+                                        static_cast<const std::byte*>(scales.data) + scales.rows * scales.cols * 2);
+    const auto read = opened.load_all(runtime, {});
+    REQUIRE(read.size() == mapped.size());
+    for (std::size_t i = 0; i < read.size(); ++i) {
+      const UnpackedMatrix a = mapped[i].unpack(), b = read[i].unpack();
+      CHECK((a.qweight == b.qweight && a.qzeros == b.qzeros && a.scales == b.scales));
+    }
+    CHECK(std::memcmp(before.data(), scales.data, before.size()) == 0);
+    CHECK(std::any_of(before.begin(), before.end(), [](std::byte b) { return b != std::byte{0}; }));
+  }
+  const TempFolder folder;
+  const std::string path = folder / "model.safetensors";
+  write_safetensors(path, file_tensors("a", make_gptq({.k = 512, .n = 256, .group_size = 32})));
+  const checkpoint::SafetensorsFile file(path, checkpoint::FileBytes::Access::kOnDemand), mapped(path);
+  const auto &tensor = file.tensors().at("a.qweight"), &same = mapped.tensors().at("a.qweight");
+  const auto zero = [&] { return tensor.data[tensor.bytes / 2] == std::byte{0} && tensor.data[8192] == std::byte{0}; };
+  CHECK(zero());
+  file.fetch(tensor), file.fetch(tensor), file.release(tensor);  // for one of two users
+  CHECK(std::memcmp(tensor.data, same.data, tensor.bytes) == 0);
+  file.release(tensor);
+  CHECK(zero());
+  file.fetch(tensor);
+  CHECK(std::memcmp(tensor.data, same.data, tensor.bytes) == 0);
+  file.release(tensor);
+
+  const std::string other = folder / "other";
+  std::filesystem::copy_file(path, other);
+  std::filesystem::rename(other, path);  // a mapping would live on
+  CHECK(error_of([&] { file.fetch(tensor); }).starts_with("corrupt: Checkpoint: " + path));
+  CHECK_NOTHROW(mapped.fetch(same));
+  std::filesystem::remove(path);
+  CHECK(error_of([&] { file.fetch(tensor); }).starts_with("not_found: "));
+  ::setenv("Q4_CHECKPOINT_READ", "never", 1);
+  CHECK(error_of([&] { Checkpoint::open(folder.path()); }).find("no *.safetensors") != std::string::npos);
+  write_safetensors(path, file_tensors("a", make_gptq({.k = 64, .n = 16, .group_size = 32})));
+  CHECK(error_of([&] { Checkpoint::open(folder.path()); }).find("Q4_CHECKPOINT_READ = never") != std::string::npos);
+  ::unsetenv("Q4_CHECKPOINT_READ");
 }
 
 /// Runs `work` in a process of its own under a limit, which cannot be raised again; whether it returned true.

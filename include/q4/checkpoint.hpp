@@ -57,7 +57,9 @@ struct LoadOptions {
 };
 
 /// A safetensors file, or a folder with one or with shards and an index, memory-mapped read-only (read into memory
-/// where it cannot be mapped), and closed again. Headers, offsets,
+/// where it cannot be mapped), and closed again. On file systems that other machines may change (NFS, FUSE, Lustre, ...)
+/// each tensor is read when it is wanted instead, and its memory is free again after a load; $Q4_CHECKPOINT_READ = map or
+/// read says which of the two. A slice then reads whole tensors, and replacing a file is a kCorrupt or kIo too. Headers, offsets,
 /// shapes and names are checked when opened; contents are read when a matrix is loaded. Thread-safe; copies are cheap
 /// and share the mapping; views stay valid as long as a copy lives.
 ///

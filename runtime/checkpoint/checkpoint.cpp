@@ -56,8 +56,8 @@ class Checkpoint::Impl {
   }
 
   /// The stored zeros; 8 everywhere where there are none.
-  TensorView zeros(const checkpoint::Matrix& matrix) const {
-    if (matrix.zeros.tensor != nullptr) return view(matrix.zeros, matrix.name("qzeros"));
+  TensorView zeros(const checkpoint::Matrix& matrix, checkpoint::Fetched* scope) const {
+    if (matrix.zeros.tensor != nullptr) return view(matrix.zeros, matrix.name("qzeros"), scope);
     return {eights_.data(), DType::kI32, matrix.entry.groups, matrix.entry.n / 8};
   }
 
@@ -71,9 +71,8 @@ class Checkpoint::Impl {
          names.size(), nearest);
   }
 
-  /// A view of a stored tensor; `name` for messages.
-  TensorView view(const checkpoint::Located& at, const std::string& name) const {
-    at.file->check_unchanged();
+  /// A view of a stored tensor; `name` for messages. It is valid as long as `scope`; null: as this object.
+  TensorView view(const checkpoint::Located& at, const std::string& name, checkpoint::Fetched* scope) const {
     const auto type = checkpoint::public_type(at.tensor->dtype);
     if (!type) {
       fail(ErrorCode::kUnsupported, "Checkpoint::tensor: {}: tensor {}: dtype {} has no q4 type; convert the tensor",
@@ -86,24 +85,35 @@ class Checkpoint::Impl {
       view.rows *= view.cols;  // no overflow: the header's check multiplied in the same order
       view.cols = extent;
     }
+    scope ? scope->add(at) : at.file->fetch(*at.tensor);
     view.data = aligned(*at.tensor, size_of(*type));
     return view;
   }
 
   /// A GPTQ matrix as it is stored.
-  GptqTensors tensors(const checkpoint::Matrix& matrix) const {
+  GptqTensors tensors(const checkpoint::Matrix& matrix, checkpoint::Fetched* scope) const {
     GptqTensors tensors;
-    tensors.qweight = view(matrix.codes, matrix.name("qweight"));
-    tensors.qzeros = zeros(matrix);
-    tensors.scales = view(matrix.scales, matrix.name("scales"));
+    tensors.qweight = view(matrix.codes, matrix.name("qweight"), scope);
+    tensors.qzeros = zeros(matrix, scope);
+    tensors.scales = view(matrix.scales, matrix.name("scales"), scope);
     tensors.zeros = matrix.zeros.tensor == nullptr ? ZeroFormat::kV2 : matrix.zero_format;
-    add_optional(matrix, tensors);
+    add_optional(matrix, tensors, scope);
+    return tensors;
+  }
+
+  AwqTensors awq_tensors(const checkpoint::Matrix& matrix, checkpoint::Fetched* scope) const {
+    AwqTensors tensors;
+    tensors.qweight = view(matrix.codes, matrix.name("qweight"), scope);
+    tensors.qzeros = zeros(matrix, scope);
+    tensors.scales = view(matrix.scales, matrix.name("scales"), scope);
+    if (matrix.entry.has_bias) tensors.bias = view(matrix.bias, matrix.name("bias"), scope);
+    tensors.group_size = matrix.entry.group_size;
     return tensors;
   }
 
   /// One that was converted; refers to `repacked`.
   GptqTensors repacked_tensors(const checkpoint::Matrix& matrix, const checkpoint::Cut& cut,
-                               const checkpoint::Repacked& repacked) const {
+                               const checkpoint::Repacked& repacked, checkpoint::Fetched* scope) const {
     const MatrixEntry& entry = matrix.entry;
     const bool stored = matrix.zeros.tensor != nullptr;
     GptqTensors tensors;
@@ -112,13 +122,13 @@ class Checkpoint::Impl {
     tensors.scales = {repacked.scales.data(), *checkpoint::public_type(matrix.scales.tensor->dtype), entry.groups,
                       cut.n()};
     tensors.zeros = stored ? matrix.zero_format : ZeroFormat::kV2;
-    add_optional(matrix, tensors);
+    add_optional(matrix, tensors, scope);
     return tensors;
   }
 
   /// Converted once, and kept.
   const checkpoint::Repacked& repacked(const checkpoint::Matrix& matrix) const {
-    check_unchanged(matrix);
+    const checkpoint::Fetched fetched({&matrix.codes, &matrix.zeros, &matrix.scales});
     const std::lock_guard lock(mutex_);
     auto& kept = repacked_[&matrix];
     if (!kept)
@@ -127,15 +137,10 @@ class Checkpoint::Impl {
     return *kept;
   }
 
-  void check_unchanged(const checkpoint::Matrix& matrix) const {
-    for (const checkpoint::Located* at : {&matrix.codes, &matrix.zeros, &matrix.scales})
-      if (at->tensor != nullptr) at->file->check_unchanged();
-  }
-
  private:
-  void add_optional(const checkpoint::Matrix& matrix, GptqTensors& tensors) const {
-    if (matrix.entry.has_g_idx) tensors.g_idx = view(matrix.g_idx, matrix.name("g_idx"));
-    if (matrix.entry.has_bias) tensors.bias = view(matrix.bias, matrix.name("bias"));
+  void add_optional(const checkpoint::Matrix& matrix, GptqTensors& tensors, checkpoint::Fetched* scope) const {
+    if (matrix.entry.has_g_idx) tensors.g_idx = view(matrix.g_idx, matrix.name("g_idx"), scope);
+    if (matrix.entry.has_bias) tensors.bias = view(matrix.bias, matrix.name("bias"), scope);
     tensors.group_size = matrix.entry.group_size;
   }
 
@@ -194,26 +199,21 @@ std::int64_t Checkpoint::experts_per_token() const { return checkpoint::experts_
 GptqTensors Checkpoint::gptq(const std::string& name) const {
   const checkpoint::Matrix& matrix = impl().matrix("gptq", name);
   need_format(matrix.entry, QuantFormat::kGptq, "gptq", "awq");
-  if (!matrix.reader->repacks()) return impl().tensors(matrix);
-  return impl().repacked_tensors(matrix, checkpoint::Cut::whole(matrix.entry), impl().repacked(matrix));
+  if (!matrix.reader->repacks()) return impl().tensors(matrix, nullptr);
+  return impl().repacked_tensors(matrix, checkpoint::Cut::whole(matrix.entry), impl().repacked(matrix), nullptr);
 }
 
 AwqTensors Checkpoint::awq(const std::string& name) const {
   const checkpoint::Matrix& matrix = impl().matrix("awq", name);
   need_format(matrix.entry, QuantFormat::kAwq, "awq", "gptq");
-  AwqTensors tensors;
-  tensors.qweight = impl().view(matrix.codes, name + ".qweight");
-  tensors.qzeros = impl().zeros(matrix);
-  tensors.scales = impl().view(matrix.scales, name + ".scales");
-  if (matrix.entry.has_bias) tensors.bias = impl().view(matrix.bias, name + ".bias");
-  tensors.group_size = matrix.entry.group_size;
-  return tensors;
+  return impl().awq_tensors(matrix, nullptr);
 }
 
 bool Checkpoint::act_order(const std::string& name) const {
   const checkpoint::Matrix& matrix = impl().matrix("act_order", name);
   if (!matrix.entry.has_g_idx) return false;
-  const TensorView g_idx = impl().view(matrix.g_idx, name + ".g_idx");
+  checkpoint::Fetched fetched;
+  const TensorView g_idx = impl().view(matrix.g_idx, name + ".g_idx", &fetched);
   const std::string call = "Checkpoint::act_order: " + impl().path() + ": " + name;
   return !read_group_index(call.c_str(), g_idx.dtype, g_idx.data, matrix.entry.k, matrix.entry.group_size,
                            matrix.entry.groups)
@@ -255,6 +255,7 @@ QuantizedMatrix Checkpoint::load(const Runtime& runtime, Device device, const st
   std::vector<GptqTensors> gptq_tensors;
   std::vector<CutFrom> cuts;
   std::vector<std::unique_ptr<const checkpoint::Repacked>> converted;  // what gptq_tensors refer to
+  checkpoint::Fetched fetched;                                         // what the others refer to
   const checkpoint::Matrix& first = impl().matrix("load", names[0]);
   std::uint64_t bytes = 0;
   for (const std::string& name : names) bytes += find(name).bytes;
@@ -271,21 +272,21 @@ QuantizedMatrix Checkpoint::load(const Runtime& runtime, Device device, const st
           "{}: zeros is v1, but {} stores zeros as they are; leave it out", kCall,
           is_awq ? "AWQ" : matrix.entry.packing);
     if (is_awq) {
-      awq_tensors.push_back(awq(name));
+      awq_tensors.push_back(impl().awq_tensors(matrix, &fetched));
       continue;
     }
     CutFrom cut_from;
     if (matrix.reader->repacks()) {
-      impl().check_unchanged(matrix);
+      const checkpoint::Fetched converting({&matrix.codes, &matrix.zeros, &matrix.scales});
       const checkpoint::Cut cut = cut_of(kCall, matrix.entry, options.slice);
       converted.push_back(std::make_unique<checkpoint::Repacked>(matrix.reader->repack(matrix, cut)));
-      gptq_tensors.push_back(impl().repacked_tensors(matrix, cut, *converted.back()));
+      gptq_tensors.push_back(impl().repacked_tensors(matrix, cut, *converted.back(), &fetched));
       cut_from = {matrix.entry.k, matrix.entry.n};
       if (gptq_tensors.back().zeros == ZeroFormat::kAuto) {
         if (options.slice.along == Slice::Along::kColumns) gptq_tensors.back().zeros = detected(matrix);
       }
     } else {
-      gptq_tensors.push_back(impl().tensors(matrix));
+      gptq_tensors.push_back(impl().tensors(matrix, &fetched));
     }
     cuts.push_back(cut_from);
     if (options.zeros && stored) gptq_tensors.back().zeros = *options.zeros;
@@ -353,7 +354,7 @@ std::vector<QuantizedMatrix> Checkpoint::load_all(const Runtime& runtime, Device
 TensorView Checkpoint::tensor(const std::string& name) const {
   const auto at = impl().files().tensors.find(name);
   if (at == impl().files().tensors.end()) impl().not_found("tensor", "tensor", name, tensor_names());
-  return impl().view(at->second, name);
+  return impl().view(at->second, name, nullptr);
 }
 
 std::vector<std::string> Checkpoint::tensor_names() const {

@@ -1,6 +1,7 @@
 // Which safetensors files a path means, and where each tensor is.
 #pragma once
 
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -13,6 +14,32 @@ namespace q4::checkpoint {
 struct Located {
   const SafetensorsFile* file = nullptr;
   const StoredTensor* tensor = nullptr;
+};
+
+/// Tensors whose bytes are there for a scope (SafetensorsFile::fetch).
+class Fetched {
+ public:
+  Fetched() = default;
+  explicit Fetched(std::initializer_list<const Located*> all) {
+    for (const Located* at : all) add(*at);
+  }
+  Fetched(const Fetched&) = delete;
+  ~Fetched() {
+    for (const Located& at : all_) at.file->release(*at.tensor);
+  }
+  void add(const Located& at) {  ///< nothing happens for a tensor that is not there
+    if (at.tensor == nullptr) return;
+    all_.push_back(at);
+    try {
+      at.file->fetch(*at.tensor);
+    } catch (...) {
+      all_.pop_back();
+      throw;
+    }
+  }
+
+ private:
+  std::vector<Located> all_;
 };
 
 /// The open files of one checkpoint. Pointers in `tensors` stay valid while `files` lives.

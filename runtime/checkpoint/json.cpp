@@ -13,11 +13,12 @@ namespace q4::checkpoint {
 constexpr std::size_t kMaxDepth = 64;
 
 std::string read_text(const std::string& path, std::size_t limit) {
-  const FileBytes file(path);
+  const FileBytes file(path, FileBytes::Access::kOnDemand);
   if (file.size() > limit) {
     fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: {} bytes, at most {} are read; this is no checkpoint's JSON file",
          path, file.size(), limit);
   }
+  file.fetch(0, file.size());
   if (const std::string foreign = foreign_content(file.text()); !foreign.empty())
     fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: {}", path, foreign);
   return std::string(file.text());

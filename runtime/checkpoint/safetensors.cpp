@@ -122,8 +122,24 @@ SafetensorsFile::SafetensorsFile(std::string path, FileBytes::Access access) : b
   parse();
 }
 
+void SafetensorsFile::fetch(const StoredTensor& tensor) const {
+  if (!bytes_.on_demand()) return bytes_.fetch(place(tensor), tensor.bytes);
+  const std::lock_guard lock(mutex_);
+  std::size_t& users = fetched_[&tensor];
+  if (users == 0) bytes_.fetch(place(tensor), tensor.bytes);
+  ++users;
+}
+
+void SafetensorsFile::release(const StoredTensor& tensor) const noexcept {
+  if (!bytes_.on_demand()) return;
+  const std::lock_guard lock(mutex_);
+  const auto at = fetched_.find(&tensor);
+  if (at != fetched_.end() && at->second > 0 && --at->second == 0) bytes_.release(place(tensor), tensor.bytes);
+}
+
 void SafetensorsFile::parse() {
   const std::size_t size = bytes_.size();
+  bytes_.fetch(0, std::min<std::size_t>(size, 4096));
   if (size <= kLengthBytes || bytes_.text()[kLengthBytes] != '{') {
     if (const std::string foreign = foreign_content(bytes_.text()); !foreign.empty())
       fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: {}", path(), foreign);
@@ -135,6 +151,7 @@ void SafetensorsFile::parse() {
     corrupt(path(), "header length {}; at most {} is possible in a file of {} bytes", length,
             std::min<std::uint64_t>(size - kLengthBytes, kMaxHeader), size);
   }
+  bytes_.fetch(kLengthBytes, length);
   const std::string_view text = bytes_.text().substr(kLengthBytes, length);
   if (text.empty() || text.front() != '{') corrupt(path(), "the header does not begin with '{{'");
   const Json header = parse_json(text, path());

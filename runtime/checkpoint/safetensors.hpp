@@ -1,4 +1,4 @@
-// One safetensors file: its bytes mapped or read, its header checked whole before anything is handed out.
+// One safetensors file: its bytes mapped or read (file_bytes.hpp says when), its header checked whole before anything is handed out.
 //
 //     0        8            8 + N                                 end
 //     ┌────────┬────────────┬─────────┬─────────┬───┬─────────────┐
@@ -12,7 +12,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <mutex>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "runtime/checkpoint/file_bytes.hpp"
@@ -35,13 +37,18 @@ class SafetensorsFile {
 
   const std::string& path() const { return bytes_.path(); }
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
-  void check_unchanged() const { bytes_.check_unchanged(); }
+  /// The tensor's bytes are there until as many calls of release(). Throws as FileBytes::fetch().
+  void fetch(const StoredTensor& tensor) const;
+  void release(const StoredTensor& tensor) const noexcept;
 
  private:
   void parse();
+  std::size_t place(const StoredTensor& tensor) const { return static_cast<std::size_t>(tensor.data - bytes_.data()); }
 
   FileBytes bytes_;
   std::map<std::string, StoredTensor> tensors_;
+  mutable std::mutex mutex_;
+  mutable std::unordered_map<const StoredTensor*, std::size_t> fetched_;  ///< of bytes that are read on demand
 };
 
 }  // namespace q4::checkpoint

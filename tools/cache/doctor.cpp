@@ -15,6 +15,7 @@
 #include <q4/q4.hpp>
 
 #include "runtime/backends/cuda/nvrtc.hpp"
+#include "runtime/base/file_system.hpp"
 #include "runtime/cache/signature.hpp"
 #include "runtime/cache/trust.hpp"
 #include "tools/cache/cache_tool.hpp"
@@ -48,23 +49,6 @@ class Findings {
   int bad_ = 0;
 };
 
-struct FileSystem {
-  const char* name;
-  bool shared;  ///< other machines may change it too
-};
-/// By statfs(2)'s magic numbers (linux/magic.h).
-FileSystem file_system(long magic) {
-  static const std::map<long, FileSystem> known = {
-      {0xEF53, {"ext4", false}},        {0x58465342, {"xfs", false}},     {0x9123683E, {"btrfs", false}},
-      {0x01021994, {"tmpfs", false}},   {0x794c7630, {"overlay", false}}, {0x6969, {"nfs", true}},
-      {0xFF534D42, {"cifs", true}},     {0xFE534D42, {"smb", true}},      {0x65735546, {"fuse", true}},
-      {0x2FC12FC1, {"zfs", false}},     {0x0BD00BD0, {"lustre", true}},   {0x47504653, {"gpfs", true}},
-      {0x01021997, {"9p", true}},       {0x00C36400, {"ceph", true}},     {0x19830326, {"fhgfs", true}},
-      {0x73717368, {"squashfs", false}}};
-  const auto at = known.find(magic);
-  return at == known.end() ? FileSystem{nullptr, false} : at->second;
-}
-
 /// Whether a folder that is not there could be made: it is, and what was made for that is removed again.
 std::string try_to_make(const std::string& folder) {
   std::vector<fs::path> missing;
@@ -91,7 +75,7 @@ void check_path(Findings& findings, const std::string& folder) {
 void check_file_system(Findings& findings, long magic) {
   const FileSystem system = file_system(magic);
   findings.add(system.shared ? State::kNote : State::kOk, "file system",
-               fmt::format("{}{}", system.name ? system.name : fmt::format("type {:#x}", magic),
+               fmt::format("{}{}", system.name,
                            system.shared ? ", which other machines may share: locks may hold on this machine only, so "
                                            "that several compile the same kernel; a folder on a local disk, or a pack, "
                                            "avoids that"

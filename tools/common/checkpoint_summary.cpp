@@ -8,6 +8,8 @@
 #include <q4/error.hpp>
 #include <tuple>
 
+#include "runtime/checkpoint/file_bytes.hpp"
+
 namespace q4::tools {
 
 using Json = nlohmann::json;
@@ -40,6 +42,7 @@ Json summarize_checkpoint(const std::string& path) {
     by_shape.push_back({{"k", k}, {"n", n}, {"group_size", group_size}, {"count", count}});
   }
   return {{"path", path},
+          {"files", checkpoint::how_read(path)},
           {"tool", checkpoint.config().tool},
           {"group_size", checkpoint.config().group_size},
           {"bits", 4},
@@ -55,7 +58,8 @@ Json summarize_checkpoint(const std::string& path) {
 std::string summary_text(const Json& summary) {
   const auto number = [&](const char* name) { return summary.at(name).get<std::int64_t>(); };
   const auto tool = summary.at("tool").get<std::string>();
-  std::string text = fmt::format("checkpoint: {}\n", summary.at("path").get<std::string>());
+  std::string text = fmt::format("checkpoint: {}, {}\n", summary.at("path").get<std::string>(),
+                                 summary.at("files").get<std::string>());
   if (number("matrices") == 0 && summary.at("unsupported").empty())
     return text + "  no quantized matrix in it (no tensor's name ends in .qweight or .weight_packed)\n";
   for (const auto& [packing, count] : summary.at("packings").items())

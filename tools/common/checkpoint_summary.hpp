@@ -6,7 +6,7 @@
 
 namespace q4::tools {
 
-/// Opens the checkpoint and returns {"path", "tool", "group_size", "bits", "packings": {name: matrices}, "matrices",
+/// Opens the checkpoint and returns {"path", "files": "mapped from ext4", "tool", "group_size", "bits", "packings": {name: matrices}, "matrices",
 /// "act_order", "bias", "bytes", "shapes": [{"k", "n", "group_size", "count"}], "unsupported": [{"name", "reason"}]}.
 /// bytes: of the codes, scales and zeros of what can be loaded. Throws what Checkpoint::open throws.
 nlohmann::json summarize_checkpoint(const std::string& path);

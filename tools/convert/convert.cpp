@@ -124,8 +124,9 @@ void read_back(const Source& source, const std::string& written, const std::func
     step();
   }
   for (const std::string& name : source.others()) {
-    const checkpoint::StoredTensor &a = *source.files().tensors.at(name).tensor,
-                                   &b = *again.files().tensors.at(name).tensor;
+    const checkpoint::Located &from = source.files().tensors.at(name), &to = again.files().tensors.at(name);
+    const checkpoint::Fetched fetched({&from, &to});
+    const checkpoint::StoredTensor &a = *from.tensor, &b = *to.tensor;
     if (a.dtype != b.dtype || a.shape != b.shape || std::memcmp(a.data, b.data, a.bytes) != 0) differs(name);
     step();
   }
@@ -159,7 +160,7 @@ Converted convert(const Request& request, const std::function<void(double, const
       progress(0.7 * static_cast<double>(done++) / static_cast<double>(tensors), tensor.name);
       if (tensor.part.empty()) {
         const checkpoint::Located& at = source.files().tensors.at(tensor.name);
-        at.file->check_unchanged();
+        const checkpoint::Fetched fetched({&at});
         file.write(at.tensor->data, at.tensor->bytes);
         return;
       }

@@ -63,7 +63,8 @@ void sync_folder(const std::string& path) {
 }
 
 void copy_bytes(const fs::path& from, const fs::path& to) {
-  const auto bytes = read_input([&] { return std::make_unique<checkpoint::FileBytes>(from.string()); });
+  const auto bytes = read_input(
+      [&] { return std::make_unique<checkpoint::FileBytes>(from.string(), checkpoint::FileBytes::Access::kRead); });
   OutFile out(to.string());
   out.write(bytes->data(), bytes->size());
   out.close();

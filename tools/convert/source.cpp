@@ -128,6 +128,7 @@ std::vector<std::uint32_t> Source::zeros(const Matrix& matrix, const std::vector
 Plan Source::plan(const Matrix& matrix) const {
   const MatrixEntry& entry = matrix.entry;
   Plan plan{entry.k, entry.n, entry.groups, entry.group_size};
+  const checkpoint::Fetched fetched({&matrix.zeros, &matrix.scales, &matrix.g_idx});
   plan.act_order = !group_index(matrix).rows.empty();
   const bool stored = matrix.zeros.tensor != nullptr;
   checkpoint::Cut none = checkpoint::Cut::whole(entry);
@@ -147,8 +148,7 @@ Plan Source::plan(const Matrix& matrix) const {
 
 Numbers Source::numbers(std::size_t index) const {
   const Matrix& matrix = matrices_[index];
-  for (const Located* at : {&matrix.codes, &matrix.zeros, &matrix.scales, &matrix.g_idx})
-    if (at->tensor != nullptr) at->file->check_unchanged();
+  const checkpoint::Fetched fetched({&matrix.codes, &matrix.zeros, &matrix.scales, &matrix.g_idx});
   Numbers numbers;
   checkpoint::Repacked repacked;
   if (matrix.reader->repacks()) repacked = matrix.reader->repack(matrix, checkpoint::Cut::whole(matrix.entry));

@@ -92,6 +92,7 @@ class CompressedTensors : public Reader {
     if (matrix.shape.tensor == nullptr) return;
     need_type(matrix.shape, name, {"I64", "I32"});
     if (matrix.shape.tensor->shape != std::vector<std::int64_t>{2}) need_shape(matrix.shape, name, {2}, matrix);
+    const Fetched fetched({&matrix.shape});
     std::vector<std::int64_t> shape;
     if (matrix.shape.tensor->dtype == "I64") shape = elements<std::int64_t>(*matrix.shape.tensor);
     for (const std::int32_t extent : matrix.shape.tensor->dtype == "I32" ? elements<std::int32_t>(*matrix.shape.tensor)
