@@ -3,6 +3,7 @@
 
 #include <q4/q4.hpp>
 
+#include "cache_support.hpp"
 #include "checkpoint_maker.hpp"
 
 namespace q4::test {
@@ -33,6 +34,23 @@ TEST_CASE("numerics ids: of a checkpoint, whatever order its files are in") {
   const std::string id = runtime.numerics_id({}, Checkpoint::open(one.path()), {});
   CHECK(id == runtime.numerics_id({}, Checkpoint::open(other.path()), {}));
   CHECK(id == runtime.numerics_id({}, std::vector<WarmupShape>{{256, 512}, {256, 256}, {512, 256}}, {}));
+}
+
+TEST_CASE("numerics ids: q4-info --same-as finds a machine that computes otherwise") {
+  const TempFolder folder;
+  make_checkpoint(folder.path(), {.matrix = {.k = 256, .n = 512}});
+  const std::string no_gpu = "Q4_CUDA_DRIVER=none Q4_HIP_RUNTIME=none ", model = "q4-info " + folder.path();
+  const auto written = cache::run_tool(model + " --json", no_gpu);
+  REQUIRE(written.status == 0);
+  write_file(folder / "here.json", written.out);
+  const std::string compare = model + " --same-as " + (folder / "here.json");
+  CHECK(cache::run_tool(compare, no_gpu).status == 0);
+  const auto other = cache::run_tool(compare, no_gpu + "Q4_CPU_ISA=portable");
+  CHECK(other.status == 1);
+  CHECK(other.out.find("results have other bits") != std::string::npos);
+  write_file(folder / "none.json", "{\"numerics_ids\": {}}");
+  CHECK(cache::run_tool(model + " --same-as " + (folder / "none.json"), no_gpu).status == 2);
+  CHECK(cache::run_tool("q4-info --same-as " + (folder / "here.json"), no_gpu).status == 2);
 }
 
 }  // namespace

@@ -3,8 +3,11 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <q4/q4.hpp>
+#include <set>
 
 #include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
@@ -23,6 +26,7 @@ using namespace q4::tools;
 constexpr const char* kExamples =
     "  q4-info                     what is here, what is missing and the remedy\n"
     "  q4-info models/llama-3-8b-gptq   format, groups, shapes, and what would not load and why\n"
+    "  q4-info model --json > here.json; q4-info model --same-as here.json   on another machine: the same numbers?\n"
     "  q4-info --config models/llama-3-8b/config.json --tp 2   what a rank multiplies by\n"
     "  q4-info --json | jq .devices[0].arch\n"
     "  Q4_LOG=debug q4-info        with the library's own messages\n";
@@ -188,17 +192,46 @@ Json numerics_of(const std::string& path) {
   return ids;
 }
 
-int print_summary(const Tool& tool, const std::string& checkpoint) {
+/// The distinct ids of the devices that a machine computes on: its GPUs, or the CPU where there is none.
+std::set<std::string> ids_that_count(const Json& ids) {
+  std::set<std::string> of_gpus, all;
+  for (const auto& [device, id] : ids.items()) {
+    all.insert(id.get<std::string>());
+    if (!device.starts_with("cpu")) of_gpus.insert(id.get<std::string>());
+  }
+  return of_gpus.empty() ? all : of_gpus;
+}
+
+/// Whether the devices here compute with the same bits as those of the machine that wrote `path` (q4-info CHECKPOINT --json).
+int compare_numerics(const Json& here, const std::string& path) {
+  const Json there = read_input([&] {
+    std::ifstream file(path);
+    const Json read = Json::parse(file, nullptr, false);
+    const auto ids = read.is_object() ? read.find("numerics_ids") : read.end();
+    const bool fits = ids != read.end() && ids->is_object() && !ids->empty() &&
+                      std::all_of(ids->begin(), ids->end(), [](const Json& id) { return id.is_string(); });
+    check(fits, "--same-as {}: no numerics ids in it; write it with q4-info CHECKPOINT --json", path);
+    return *ids;
+  });
+  const auto ours = ids_that_count(here), theirs = ids_that_count(there);
+  if (ours.size() == 1 && ours == theirs) return kDone;
+  fmt::print(stderr, "q4-info: the numerics ids here are {}, those of {} are {}: results have other bits\n",
+             fmt::join(ours, ", "), path, fmt::join(theirs, ", "));
+  return kFailed;
+}
+
+int print_summary(const Tool& tool, const std::string& checkpoint, const std::string& same_as) {
   Json summary = read_input([&] { return summarize_checkpoint(checkpoint); });
   summary["numerics_ids"] = numerics_of(checkpoint);
+  const int status = same_as.empty() ? kDone : compare_numerics(summary["numerics_ids"], same_as);
   if (tool.json) {
     fmt::print("{}\n", summary.dump(2, ' ', false, Json::error_handler_t::replace));
-    return 0;
+    return status;
   }
   fmt::print("{}", summary_text(summary));
   for (const auto& [device, id] : summary["numerics_ids"].items())
     fmt::print("  numerics id on {} (fp16, up to {} rows): {}\n", device, kRows, id.get<std::string>());
-  return 0;
+  return status;
 }
 
 /// The linear layers of a config.json, as a rank has them.
@@ -230,6 +263,12 @@ int main(int argc, char** argv) {
             kExamples);
   std::string checkpoint;
   tool.app->add_option("CHECKPOINT", checkpoint, "a model's folder or .safetensors file: says what it is instead");
+  std::string same_as;
+  tool.app
+      ->add_option("--same-as", same_as,
+                   "of CHECKPOINT: exit status 1 unless this machine computes with the same bits as the one that wrote "
+                   "FILE with --json")
+      ->type_name("FILE");
   std::string config;
   ModelShapeOptions options;
   bool separate = false;
@@ -244,8 +283,9 @@ int main(int argc, char** argv) {
   tool.add_json("print one JSON object");
   return tool.run(argc, argv, [&] {
     check(config.empty() || checkpoint.empty(), "CHECKPOINT and --config exclude each other");
+    check(same_as.empty() || !checkpoint.empty(), "--same-as needs a CHECKPOINT");
     options.fused = !separate;
     if (!config.empty()) return print_matmuls(tool, config, options);
-    return checkpoint.empty() ? info(tool) : print_summary(tool, checkpoint);
+    return checkpoint.empty() ? info(tool) : print_summary(tool, checkpoint, same_as);
   });
 }
