@@ -23,7 +23,14 @@ Result<void> UntunedLog::note(const TuningKey& key) {
   if (!lines_.insert(line).second) return {};
   const std::string text = line + '\n';
   const int file = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  const bool written = file >= 0 && ::write(file, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+  std::size_t done = 0;
+  while (file >= 0 && done < text.size()) {
+    const ssize_t put = ::write(file, text.data() + done, text.size() - done);
+    if (put < 0 && errno == EINTR) continue;
+    if (put <= 0) break;
+    done += static_cast<std::size_t>(put);
+  }
+  const bool written = done == text.size();
   const int error = errno;
   if (file >= 0) ::close(file);
   if (written) return {};

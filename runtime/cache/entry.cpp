@@ -68,7 +68,7 @@ bool write_all(int fd, std::string_view data) {
   for (std::size_t at = 0; at < data.size();) {
     const ssize_t put = ::write(fd, data.data() + at, data.size() - at);
     if (put < 0 && errno == EINTR) continue;
-    if (put < 0) return false;
+    if (put <= 0) return false;
     at += static_cast<std::size_t>(put);
   }
   return true;
