@@ -8,6 +8,7 @@
 
 #include "format_maker.hpp"
 #include "paths.hpp"
+#include "runtime/checkpoint/formats/format.hpp"
 #include "tools/common/npy.hpp"
 
 namespace q4::test {
@@ -166,6 +167,25 @@ TEST_CASE("formats: what the tools wrote has the right weights") {
     CHECK(checkpoint.load(runtime, Device{}, entry.name).k() == entry.k);
   }
   CHECK(folders == 26);
+}
+
+TEST_CASE("formats: large tensors are transposed in parts, by several threads") {
+  constexpr std::int64_t kRows = 1000, kStride = 650, kFirst = 7, kCount = 600;
+  std::vector<std::uint32_t> words(kRows * kStride);
+  for (std::size_t i = 0; i < words.size(); ++i) words[i] = static_cast<std::uint32_t>(i);
+  checkpoint::StoredTensor tensor;
+  tensor.data = reinterpret_cast<const std::byte*>(words.data()), tensor.bytes = words.size() * 4;
+  std::vector<std::int32_t> rows;
+  for (std::int32_t r = 0; r < kRows - 3; ++r) rows.push_back(kRows - 1 - r);
+  const auto n = static_cast<std::int64_t>(rows.size());
+  const auto got = checkpoint::transposed(tensor, kStride, rows, kFirst, kCount);
+  REQUIRE(got.size() == static_cast<std::size_t>(kCount * n));
+  bool same = true;
+  for (std::int64_t c = 0; c < kCount; ++c)
+    for (std::int64_t r = 0; r < n; ++r)
+      same &= got[static_cast<std::size_t>(c * n + r)] ==
+              static_cast<std::uint32_t>(rows[static_cast<std::size_t>(r)] * kStride + kFirst + c);
+  CHECK(same);
 }
 
 }  // namespace
