@@ -99,9 +99,6 @@ class CpuEngine : public Engine {
   };
 
   static constexpr q4::Epilogue kAdd = {.residual = true};  // the sums are added to what is there
-  static q4::Epilogue finish(const Matrices& gate_up) {
-    return {.activation = gate_up[0].gate_up() ? q4::Activation::kSiluMul : q4::Activation::kNone};
-  }
   Linear linear(const Matrices& matrices, const q4::Epilogue& epilogue = {}) const {
     return {runtime_, matrices, {.max_m = kChunk, .activation = q4::DType::kF32, .epilogue = epilogue}};
   }

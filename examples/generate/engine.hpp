@@ -40,6 +40,11 @@ class Linear {
   bool adds_;
 };
 
+/// What a layer's plan of gate and up does: silu(gate) * up, where they could be loaded for it.
+inline q4::Epilogue finish(const Matrices& gate_up) {
+  return {.activation = gate_up[0].gate_up() ? q4::Activation::kSiluMul : q4::Activation::kNone};
+}
+
 class Engine {
  public:
   virtual ~Engine() = default;

@@ -37,9 +37,9 @@ class GpuEngine : public Engine {
     final_norm_ = upload_floats(model.final_norm);
     rope_ = upload_floats(rope_table(c_, capacity));
     for (const Layer& layer : model.layers)
-      layers_.push_back({linear(layer.qkv), linear(layer.o), linear(layer.gate_up), linear(layer.down),
-                         upload_floats(layer.attention_norm), upload_floats(layer.mlp_norm),
-                         halves(2LL * capacity * c_.kv_columns())});
+      layers_.push_back({linear(layer.qkv), linear(layer.o), linear(layer.gate_up, finish(layer.gate_up)),
+                         linear(layer.down), layer.gate_up[0].gate_up(), upload_floats(layer.attention_norm),
+                         upload_floats(layer.mlp_norm), halves(2LL * capacity * c_.kv_columns())});
     state_ = cuda_.allocate(sizeof(State));
     tokens_ = cuda_.allocate(sizeof(int) * (capacity + 1));
     std::tie(told_, told_device_) = cuda_.allocate_shared(sizeof(int) * (capacity + 1));
@@ -83,6 +83,7 @@ class GpuEngine : public Engine {
  private:
   struct LayerState {
     Linear qkv, o, gate_up, down;
+    bool finished;  ///< gate_up gives silu(gate) * up
     void *attention_norm, *mlp_norm;
     void* cache;  ///< [2][kv_heads][capacity][head_dim]: keys and values
   };
@@ -96,8 +97,8 @@ class GpuEngine : public Engine {
     return device;
   }
 
-  Linear linear(const Matrices& matrices) const {
-    return {runtime_, matrices, {.max_m = kChunk, .overlap_previous = true}};
+  Linear linear(const Matrices& matrices, const q4::Epilogue& epilogue = {}) const {
+    return {runtime_, matrices, {.max_m = kChunk, .overlap_previous = true, .epilogue = epilogue}};
   }
   void* halves(long long count) const { return cuda_.allocate(2 * count); }
   void* upload_floats(const std::vector<float>& values) const {
@@ -142,8 +143,8 @@ class GpuEngine : public Engine {
              fresh, partial_, arrived_, mixed_);
       layer.o.run(stream, mixed_, added_, m);
       norm(layer.mlp_norm);
-      layer.gate_up.run(stream, normed_, gate_up_, m);
-      launch(silu_mul_, (c_.intermediate / 4 + 1023) / 1024, m, 1, 1024, gate_up_, product_);
+      layer.gate_up.run(stream, normed_, layer.finished ? product_ : gate_up_, m);
+      if (!layer.finished) launch(silu_mul_, (c_.intermediate / 4 + 1023) / 1024, m, 1, 1024, gate_up_, product_);
       layer.down.run(stream, product_, added_, m);
     }
     if (!want_next) return;

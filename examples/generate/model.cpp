@@ -38,10 +38,9 @@ Model load_model(const q4::Runtime& runtime, q4::Device device, const std::strin
     must_be(names[0], result, in, out);
     return result;
   };
-  // On the CPU their columns are also interleaved, for a plan that finishes silu(gate) * up itself.
+  // Gate and up for a plan that finishes silu(gate) * up itself.
   const auto gate_and_up = [&](const std::string& gate, const std::string& up) -> Matrices {
-    const bool cpu = device.kind == q4::BackendKind::kCpu;
-    if (cpu && model.files.find(gate).format == q4::QuantFormat::kGptq &&
+    if (model.files.find(gate).format == q4::QuantFormat::kGptq &&
         model.files.find(up).format == q4::QuantFormat::kGptq)
       try {
         const std::vector<q4::GptqTensors> tensors = {model.files.gptq(gate), model.files.gptq(up)};
