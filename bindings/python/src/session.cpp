@@ -7,6 +7,7 @@
 #include <atomic>
 #include <bit>
 
+#include "bindings/python/src/torch_threads.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
 
@@ -28,6 +29,7 @@ bool same_but_m(PlanOptions a, const PlanOptions& b) {
 namespace {
 Runtime* make(RuntimeOptions options) {
   options.allocator = python_allocator();
+  if (!options.parallel_for) options.parallel_for = torch_threads();
   return new Runtime(std::move(options));
 }
 }  // namespace
