@@ -2,7 +2,7 @@
 # The packages as a stranger meets them: tools/package makes them twice, to the same bytes; then each page of
 # docs/getting-started is followed as it is written, in a bare Debian 12 of its own in which nothing else was installed: its
 # packages, its commands and its programs.
-#   packages.sh [FOLDER]    (build/fresh, see run.sh)
+#   packages.sh [FOLDER [PAGE...]]    (build/fresh, see run.sh; with pages: these alone, with the packages that are there)
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -15,6 +15,7 @@ place=/tmp/place
 # Everything is linked again and packed at another time, under another umask, language and time zone.
 make_packages() {
   say "tools/package, twice ..."
+  mkdir -p "$folder"
   SOURCE_DATE_EPOCH=$(git -C "$root" log -1 --format=%ct)
   export SOURCE_DATE_EPOCH
   "$root/tools/package" "$folder/debs" >"$folder/package.txt" 2>&1 || { tail -n 30 "$folder/package.txt"; fail "tools/package"; }
@@ -48,8 +49,12 @@ follow() {
 }
 
 start=$SECONDS
-make_packages
-for page in "$root"/docs/getting-started/*.md; do
+pages=("${@:2}")
+if [ ${#pages[@]} = 0 ]; then
+  make_packages
+  pages=("$root"/docs/getting-started/*.md)
+fi
+for page in "${pages[@]}"; do
   follow "$page"
   umount -R "$system"/{proc,sys,dev,var/cache/apt/archives}
 done

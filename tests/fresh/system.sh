@@ -42,7 +42,9 @@ make_system() {
   # How the host reaches mirrors and names; the sources are Debian's alone.
   echo "deb $mirror bookworm main" >"$system/etc/apt/sources.list"
   apt-config dump 2>/dev/null | grep -E '^Acquire::[^ ]*([Pp]roxy|Check-)' >"$system/etc/apt/apt.conf.d/99host" || true
-  cp -L /etc/resolv.conf /etc/hosts "$system/etc/" 2>/dev/null || true
+  cp -L /etc/resolv.conf /etc/hosts /etc/pip.conf "$system/etc/" 2>/dev/null || true
+  mkdir -p "$system/etc/ssl/certs"
+  cp -L /etc/ssl/certs/ca-certificates.crt "$system/etc/ssl/certs/" 2>/dev/null || true
 
   mount -t proc proc "$system/proc"
   mount --rbind /sys "$system/sys" && mount -o remount,bind,ro "$system/sys"
