@@ -104,6 +104,7 @@ void ThreadPool::run_job(Job& job, std::uint64_t count, int threads, Chunk chunk
   posted_.fetch_add(1, std::memory_order_release);
   posted_.notify_all();
   std::uint64_t done = 0;
+  take_own(job, 0, done);
   while (take(job, 0, done)) {}
   flush(job, done);
   while ((done = job.done.load(std::memory_order_acquire)) != count) wait_while(job.done, done);
@@ -147,6 +148,13 @@ bool ThreadPool::take_from(Job& job, Range& range, int owner, int worker, std::u
   }
 }
 
+/// All of one's own range, and says so before looking at the others': their tickets are in others' caches, and whoever
+/// waits for the end would wait for those looks.
+void ThreadPool::take_own(Job& job, int worker, std::uint64_t& done) {
+  while (take_from(job, job.ranges[std::size_t(worker)], worker, worker, done)) {}
+  flush(job, done);
+}
+
 /// From one's own range, else from the others'.
 bool ThreadPool::take(Job& job, int worker, std::uint64_t& done) {
   const int threads = job.taking_part.load(std::memory_order_acquire);
@@ -174,6 +182,7 @@ void ThreadPool::serve(int worker) {
     if (stop_.load(std::memory_order_acquire)) return;
     seen = posted_.load(std::memory_order_acquire);
     std::uint64_t done_mine = 0, done_other = 0;
+    take_own(mine, worker, done_mine);
     do {
       while (take(mine, worker, done_mine)) flush(other, done_other);
       flush(mine, done_mine);

@@ -77,6 +77,7 @@ class ThreadPool {
   void run_job(Job& job, std::uint64_t count, int threads, Chunk chunk, void* self);
   void start();
   void serve(int worker);
+  static void take_own(Job& job, int worker, std::uint64_t& done);
   static bool take(Job& job, int worker, std::uint64_t& done);
   static bool take_from(Job& job, Range& range, int owner, int worker, std::uint64_t& done);
   static void flush(Job& job, std::uint64_t& done);
