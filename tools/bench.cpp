@@ -39,7 +39,8 @@ constexpr const char* kExamples =
     "||ref||\n"
     "against fp64 over sampled rows and columns, out filled with NaN before. Exit 1 if any point is over its "
     "tolerance. On the CPU the floor is max(packed bytes / read bandwidth, operations / best peak), all measured in "
-    "this\nrun, and reconstruct + BLAS and, where it is\ninstalled, oneDNN (dense bf16) are timed at every point.\n";
+    "this\nrun, and reconstruct + BLAS and, where it is\ninstalled, oneDNN (dense bf16, and u4 from version 3.5\non) "
+    "are timed at every point.\n";
 
 Math parse_math(const std::string& text) {
   if (text == "int8") return Math::kInt8;

@@ -25,7 +25,8 @@ std::string bench_table(const BenchRun& run, const BenchOptions& options) {
   std::vector<std::string> header = {"k x n",   "group", "m",        "us",      "95% interval",
                                      "TFLOP/s", "GB/s",  "floor us", "x floor", "rel_err"};
   const bool cpu = !traits_of(run.info.device).asynchronous;
-  if (cpu) header.insert(header.end(), {"vector peak", "rec+blas us", "x blas", "oneDNN us", "x oneDNN"});
+  if (cpu)
+    header.insert(header.end(), {"vector peak", "rec+blas us", "x blas", "oneDNN us", "x oneDNN", "its u4 us", "x u4"});
   if (!options.versus.empty()) header.insert(header.end(), {"other us", "gain", "its 95% interval"});
   if (options.epilogue.any()) header.insert(header.end(), {"alone us", "x alone"});
   if (options.dense) header.insert(header.end(), {"dense us", "x dense"});
@@ -47,7 +48,8 @@ std::string bench_table(const BenchRun& run, const BenchOptions& options) {
                                     fmt::format("{:.1e}{}", p.error, p.exact ? "" : " WRONG")};
     if (cpu)
       row.insert(row.end(), {fmt::format("{:.0f}%", 100 * p.vector_share), number(p.blas_us),
-                             ratio(p.us.value, p.blas_us), number(p.onednn_us), ratio(p.us.value, p.onednn_us)});
+                             ratio(p.us.value, p.blas_us), number(p.onednn_us), ratio(p.us.value, p.onednn_us),
+                             number(p.onednn_u4_us), ratio(p.us.value, p.onednn_u4_us)});
     if (!options.versus.empty())
       row.insert(row.end(),
                  {number(p.versus_us), percent(p.gain.value), percent(p.gain.low) + ".." + percent(p.gain.high)});
@@ -92,7 +94,9 @@ Json bench_json(const BenchRun& run, const BenchOptions& options) {
                {"rel_err", p.error},
                {"exact", p.exact},
                {"floor_us", p.floor_us}};
-    if (cpu) point["vector_share"] = p.vector_share, point["blas_us"] = p.blas_us, point["onednn_us"] = p.onednn_us;
+    if (cpu)
+      point["vector_share"] = p.vector_share, point["blas_us"] = p.blas_us, point["onednn_us"] = p.onednn_us,
+      point["onednn_u4_us"] = p.onednn_u4_us;
     if (options.dense) point["dense_us"] = p.dense_us;
     if (options.epilogue.any())
       point["adapters"] = options.epilogue.adapters, point["rank"] = options.epilogue.rank,

@@ -100,8 +100,11 @@ Point measure_point(const Rig& rig, const Runtime& untuned, const Problem& probl
     point.versus_us = point.us.value;
   }
   if (!rig.gpu()) point.blas_us = blas_us(rig, options, m);
-  if (!rig.gpu() && onednn_available())
+  if (!rig.gpu() && onednn_available()) {
     point.onednn_us = time_onednn(problem.k, problem.n, m, rig.cold_bytes(), options.seconds / 2);
+    point.onednn_u4_us =
+        time_onednn(problem.k, problem.n, m, rig.cold_bytes(), options.seconds / 2, OneDnnWeights::kU4);
+  }
   if (options.dense)
     if (const auto dense = rig.prepare_dense(m))
       point.dense_us = timed([&] { return rig.sample(*dense, m); }, options.seconds).value;

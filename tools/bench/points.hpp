@@ -39,8 +39,8 @@ struct Point {
   std::string kernel;  ///< the tactic, or the error that it raised
   autotune::Interval us = {};
   double error = 0, floor_us = 0, dense_us = 0;
-  double blas_us = 0, vector_share = 0;  ///< CPU: reconstruct + BLAS; share of the vector unit's measured peak
-  double onednn_us = 0;                  ///< CPU: dense bf16
+  double blas_us = 0, vector_share = 0;    ///< CPU: reconstruct + BLAS; share of the vector unit's measured peak
+  double onednn_us = 0, onednn_u4_us = 0;  ///< CPU: dense bf16; 4-bit weights, bf16 activations
   bool exact = false;
   double versus_us = 0;          ///< with an epilogue: the same plan without it
   autotune::Interval gain = {};  ///< over what it is compared with, of paired rounds
