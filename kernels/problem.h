@@ -1,7 +1,7 @@
 // What every matmul kernel is compiled for, and what every launch of one is given.
 #pragma once
-#include "layout.h"
 #include "device_limits.h"
+#include "layout.h"
 
 namespace q4 {
 

@@ -19,6 +19,7 @@ std::unique_ptr<PackedMatrix> GpuDevice::pack(const MatrixSource& source) {
 
 void GpuDevice::trim() {
   const std::lock_guard lock(scratch_.mutex);
+  scratch_.settle(*driver_);
   scratch_.buffer = Buffer();
   scratch_.staging.trim();
 }

@@ -44,7 +44,7 @@ class Brought {
     std::uint8_t* memory;
     if (codes && total <= kKept) {
       lock_ = std::unique_lock(scratch.mutex);
-      if (std::exchange(scratch.busy, false)) driver->synchronize();  // copies go by other streams
+      scratch.settle(*driver);  // copies go by other streams
       memory = static_cast<std::uint8_t*>(scratch.reserve(driver, total));
     } else {
       own_ = Buffer(driver, total);
@@ -196,8 +196,6 @@ void Matrix::update(const MatrixSource& s, void* stream) {
   args.zeros = brought ? brought.zeros : reinterpret_cast<const u8*>(s.device_qzeros);
   launch_meta(*function, args, stream);
   if (fresh && over_itself && apart) {  // no tensor is anywhere else
-    const std::lock_guard lock(scratch_->mutex);
-    scratch_->busy = true;
     loading_ = std::make_unique<Loading>(driver_);
   } else if (from_host || fresh) {
     driver_->synchronize();  // tensors may go, and other streams come

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "runtime/gpu/driver.hpp"
 #include "runtime/gpu/staging.hpp"
@@ -20,10 +21,14 @@ inline Buffer upload(const std::shared_ptr<Driver>& driver, const void* host, st
 struct Scratch {
   std::mutex mutex;  ///< held from reserve() until its use is in the default stream
   Buffer buffer;
-  bool busy = false;  ///< work of the default stream that nobody has waited for may use it
+  bool busy = false;  ///< work of the default stream may use it that nobody has waited for
   Staging staging;
+  /// Returns when no work that nobody has waited for uses it: before copies of other streams, and before it is freed.
+  void settle(Driver& driver) {
+    if (std::exchange(busy, false)) driver.synchronize();
+  }
   void* reserve(const std::shared_ptr<Driver>& driver, std::size_t bytes) {
-    if (buffer.bytes() < bytes) buffer = Buffer(), buffer = Buffer(driver, bytes);
+    if (buffer.bytes() < bytes) settle(*driver), buffer = Buffer(), buffer = Buffer(driver, bytes);
     return buffer.get();
   }
 };

@@ -120,6 +120,7 @@ struct Repacker::Transposition {
 void Repacker::pack_in_place(void* memory, const std::int32_t* source, Scratch& scratch, std::size_t most) const {
   const std::lock_guard lock(scratch.mutex);
   void* space = scratch.reserve(driver_, strips_bytes(most));
+  scratch.busy = true;
   auto* words = static_cast<u32*>(memory);
   const std::int64_t row = shape_.row_words();
   kernels_.keep(choose::copy_rows_source());  // whatever can fail does so before the first write
@@ -137,11 +138,13 @@ void Repacker::pack_in_place(void* memory, const std::int32_t* source, Scratch& 
            pack_shared_bytes());
   });
   transposition.run(*this, memory);
+  driver_->synchronize();  // memory of the transposition goes
 }
 
 void Repacker::unpack_in_place(void* memory, const std::int32_t* packed, Scratch& scratch, std::size_t most) const {
   const std::lock_guard lock(scratch.mutex);
   void* space = scratch.reserve(driver_, strips_bytes(most));
+  scratch.busy = true;
   auto* words = static_cast<u32*>(memory);
   const std::int64_t row = shape_.row_words();
   kernels_.keep(choose::copy_rows_source());
@@ -159,6 +162,7 @@ void Repacker::unpack_in_place(void* memory, const std::int32_t* packed, Scratch
                     narrow(shape_.packed_k),        narrow(columns), row};
     launch(choose::unpack_source(shape_.awq, true), unpack_blocks(args.count), pack_threads(), &args, nullptr);
   });
+  driver_->synchronize();  // memory of the transposition goes
 }
 
 }  // namespace q4::gpu
