@@ -42,9 +42,11 @@ make_system() {
   # How the host reaches mirrors and names; the sources are Debian's alone.
   echo "deb $mirror bookworm main" >"$system/etc/apt/sources.list"
   apt-config dump 2>/dev/null | grep -E '^Acquire::[^ ]*([Pp]roxy|Check-)' >"$system/etc/apt/apt.conf.d/99host" || true
-  cp -L /etc/resolv.conf /etc/hosts /etc/pip.conf "$system/etc/" 2>/dev/null || true
-  mkdir -p "$system/etc/ssl/certs"
-  cp -L /etc/ssl/certs/ca-certificates.crt "$system/etc/ssl/certs/" 2>/dev/null || true
+  cp -L /etc/resolv.conf /etc/hosts "$system/etc/" 2>/dev/null || true
+  if [ -f /etc/pip.conf ]; then  # its certificates under another name: a package replaces the usual file
+    sed 's|^cert *=.*|cert = /etc/host-certificates.crt|' /etc/pip.conf >"$system/etc/pip.conf"
+    cp -L "$(sed -n 's/^cert *= *//p' /etc/pip.conf)" "$system/etc/host-certificates.crt" 2>/dev/null || true
+  fi
 
   mount -t proc proc "$system/proc"
   mount --rbind /sys "$system/sys" && mount -o remount,bind,ro "$system/sys"
