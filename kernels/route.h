@@ -257,7 +257,7 @@ Q4_DEVICE void route_block(const RouteArgs& a) {
   sync_block();
   // Experts from thread * kOwn on: their rows, and their row tiles for either matmul.
   const int own = thread * kOwn;
-  i32 rows[kOwn];
+  i32 rows[kOwn] = {};
   u32 sum[2] = {}, through[2];
   if (own < C.experts) {
 #pragma unroll

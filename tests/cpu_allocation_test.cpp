@@ -108,7 +108,7 @@ TEST_CASE("cpu: run() of experts allocates nothing") {
   for (const std::int64_t tokens : {1, 40}) {
     MoeOptions options;
     options.topk = 2, options.max_tokens = tokens;
-    const auto plan = cpu.device->plan_moe(w13, w2, options);
+    const auto plan = cpu.device->plan_moe(w13, w2, options, nullptr);
     const HostRows x = random_rows(DType::kF16, tokens, 512);
     HostRows out(DType::kF16, tokens, 200);
     std::vector<std::int32_t> ids;

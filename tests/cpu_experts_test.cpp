@@ -89,7 +89,7 @@ HostRows run(DeviceBackend& device, const std::shared_ptr<const PackedExperts>& 
              const std::string& tactic) {
   MoeOptions options;
   options.dtype = x.dtype(), options.topk = kTopk, options.max_tokens = x.rows(), options.tactic = tactic;
-  const auto plan = device.plan_moe(w13, w2, options);
+  const auto plan = device.plan_moe(w13, w2, options, nullptr);
   HostRows out(x.dtype(), x.rows(), kN, kN + 8);
   plan->run({nullptr, x.data(), x.row_stride(), r.ids.data(), r.weights.data(), out.data(), out.row_stride(), x.rows(),
              nullptr});
@@ -109,7 +109,7 @@ TEST_CASE("cpu: experts agree with fp64 by every path of every instruction set")
           const HostRows x = random_rows(type, tokens, kK, 3, kK + 8);
           const Routes r = routes(tokens);
           const auto expected = reference(layer, x, r);
-          for (const auto& tactic : cpu.device->plan_moe(w13, w2, options)->tactics(1)) {
+          for (const auto& tactic : cpu.device->plan_moe(w13, w2, options, nullptr)->tactics(1)) {
             CAPTURE(act_order);
             CAPTURE(std::string(to_string(type)));
             CAPTURE(tokens);
