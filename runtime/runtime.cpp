@@ -64,7 +64,10 @@ std::shared_ptr<DeviceBackend> Runtime::Impl::open(Device device) {
   std::string known, reason;
   for (auto& backend : backends_) {
     if (backend->kind() == device.kind) reason = backend->status().reason;
-    for (const auto& info : backend->devices()) known += (known.empty() ? "" : ", ") + info.device.str();
+    for (const auto& info : backend->devices()) {
+      if (info.device == device) return slot = backend->open(device.ordinal);  // the driver lists it only now
+      known += (known.empty() ? "" : ", ") + info.device.str();
+    }
   }
   fail(ErrorCode::kNotFound, "device '{}' does not exist{}; there are: {} (q4-info says what is missing and why)",
        device.str(), (reason.empty() ? "" : ": ") + reason, known.empty() ? "none" : known);

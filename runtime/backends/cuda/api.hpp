@@ -120,4 +120,20 @@ class Current {
   bool pushed_ = false;
 };
 
+/// For giving back, where nothing can be done about an error: the driver finds memory, modules and streams by themselves,
+/// so they are given back even where their context cannot be made current.
+class Pushed {
+ public:
+  Pushed(const Api& api, Context context) : api_(api), pushed_(api.context_push(context) == 0) {}
+  ~Pushed() {
+    Context ignored;
+    if (pushed_) api_.context_pop(&ignored);
+  }
+  Pushed(const Pushed&) = delete;
+
+ private:
+  const Api& api_;
+  bool pushed_;
+};
+
 }  // namespace q4::cuda

@@ -68,12 +68,12 @@ std::string CublasLt::version() const {
 class LtGemm : public gpu::Gemm {
  public:
   LtGemm(std::shared_ptr<const CublasLt> lt, const gpu::GemmShape& shape) : lt_(std::move(lt)), shape_(shape) {
-    void* preference = nullptr;
-    require(lt_->preference_create_(&preference), "cublasLtMatmulPreferenceCreate");
-    lt_->preference_set_(preference, kPreferenceWorkspace, &kWorkspace, sizeof kWorkspace);
     Desc desc = make_desc(nullptr);
     Layout w, x, out;
     make_layouts(w, x, out, shape.n, shape.typical_m, shape.n, shape.k, shape.n);
+    void* preference = nullptr;
+    require(lt_->preference_create_(&preference), "cublasLtMatmulPreferenceCreate");
+    lt_->preference_set_(preference, kPreferenceWorkspace, &kWorkspace, sizeof kWorkspace);
     int found = 0;
     const int status = lt_->heuristic_(lt_->handle_, &desc, &w, &x, &out, &out, preference, 1, &choice_, &found);
     lt_->preference_destroy_(preference);

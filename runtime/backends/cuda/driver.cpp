@@ -21,11 +21,9 @@ struct CudaFunction : gpu::Function {
   FunctionHandle handle = nullptr;
 
   ~CudaFunction() override {
-    // The context may be gone at process exit; nothing can be done about an error here.
-    if (!module || api->process.left() || api->context_push(context) != 0) return;
+    if (!module || api->process.left()) return;
+    const Pushed pushed(*api, context);
     api->module_unload(module);
-    Context ignored;
-    api->context_pop(&ignored);
   }
 };
 
@@ -39,10 +37,8 @@ class GemmInContext : public gpu::Gemm {
       gemm_.release();
       return;
     }
-    Context ignored;
-    const bool pushed = api_->context_push(context_) == 0;
+    const Pushed pushed(*api_, context_);
     gemm_.reset();
-    if (pushed) api_->context_pop(&ignored);
   }
   void run(void* stream, std::int64_t m, const void* x, std::int64_t x_stride, const void* w, std::int64_t w_stride,
            void* out, std::int64_t out_stride, const void* bias, void* workspace) const override {
@@ -73,11 +69,10 @@ CudaDriver::~CudaDriver() {
     if (blas_) new std::shared_ptr<const CublasLt>(std::move(blas_));
     return;
   }
-  if ((blas_ || !lanes_.empty()) && api_->context_push(context_) == 0) {
+  if (blas_ || !lanes_.empty()) {
+    const Pushed pushed(*api_, context_);
     blas_.reset();
     for (const StreamHandle stream : lanes_) api_->stream_destroy(stream);
-    Context ignored;
-    api_->context_pop(&ignored);
   }
   api_->context_release(device_);
 }
@@ -102,10 +97,9 @@ void* CudaDriver::take(std::size_t bytes) {
 }
 
 void CudaDriver::give(void* memory) noexcept {
-  if (!memory || api_->process.left() || api_->context_push(context_) != 0) return;
+  if (!memory || api_->process.left()) return;
+  const Pushed pushed(*api_, context_);
   api_->release(address(memory));
-  Context ignored;
-  api_->context_pop(&ignored);
 }
 
 void CudaDriver::copy(void* to, const void* from, std::size_t bytes, CopyKind kind) {
@@ -139,10 +133,9 @@ void* CudaDriver::take_pinned(std::size_t bytes) {
 }
 
 void CudaDriver::give_pinned(void* memory) noexcept {
-  if (api_->process.left() || api_->context_push(context_) != 0) return;
+  if (api_->process.left()) return;
+  const Pushed pushed(*api_, context_);
   api_->release_pinned(memory);
-  Context ignored;
-  api_->context_pop(&ignored);
 }
 
 StreamHandle CudaDriver::lane(int number) {
@@ -179,10 +172,16 @@ q4::Result<void> CudaDriver::reachable(const void* memory) const {
   api_->process.check();
   unsigned type = 0;
   int managed = 0, ordinal = -1;
-  if (api_->pointer_attribute(&type, kPointerMemoryType, address(memory)) != 0) return Failure{"ordinary host memory"};
-  api_->pointer_attribute(&managed, kPointerManaged, address(memory));
+  constexpr Result kUnknownPointer = 1;  // CUDA_ERROR_INVALID_VALUE; every other one is a failure of the call
+  const auto ask = [&](void* value, int attribute) {
+    const Result result = api_->pointer_attribute(value, attribute, address(memory));
+    if (result != kUnknownPointer) api_->check(result, "cuPointerGetAttribute");
+    return result == 0;
+  };
+  if (!ask(&type, kPointerMemoryType)) return Failure{"ordinary host memory"};
+  ask(&managed, kPointerManaged);
   if (managed || type == kMemoryHost) return {};  // pinned host memory is slow, but it works
-  api_->pointer_attribute(&ordinal, kPointerOrdinal, address(memory));
+  ask(&ordinal, kPointerOrdinal);
   if (ordinal == info_.device.ordinal) return {};
   return Failure{fmt::format("memory of cuda:{}", ordinal)};
 }

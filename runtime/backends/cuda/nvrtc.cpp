@@ -42,8 +42,12 @@ Nvrtc::Nvrtc() : library_("Q4_NVRTC", {"libnvrtc.so.13", "libnvrtc.so.12"}, tool
                      library_.bind(ptx_size_, "nvrtcGetPTXSize") && library_.bind(ptx_, "nvrtcGetPTX") &&
                      library_.bind(arch_count_, "nvrtcGetNumSupportedArchs") &&
                      library_.bind(archs_, "nvrtcGetSupportedArchs");
-  if (!bound || version_(&major_, &minor_) != 0) {
+  if (!bound) {
     problem_ = library_.problem();
+    return;
+  }
+  if (const int result = version_(&major_, &minor_); result != 0) {
+    problem_ = fmt::format("nvrtcVersion of {}: {}", path(), error_(result));
     return;
   }
   try {
@@ -57,10 +61,10 @@ std::string Nvrtc::version() const { return fmt::format("{}.{}", major_, minor_)
 std::string Nvrtc::architecture(const std::string& arch, bool& exact) const {
   exact = true;
   if (arch.starts_with("compute_")) return exact = false, arch;
-  int count = 0;
-  arch_count_(&count);
+  int count = 0, result = arch_count_(&count);
   std::vector<int> known(static_cast<std::size_t>(count));
-  archs_(known.data());
+  if (result == 0) result = archs_(known.data());
+  if (result != 0) fail(ErrorCode::kCompile, "nvrtcGetSupportedArchs of {}: {}", path(), error_(result));
   const int wanted = std::atoi(arch.c_str() + 3);
   if (std::find(known.begin(), known.end(), wanted) != known.end()) return arch;
   exact = false;

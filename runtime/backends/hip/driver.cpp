@@ -19,9 +19,9 @@ struct HipFunction : gpu::Function {
   ~HipFunction() override {
     if (!module || api->process.left()) return;
     int before = 0;
-    if (api->device_current(&before) != 0 || api->device_use(ordinal) != 0) return;
-    api->module_unload(module);
-    api->device_use(before);
+    const bool moved = api->device_current(&before) == 0 && api->device_use(ordinal) == 0;
+    api->module_unload(module);  // the runtime finds it by itself
+    if (moved) api->device_use(before);
   }
 };
 
@@ -54,9 +54,10 @@ void* HipDriver::take(std::size_t bytes) {
 
 void HipDriver::give(void* memory) noexcept {
   int before = 0;
-  if (!memory || api_->process.left() || api_->device_current(&before) != 0 || api_->device_use(ordinal()) != 0) return;
-  api_->release(memory);
-  api_->device_use(before);
+  if (!memory || api_->process.left()) return;
+  const bool moved = api_->device_current(&before) == 0 && api_->device_use(ordinal()) == 0;
+  api_->release(memory);  // the runtime finds it by itself
+  if (moved) api_->device_use(before);
 }
 
 void HipDriver::copy(void* to, const void* from, std::size_t bytes, CopyKind kind) {
