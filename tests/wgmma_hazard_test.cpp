@@ -13,6 +13,7 @@
 #include <span>
 #include <sstream>
 
+#include "kernels/problem.h"
 #include "report.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
 #include "runtime/backends/hip/process.hpp"

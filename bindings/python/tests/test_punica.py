@@ -84,7 +84,7 @@ def test_bad_input() -> None:
     pointers, indices = np.zeros(1, np.int64), np.full(2, -1, np.int64)
     pk.dispatch_bgmv(y, x, pointers, indices, 0, 1.0)
     for words, call in {
-        ("dispatch_bgmv", "x has dtype float32"): (y, x.astype(np.float32), pointers, indices),
+        ("dispatch_bgmv", "x has dtype fp32"): (y, x.astype(np.float32), pointers, indices),
         ("y has shape [3, 8]", "2 rows"): (np.zeros((3, 8), np.float16), x, pointers, indices),
         ("w_ptr has dtype int32",): (y, x, pointers.astype(np.int32), indices),
         ("indicies has shape [1]", "2 rows"): (y, x, pointers, indices[:1]),

@@ -43,14 +43,14 @@ def names(node: Any) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("stub", ["_native/__init__.pyi", "_native/exllama.pyi", "_native/exllamav2.pyi"])
+@pytest.mark.parametrize("stub", ["_native/__init__.pyi", "_native/exllama.pyi", "_native/exllamav2.pyi", "_native/punica.pyi"])
 def test_stubs_name_what_is_there(stub: str) -> None:
     tree = ast.parse((PACKAGE / stub).read_text())
     native: Any = importlib.import_module("q4._native")
     name_of = Path(stub).stem
     module = native if name_of == "__init__" else getattr(native, name_of)
     promised = set(names(tree))
-    assert promised == {n for n in dir(module) if not n.startswith("_") and not n.startswith("exllama")}
+    assert promised == {n for n in dir(module) if not n.startswith(("_", "exllama", "punica"))}
     for item in tree.body:
         if not isinstance(item, ast.ClassDef):
             continue
