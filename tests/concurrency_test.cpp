@@ -2,6 +2,7 @@
 // alone computes; the thread sanitizer (preset tsan) watches the rest.
 #include <doctest/doctest.h>
 
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <mutex>
@@ -21,10 +22,10 @@ namespace {
 constexpr int kThreads = 64, kMatrices = 6;
 constexpr std::int64_t kRows = 5;
 
-/// One matrix, what it gives, and the handle that threads share and replace.
+/// One matrix, two inputs with what they give, and the handle that threads share and replace.
 struct Shared {
   GptqMatrix source;
-  HostRows x, expected;
+  std::array<HostRows, 2> x, expected;
   std::mutex mutex;
   QuantizedMatrix matrix;
   MatmulPlan plan;
@@ -33,12 +34,13 @@ struct Shared {
     return QuantizedMatrix::from_gptq(runtime, {}, source.tensors());
   }
   static PlanOptions options() { return {.max_m = kRows}; }
-  bool right(const MatmulPlan& plan, const QuantizedMatrix& of, std::vector<std::byte>& workspace) const {
+  bool right(const MatmulPlan& plan, const QuantizedMatrix& of, std::vector<std::byte>& workspace, int which) const {
+    const auto i = static_cast<std::size_t>(which);
     HostRows out(DType::kF16, kRows, of.n());
     workspace.resize(plan.workspace_bytes() + 256);
     auto at = reinterpret_cast<std::uintptr_t>(workspace.data());
-    plan.run({}, {x.data()}, {out.data()}, kRows, reinterpret_cast<void*>((at + 255) / 256 * 256));
-    return std::memcmp(out.data(), expected.data(), out.bytes()) == 0;
+    plan.run({}, {x[i].data()}, {out.data()}, kRows, reinterpret_cast<void*>((at + 255) / 256 * 256));
+    return std::memcmp(out.data(), expected[i].data(), out.bytes()) == 0;
   }
 };
 
@@ -65,11 +67,14 @@ TEST_CASE("concurrency: 64 threads share matrices and plans, replace them, and d
                           .act_order = i % 2 ? ActOrder::kPermuted : ActOrder::kNone,
                           .bias = i % 3 == 0,
                           .seed = static_cast<std::uint64_t>(i)});
-    s.x = random_rows(DType::kF16, kRows, s.source.spec.k, static_cast<std::uint64_t>(i));
     s.matrix = s.load(*runtime), s.plan = MatmulPlan(*runtime, s.matrix, Shared::options());
-    s.expected = HostRows(DType::kF16, kRows, s.source.spec.n);
-    s.plan.run({}, {s.x.data()}, {s.expected.data()}, kRows);
-    REQUIRE(relative_error(s.expected, product(s.x, unpack(s.source.tensors()))) <= tolerance(DType::kF16));
+    for (std::size_t which = 0; which < 2; ++which) {
+      HostRows &x = s.x[which], &expected = s.expected[which];
+      x = random_rows(DType::kF16, kRows, s.source.spec.k, static_cast<std::uint64_t>(i) + 50 * which);
+      expected = HostRows(DType::kF16, kRows, s.source.spec.n);
+      s.plan.run({}, {x.data()}, {expected.data()}, kRows);
+      REQUIRE(relative_error(expected, product(x, unpack(s.source.tensors()))) <= tolerance(DType::kF16));
+    }
   }
   const MoeWeights weights(MoeSpec{.experts = 3, .k = 64, .width = 32, .n = 64});
   const MoeExperts experts(*runtime, {}, weights);
@@ -91,10 +96,10 @@ TEST_CASE("concurrency: 64 threads share matrices and plans, replace them, and d
       switch (random.below(9)) {
         case 0:
         case 1:  // the shared plan, at the same time as others
-          wrong += !s.right(plan, matrix, workspace);
+          wrong += !s.right(plan, matrix, workspace, number % 2);
           break;
         case 2: {  // one of its own, of the shared matrix
-          wrong += !s.right(MatmulPlan(mine, matrix, Shared::options()), matrix, workspace);
+          wrong += !s.right(MatmulPlan(mine, matrix, Shared::options()), matrix, workspace, number % 2);
           break;
         }
         case 3: {  // another matrix and plan in their places, while others run the old ones
