@@ -40,7 +40,7 @@ std::string loaded() {
 }  // namespace
 
 ParallelFor torch_threads() {
-  if (setting("Q4_TORCH_THREADS") == "0") return {};
+  if (setting("Q4_TORCH_THREADS") != "1") return {};
   const std::string path = loaded();
   void* const library = path.empty() ? nullptr : dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
   if (!library) return {};

@@ -2,7 +2,7 @@
 
 FOLDER: a GPTQ checkpoint; a random one of SmolLM2-135M's shape is made where it is missing. VARIANT: fp32, bf16 (random dense
 weights of the same shape), or q4 with what is to be done to it: q4-fuse, q4-head, q4-fuse-head, q4-bf16.
-Q4_TORCH_THREADS=0 is for q4's own threads. Needs torch and transformers; by hand, as it measures."""
+Q4_TORCH_THREADS=1 puts q4 on torch's threads. Needs torch and transformers; by hand, as it measures."""
 
 import os
 import sys
@@ -61,7 +61,7 @@ def main() -> None:
         generate(4)
         each = min(seconds(lambda: generate(LENGTH + 1)) - seconds(lambda: generate(1)) for _ in range(4)) / LENGTH
         prefill = min(seconds(lambda: model(ids)) for _ in range(5))
-        print(f"{variant:14} Q4_TORCH_THREADS={os.environ.get('Q4_TORCH_THREADS', '1')}, {torch.get_num_threads()} threads: "
+        print(f"{variant:14} Q4_TORCH_THREADS={os.environ.get('Q4_TORCH_THREADS', '0')}, {torch.get_num_threads()} threads: "
               f"{1 / each:.1f} tokens/s, {PROMPT} tokens in {prefill * 1e3:.0f} ms", flush=True)  # fmt: skip
 
 
