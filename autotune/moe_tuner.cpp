@@ -138,6 +138,7 @@ class LayerTuner {
     plan.max_tokens = m;
     std::vector<std::string> ids = rig_->plans(plan).front().tactics(m);
     const std::string standard = ids[0];
+    if (!backend_->traits().compiles) ids.resize(1);  // plans on the CPU choose for themselves, whatever a record says
     std::erase_if(ids, [&](const std::string& id) {
       return std::ranges::any_of(options_.quarantined, [&](const auto& q) { return q.tactic == id; });
     });
