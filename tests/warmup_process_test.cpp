@@ -89,7 +89,7 @@ TEST_CASE("warmup: 64 ranks load their slices, plan and warm up from one folder,
   constexpr int kRanks = 64;
   const test::TempFolder s;
   const auto up = make_gptq({.k = 128, .n = 8 * kRanks, .group_size = 64});
-  const auto down = make_gptq({.k = 8 * kRanks, .n = 128, .group_size = 64});
+  const auto down = make_gptq({.k = 128 * kRanks, .n = 64, .group_size = 128});
   std::vector<pid_t> ranks;
   for (int rank = 0; rank < kRanks; ++rank)
     ranks.push_back(start_on_fake_gpu([&] {
