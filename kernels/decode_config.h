@@ -8,7 +8,7 @@
 #pragma once
 #include "grouped.h"
 #include "lora.h"
-#include "route.h"
+#include "route_few.h"
 
 namespace q4 {
 

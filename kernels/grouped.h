@@ -16,7 +16,7 @@ struct alignas(16) GroupTile {
   i32 expert, begin, end, first;
 };
 
-/// Part of Problem::grouped: the kernel sorts the slots itself, of which there are few (RoutedArgs in route.h).
+/// Part of Problem::grouped: the kernel sorts the slots itself, of which there are few (RoutedArgs in route_few.h).
 constexpr int kGroupedRouted = 4;
 Q4_BOTH constexpr bool is_indirect(const Problem& p) { return (p.grouped & ~kGroupedRouted) == kGroupedIndirect; }
 Q4_BOTH constexpr bool is_routed(const Problem& p) { return (p.grouped & kGroupedRouted) != 0; }

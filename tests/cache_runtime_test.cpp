@@ -12,8 +12,7 @@
 #include <thread>
 
 #include "cache_support.hpp"
-#include "moe_case.hpp"
-#include "paths.hpp"
+#include "fake_gpu.hpp"
 #include "reference.hpp"
 #include "report.hpp"
 #include "runtime/backends/cuda/driver.hpp"
@@ -28,44 +27,6 @@ namespace fs = std::filesystem;
 using test::make_gptq;
 
 const std::vector<WarmupShape> kShapes = {{256, 512, 64}, {512, 256, 128, true}};
-const Device kGpu{BackendKind::kCuda, 0};
-
-bool compiler_absent(const char* what) {
-  static const cuda::Nvrtc nvrtc;
-  if (!nvrtc.available()) test::skip(std::string(what) + ": no NVRTC: " + nvrtc.problem());
-  return !nvrtc.available();
-}
-
-/// Checks in a child process, whose drivers are the fake one: the number of the first that fails.
-#define Q4_CHILD_CHECK(condition)                                        \
-  if (!(condition)) {                                                    \
-    std::fprintf(stderr, "line %d: not so: %s\n", __LINE__, #condition); \
-    return 1;                                                            \
-  }
-
-template <class F>
-int on_fake_gpu(const F& body) {
-  return finish(start([&] {
-    ::setenv("Q4_CUDA_DRIVER", q4::test::fake_cuda().c_str(), 1);
-    ::setenv("Q4_HIP_RUNTIME", "none", 1);  // where there is one
-    return body();
-  }));
-}
-
-RuntimeOptions in(const std::string& folder) {
-  RuntimeOptions options;
-  options.cache_dir = folder;
-  return options;
-}
-
-std::string error_of(const std::function<void()>& call, ErrorCode code) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.code() == code ? error.what() : std::string("another code: ") + error.what();
-  }
-  return "no error";
-}
 
 }  // namespace
 
@@ -114,60 +75,6 @@ TEST_CASE("warmup: compiles once, then finds; the plans after it compile nothing
     return 0;
   });
   CHECK(status == 0);
-}
-
-TEST_CASE("warmup: of layers of experts, after which their plans compile nothing, also when sealed") {
-  if (compiler_absent("warmup of experts")) return;
-  TempFolder s;
-  const int status = on_fake_gpu([&] {
-    int variant = 0;
-    for (const bool act_order : {false, true})
-      for (const auto activation : {MoeActivation::kSiluMul, MoeActivation::kNone}) {
-        test::MoeSpec spec{.experts = 4, .topk = 2, .k = 256, .width = 128, .n = 64, .activation = activation};
-        spec.group_size = 64, spec.act_order = act_order ? test::ActOrder::kPermuted : test::ActOrder::kNone;
-        spec.bias = act_order;
-        WarmupExperts layer{.experts = spec.experts, .k = spec.k, .width = spec.width, .n = spec.n};
-        layer.group_size = spec.group_size, layer.act_order = act_order, layer.bias = spec.bias;
-        layer.plan = test::moe_options(spec, act_order ? DType::kBF16 : DType::kF16, act_order ? 3 : 40);
-        const std::string folder = s / std::to_string(++variant);
-        const Runtime first(in(folder));
-        const auto made = first.warmup_experts({layer, layer}, {});
-        Q4_CHILD_CHECK(made.complete() && made.count(CacheLayer::kCompiler) == made.kernels.size());
-        Q4_CHILD_CHECK(made.kernels.size() >= 6);  // packing, products, sum
-        KernelCache nothing({.mode = CacheMode::kOff}, nullptr);
-        tools::CrossCompiler cross(tools::parse_targets("sm_90a/132")[0], nothing);
-        std::set<std::string> built;  // what q4-cache build would put into a pack
-        for (const auto& source : cross.sources(layer)) built.insert(tools::key_of("sm_90a", source).digest());
-        for (const auto& event : made.kernels) Q4_CHILD_CHECK(built.contains(event.key));
-        const Runtime second(in(folder));
-        Q4_CHILD_CHECK(second.warmup_experts({layer}, {}).count(CacheLayer::kUserFolder) == made.kernels.size());
-        const test::MoeWeights w(spec);
-        const test::MoeExperts experts(second, kGpu, w);
-        const MoePlan plan(second, experts.w13, experts.w2, layer.plan);
-        const auto after = second.cache_counters();
-        Q4_CHILD_CHECK(after.compiled == 0 && after.failed == 0 && after.user_folder == made.kernels.size());
-      }
-    return 0;
-  });
-  CHECK(status == 0);
-}
-
-TEST_CASE("warmup: layers of experts that no plan accepts, and the CPU") {
-  const Runtime runtime;
-  const WarmupExperts good{.experts = 4, .k = 64, .width = 32};
-  WarmupOptions cpu;
-  cpu.device = Device{};
-  CHECK(runtime.warmup_experts({good}, cpu).kernels.empty());
-  const auto refused = [&](WarmupExperts bad, const char* what) {
-    const auto text = error_of([&] { (void)runtime.warmup_experts({bad}, cpu); }, ErrorCode::kInvalidArgument);
-    CHECK_MESSAGE(contains(text, what), text);
-  };
-  auto bad = good;
-  bad.experts = 0, refused(bad, "experts = 0");
-  bad = good, bad.width = 30, refused(bad, "n = 60");
-  bad = good, bad.plan.topk = 33, refused(bad, "topk = 33");
-  bad = good, bad.plan.max_tokens = 0, refused(bad, "max_tokens = 0");
-  bad = good, bad.plan.expert_map = {4}, refused(bad, "expert_map[0] = 4");
 }
 
 TEST_CASE("warmup: failures, deadline, cancel and bad arguments") {

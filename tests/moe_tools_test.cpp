@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint_maker.hpp"
-#include "runtime/checkpoint/experts.hpp"
+#include "runtime/expert_layers.hpp"
 #include "sandbox.hpp"
 #include "tools/bench/moe.hpp"
 

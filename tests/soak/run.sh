@@ -9,7 +9,7 @@ mkdir -p "$out"
 export Q4_CACHE_DIR=${Q4_CACHE_DIR:-$out/cache}
 status=0
 
-"$build/bin/q4-soak" "$seconds" $device | tee "$out/soak.txt" || status=1
+"$build/bin/q4-soak" "$seconds" ${device:+"$device"} | tee "$out/soak.txt" || status=1
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
 if [ -z "$sanitizer" ]; then

@@ -10,7 +10,7 @@
 
 #include "autotune/tolerance.hpp"
 #include "runtime/base/check.hpp"
-#include "runtime/checkpoint/experts.hpp"
+#include "runtime/expert_layers.hpp"
 #include "runtime/runtime.hpp"
 #include "tools/common/compare.hpp"
 #include "tools/common/weights.hpp"

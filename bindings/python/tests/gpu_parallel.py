@@ -8,7 +8,6 @@ is q/k/v, o, gate/up and down with both all-reduces and the elementwise operatio
 wrong. --dry-run: small matrices on the CPU over gloo, without graphs: whether this file works."""
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -21,284 +20,32 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from gpu_parallel_common import (
+    DRY,
+    EXPERTS,
+    LAYERS,
+    MODELS,
+    PREFIX,
+    ROWS,
+    STEPS,
+    Eager,
+    captured,
+    cases,
+    difference,
+    microseconds,
+    normal,
+    report,
+    synchronize,
+    write_experts,
+    write_layer,
+    wrong,
+)
+from gpu_parallel_layer import Layer, layers
 
 import q4
 import q4.torch as q4_torch
-
-DRY = "--dry-run" in sys.argv
-MODELS = {  # hidden, query heads, key heads, columns of a head, inner
-    "llama-3-8b": (4096, 32, 8, 128, 14336),
-    "llama-2-70b": (8192, 64, 8, 128, 28672),
-}
-EXPERTS = {  # experts, of which a token has, hidden, inner
-    "mixtral-8x7b": (8, 2, 4096, 14336),
-    "qwen3-30b-a3b": (128, 8, 2048, 768),
-}
-LAYERS = 4  # copies with memory of their own: a rank's part of one would stay in the cache
-ROWS = (1, 16, 256, 2048)
-STEPS = 1000  # replays of a graph whose results must stay the same
-if DRY:
-    MODELS, EXPERTS = {"small": (256, 8, 2, 32, 512)}, {"small": (6, 2, 256, 256)}
-    LAYERS, ROWS, STEPS = 2, (1, 16), 3
-PREFIX = "model.layers.0.mlp.experts"
-wrong: "list[str]" = []
-
-
-def report(part: str, what: str, ranks: int, rows: int, name: str, value: float, limit: "float | None" = None) -> None:
-    """One line; with a limit also whether the value keeps it, which decides the exit status."""
-    verdict = "" if limit is None else "ok" if value <= limit else "WRONG"
-    if verdict == "WRONG":
-        wrong.append(name)
-    line = f"{part},{what},{ranks},{rows},{name},{value:.6g},{verdict}"
-    print(line, flush=True)
-    if os.environ.get("Q4_PARALLEL_CSV"):
-        with open(os.environ["Q4_PARALLEL_CSV"], "a") as file:
-            file.write(line + "\n")
-
-
-# ---- checkpoints -------------------------------------------------------------------------------------------------------------
-
-
-def write(folder: Path, shapes: "dict[str, tuple[int, int, int]]") -> None:
-    """Random GPTQ matrices k x n in groups of 128; the third number: the seed of an act-order, or 0.
-
-    Zeros are 8 and 7 in turn. With 8 alone every column has a mean below 0, which a few layers in a row make infinite."""
-    rng = np.random.default_rng(5)
-    tensors: dict[str, Any] = {}
-    for name, (k, n, order) in shapes.items():
-        tensors[name + ".qweight"] = np.frombuffer(rng.bytes(k // 2 * n), np.int32).reshape(k // 8, n)
-        tensors[name + ".qzeros"] = np.full((k // 128, n // 8), 0x76767676, np.int32)
-        tensors[name + ".scales"] = (rng.uniform(0.5, 1.5, (k // 128, n)) / 4.6 / np.sqrt(k)).astype(np.float16)
-        g_idx = np.arange(k, dtype=np.int32) // 128
-        tensors[name + ".g_idx"] = np.random.default_rng(order).permutation(g_idx) if order else g_idx
-    header, at = {}, 0
-    for name, array in tensors.items():
-        kind = {"int32": "I32", "float16": "F16"}[array.dtype.name]
-        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [at, at + array.nbytes]}
-        at += array.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    folder.mkdir(parents=True)
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for array in tensors.values():
-            file.write(np.ascontiguousarray(array))
-    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}')
-
-
-def write_layer(folder: Path, model: str, act_order: bool) -> None:
-    """With act_order o and down have one, which row slices keep."""
-    hidden, heads, kv, head, inner = MODELS[model]
-    order = int(act_order)
-    q, k, v = (hidden, heads * head, 0), (hidden, kv * head, 0), (hidden, kv * head, 0)
-    o, gate, down = (heads * head, hidden, order), (hidden, inner, 0), (inner, hidden, 2 * order)
-    write(folder, {"q": q, "k": k, "v": v, "o": o, "gate": gate, "up": gate, "down": down})
-
-
-def write_experts(folder: Path, model: str, act_order: bool) -> None:
-    experts, _, hidden, inner = EXPERTS[model]
-    shapes: dict[str, tuple[int, int, int]] = {}
-    for e in range(experts):
-        order = act_order * (e + 1)
-        for name in ("gate_proj", "up_proj"):
-            shapes[f"{PREFIX}.{e}.{name}"] = (hidden, inner, order)
-        shapes[f"{PREFIX}.{e}.down_proj"] = (inner, hidden, order)
-    write(folder, shapes)
-
-
-def cases(models: Any) -> "list[tuple[str, bool, str]]":
-    """Model, act-order, and the name that folders and lines have."""
-    return [(model, order, model + ("-act-order" if order else "")) for model in models for order in (False, True)]
-
-
-# ---- time ---------------------------------------------------------------------------------------------------------------------
-
-
-def synchronize() -> None:
-    if not DRY:
-        torch.cuda.synchronize()
-
-
-class Eager:
-    def __init__(self, work: "Callable[[], None]") -> None:
-        self.replay = work
-
-
-def captured(work: "Callable[[], None]") -> Any:
-    """A CUDA graph of the work."""
-    if DRY:
-        return Eager(work)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph
-
-
-def microseconds(graph: Any, group: Any, replays: int) -> float:
-    """Median of seven series, each begun together."""
-    times = []
-    for _ in range(7):
-        dist.barrier(group)
-        synchronize()
-        begin = time.perf_counter()
-        for _ in range(replays):
-            graph.replay()
-        synchronize()
-        times.append((time.perf_counter() - begin) * 1e6 / replays)
-    return sorted(times)[3]
-
-
-def normal(device: str, seed: int, *shape: int) -> torch.Tensor:
-    """The same on each rank, whatever its device."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).half().to(device)
-
-
-def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
-
-
-# ---- a layer ------------------------------------------------------------------------------------------------------------------
-
-
-class Layer(torch.nn.Module):
-    def __init__(self, checkpoint: Any, model: str, group: Any, device: str, reduce: "str | None" = "sum") -> None:
-        super().__init__()
-        more: dict[str, Any] = {"group": group, "device": device}
-        self.qkv = q4_torch.QKVParallelLinear(checkpoint, ["q", "k", "v"], head=MODELS[model][3], **more)
-        self.o = q4_torch.RowParallelLinear(checkpoint, "o", reduce=reduce, **more)
-        self.mlp = q4_torch.MergedColumnParallelLinear(checkpoint, ["gate", "up"], **more)
-        self.down = q4_torch.RowParallelLinear(checkpoint, "down", reduce=reduce, **more)
-
-    def attention(self, x: torch.Tensor) -> torch.Tensor:
-        return self.o(self.qkv.split(self.qkv(x))[0])
-
-    def feed(self, h: torch.Tensor) -> torch.Tensor:
-        gate, up = self.mlp.split(self.mlp(h))
-        return self.down(torch.nn.functional.silu(gate) * up)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = x + self.attention(x)
-        return h + self.feed(h)
-
-
-def check_layer(folder: Path, model: str, case: str, rank: int, world: int, device: str) -> None:
-    """Each product before the reduction rounds again, and the layer as a whole, against undivided matrices."""
-    checkpoint = q4.Checkpoint(folder)
-    layer, parts = (Layer(checkpoint, model, None, device, reduce) for reduce in ("sum", None))
-    whole = {name: q4_torch.Linear(checkpoint.load(name, device)) for name in ("q", "k", "v", "o", "gate", "up", "down")}
-
-    def own(y: torch.Tensor) -> torch.Tensor:
-        return y.chunk(world, -1)[rank]
-
-    for rows in (1, 5, 64, 300):
-        x = normal(device, rows, rows, MODELS[model][0])
-        products = 0.0
-        for module, names in ((parts.qkv, ["q", "k", "v"]), (parts.mlp, ["gate", "up"])):
-            for got, name in zip(module.split(module(x)), names):
-                products = max(products, difference(got, own(whole[name](x))))
-        for row, name in ((parts.o, "o"), (parts.down, "down")):
-            h = normal(device, rows, rows, whole[name].in_features)
-            total = row(own(h)).double()
-            dist.all_reduce(total)
-            products = max(products, difference(total, whole[name](h)))
-        h = x + whole["o"](whole["q"](x))
-        y = h + whole["down"](torch.nn.functional.silu(whole["gate"](h)) * whole["up"](h))
-        errors: "list[Any]" = [None] * world
-        dist.all_gather_object(errors, (products, difference(layer(x), y)))
-        if rank == 0:
-            report("layers", case, world, rows, "error of products", max(e[0] for e in errors), 5e-4)
-            report("layers", case, world, rows, "error of the layer", max(e[1] for e in errors), 1e-3)
-
-
-def overlapped(layers: "list[Layer]", x: torch.Tensor, group: Any) -> torch.Tensor:
-    """Two halves of the rows in turn: one is added up over the ranks while the other is multiplied. Layers: reduce=None."""
-    halves: list[Any] = list(x.chunk(2))
-    parts: list[Any] = [None, None]
-    works: list[Any] = [None, None]
-
-    def arrived(i: int) -> torch.Tensor:
-        if works[i] is not None:
-            works[i].wait()
-            halves[i] = halves[i] + parts[i]
-        return halves[i]
-
-    for layer in layers:
-        for stage in (layer.attention, layer.feed):
-            for i in range(2):
-                parts[i] = stage(arrived(i))
-                works[i] = dist.all_reduce(parts[i], group=group, async_op=True)
-    return torch.cat([arrived(0), arrived(1)])
-
-
-def time_layer(folder: Path, model: str, case: str, group: Any, world: int, device: str, tell: bool) -> None:
-    """On the ranks of `group`. With one row also that so many replays of one graph give the same bits."""
-    checkpoint = q4.Checkpoint(folder)
-    layers, parts = ([Layer(checkpoint, model, group, device, r) for _ in range(LAYERS)] for r in ("sum", None))
-    for rows in ROWS:
-        x = normal(device, 7, rows, MODELS[model][0])
-
-        def chain(of: "list[Layer]", x: torch.Tensor = x) -> torch.Tensor:
-            for layer in of:
-                x = layer(x) * 0.4
-            return x
-
-        out = [x]
-
-        def step() -> None:
-            out[0] = chain(layers)
-
-        graph = captured(step)
-        graph.replay()
-        synchronize()
-        first = out[0].clone()
-        begin = time.perf_counter()
-        for _ in range(STEPS if rows == 1 else 3):
-            graph.replay()
-        synchronize()
-        seconds = time.perf_counter() - begin
-        other, size = float(not torch.equal(out[0], first)), float(first.abs().max())
-        replays = 2 if DRY else max(3, 60 // rows)
-        found = {"layer us": microseconds(graph, group, replays) / LAYERS}
-        found["without all-reduce us"] = microseconds(captured(lambda: chain(parts)), group, replays) / LAYERS
-        if world > 1:
-            buffer = torch.zeros(rows, MODELS[model][0], dtype=torch.half, device=device)
-
-            def reduce() -> None:
-                for _ in range(2 * LAYERS):
-                    dist.all_reduce(buffer, group=group)
-
-            found["two all-reduces us"] = microseconds(captured(reduce), group, replays) / LAYERS
-            if rows > 1:
-                found["overlapped us"] = microseconds(captured(lambda: overlapped(parts, x, group)), group, replays) / LAYERS
-        if tell:
-            report("layers", case, world, rows, "replays with other bits", other, 0)
-            report("layers", case, world, rows, "largest result", size, 1e4)
-            if rows == 1:
-                report("layers", case, world, rows, f"seconds of {STEPS} replays", seconds)
-            for name, value in found.items():
-                report("layers", case, world, rows, name, value)
-
-
-def layers(folder: Path, rank: int, world: int, device: str) -> None:
-    groups = [dist.new_group([r]) for r in range(world)]
-    for model, _, case in cases(MODELS):
-        check_layer(folder / case, model, case, rank, world, device)
-        q4_torch.check_ranks_agree(q4.numerics_id(q4.Checkpoint(folder / case), 64, device=device))
-        time_layer(folder / case, model, case, groups[rank], 1, device, rank == 0)  # each rank on its own, at once
-        dist.barrier()
-        time_layer(folder / case, model, case, None, world, device, rank == 0)
-
-
-# ---- experts ------------------------------------------------------------------------------------------------------------------
 
 
 def experts(folder: Path, rank: int, world: int, device: str) -> None:
