@@ -22,7 +22,7 @@ TEST_CASE("warmup: of layers of experts, after which their plans compile nothing
       spec.bias = act_order;
       WarmupExperts layer{.experts = spec.experts, .k = spec.k, .width = spec.width, .n = spec.n};
       layer.group_size = spec.group_size, layer.act_order = act_order, layer.bias = spec.bias;
-      layer.plan = test::moe_options(spec, act_order ? DType::kBF16 : DType::kF16, act_order ? 3 : 40);
+      layer.plan = test::moe_options(spec, act_order ? DType::kBF16 : DType::kF16, act_order ? 3 : 8);
       const std::string folder = s / std::to_string(++variant);
       const Runtime first(in(folder));
       const auto made = first.warmup_experts({layer, layer}, {});
