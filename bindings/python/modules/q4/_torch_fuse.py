@@ -40,7 +40,7 @@ class _Product:
         return {"tensors": self.matrix.unpack(), "device": self.matrix.device, "layers": self.layers}
 
     def __setstate__(self, state: Any) -> None:
-        self.__init__(_matrix.restore(state["tensors"], state["device"]), state["layers"])  # type: ignore[misc]
+        self.__init__(_matrix.restore(state["tensors"], state["device"]), state["layers"])  # type: ignore[misc,unused-ignore]
 
 
 class FusedLinear(torch.nn.Module):
