@@ -185,5 +185,33 @@ TEST_CASE("loading: a load in place only launches; who needs the weights waits, 
   CHECK(driver->synchronized == 5);
 }
 
+TEST_CASE("loading: memory that loads in place share is not freed before they have ended") {
+  const auto driver = std::make_shared<LateDriver>();
+  cache::KernelCache cache({.mode = CacheMode::kOff}, nullptr);
+  gpu::Kernels kernels(*driver, cache);
+  gpu::Scratch scratch;
+  std::vector<std::unique_ptr<gpu::Matrix>> loaded;
+  std::vector<Buffer> memory;
+  for (const std::int64_t k : {256, 128, 512}) {
+    MatrixSource source;
+    source.k = k, source.n = 64, source.group_size = 64, source.groups = k / 64;
+    source.order = arrange(source, {});
+    for (const std::int64_t bytes : {k * 64 / 2, k / 2, k * 2})
+      memory.emplace_back(driver, static_cast<std::size_t>(bytes));
+    const auto last = memory.size() - 3;
+    source.qweight = memory[last].as<std::uint32_t>(), source.reuse = memory[last].get(),
+    source.qweight_on_device = true;
+    source.device_qzeros = memory[last + 1].as<std::uint32_t>();
+    source.device_scales = memory[last + 2].as<std::uint16_t>();
+    loaded.push_back(std::make_unique<gpu::Matrix>(driver, kernels, source, scratch));
+    CHECK(driver->synchronized == (k == 512));  // only the third needs more than is there
+  }
+  CHECK(scratch.busy);
+  scratch.settle(*driver);
+  CHECK(driver->synchronized == 2);
+  scratch.settle(*driver);
+  CHECK(driver->synchronized == 2);
+}
+
 }  // namespace
 }  // namespace q4::test
