@@ -30,12 +30,16 @@ inline bool compiler_absent(const char* what) {
   }
 
 template <class F>
-int on_fake_gpu(const F& body) {
-  return finish(start([&] {
+pid_t start_on_fake_gpu(const F& body) {
+  return start([&] {
     ::setenv("Q4_CUDA_DRIVER", q4::test::fake_cuda().c_str(), 1);
     ::setenv("Q4_HIP_RUNTIME", "none", 1);  // where there is one
     return body();
-  }));
+  });
+}
+template <class F>
+int on_fake_gpu(const F& body) {
+  return finish(start_on_fake_gpu(body));
 }
 
 inline RuntimeOptions in(const std::string& folder) {

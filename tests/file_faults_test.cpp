@@ -86,31 +86,22 @@ std::vector<Operation> operations(const TempFolder& s) {
     const auto matrices = checkpoint.load_all(runtime, {});
     return wrong(matrices.size() == 3 && matrices[0].unpack().scales.size() == made.scales.size());
   };
+  const auto get_kernel = [=] {
+    std::string problem;
+    cache::KernelCache kernels({.folder = folder + "/k"}, [&](LogLevel level, const std::string& text) {
+      if (level == LogLevel::kWarning) problem = text;
+    });
+    const auto got = kernels.get(cache::numbered_key(1), [] { return cache::compiled(1, 5000); });
+    return *got.code == cache::numbered_code(1, 5000) ? problem : "WRONG RESULT";
+  };
   return {
-      {"a kernel is stored", [=] { fresh("k"); },
-       [=] {
-         std::string problem;
-         cache::KernelCache kernels({.folder = folder + "/k"}, [&](LogLevel level, const std::string& text) {
-           if (level == LogLevel::kWarning) problem = text;
-         });
-         const auto got = kernels.get(cache::numbered_key(1), [] { return cache::compiled(1, 5000); });
-         return *got.code == cache::numbered_code(1, 5000) ? problem : "WRONG RESULT";
-       },
-       true},
+      {"a kernel is stored", [=] { fresh("k"); }, get_kernel, true},
       {"a kernel is found",
        [=] {
          cache::Folder(fresh("k"), true)
              .store(cache::make_entry(cache::numbered_key(1), "nvrtc 1", 1, cache::numbered_code(1, 5000)), 0);
        },
-       [=] {
-         std::string problem;
-         cache::KernelCache kernels({.folder = folder + "/k"}, [&](LogLevel level, const std::string& text) {
-           if (level == LogLevel::kWarning) problem = text;
-         });
-         const auto got = kernels.get(cache::numbered_key(1), [] { return cache::compiled(1, 5000); });
-         return *got.code == cache::numbered_code(1, 5000) ? problem : "WRONG RESULT";
-       },
-       true},
+       get_kernel, true},
       {"a pack is written", [=] { fresh("p.q4pack"); },
        [=] {
          return cache::write_pack(folder + "/p.q4pack", {cache::make_entry(cache::numbered_key(1), "nvrtc 1", 1,

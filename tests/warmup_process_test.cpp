@@ -10,10 +10,9 @@
 #include <thread>
 
 #include "cache_support.hpp"
-#include "paths.hpp"
+#include "fake_gpu.hpp"
 #include "reference.hpp"
 #include "report.hpp"
-#include "runtime/backends/cuda/nvrtc.hpp"
 #include "runtime/base/processors.hpp"
 #include "runtime/cache/compile_slot.hpp"
 #include "runtime/runtime.hpp"
@@ -25,40 +24,10 @@ namespace {
 using std::chrono::milliseconds;
 using test::make_gptq;
 
-const Device kGpu{BackendKind::kCuda, 0};
-
-bool compiler_absent() {
-  static const cuda::Nvrtc nvrtc;
-  if (!nvrtc.available()) test::skip("no NVRTC: " + nvrtc.problem());
-  return !nvrtc.available();
-}
-
-/// Checks in a child process: the number of the first that fails.
-#define Q4_CHILD_CHECK(condition)                                        \
-  if (!(condition)) {                                                    \
-    std::fprintf(stderr, "line %d: not so: %s\n", __LINE__, #condition); \
-    return 1;                                                            \
-  }
-
-template <class F>
-pid_t start_on_fake_gpu(const F& body) {
-  return start([&] {
-    ::setenv("Q4_CUDA_DRIVER", q4::test::fake_cuda().c_str(), 1);
-    ::setenv("Q4_HIP_RUNTIME", "none", 1);
-    return body();
-  });
-}
-
-RuntimeOptions in(const std::string& folder) {
-  RuntimeOptions options;
-  options.cache_dir = folder;
-  return options;
-}
-
 }  // namespace
 
 TEST_CASE("warmup: processes that start together on an empty folder compile each kernel once") {
-  if (compiler_absent()) return;
+  if (compiler_absent("warmup beside others")) return;
   const char* wanted = std::getenv("Q4_WARMUP_PROCESSES");
   const int processes = wanted ? std::atoi(wanted) : 6;
   const test::TempFolder s;
@@ -85,7 +54,7 @@ TEST_CASE("warmup: processes that start together on an empty folder compile each
 }
 
 TEST_CASE("warmup: 64 ranks load their slices, plan and warm up from one folder, and each kernel is compiled once") {
-  if (compiler_absent()) return;
+  if (compiler_absent("warmup beside others")) return;
   constexpr int kRanks = 64;
   const test::TempFolder s;
   const auto up = make_gptq({.k = 128, .n = 8 * kRanks, .group_size = 64});
@@ -127,7 +96,7 @@ TEST_CASE("warmup: 64 ranks load their slices, plan and warm up from one folder,
 }
 
 TEST_CASE("warmup: what matrices in their tensors' memory load and run compiles nothing afterwards, also sealed") {
-  if (compiler_absent()) return;
+  if (compiler_absent("warmup beside others")) return;
   const test::TempFolder s;
   CHECK(finish(start_on_fake_gpu([&] {
           const Runtime runtime(in(s / "k"));
@@ -162,7 +131,7 @@ TEST_CASE("warmup: what matrices in their tensors' memory load and run compiles 
 }
 
 TEST_CASE("a sealed Runtime neither compiles nor writes to the cache") {
-  if (compiler_absent()) return;
+  if (compiler_absent("warmup beside others")) return;
   const test::TempFolder s;
   CHECK(finish(start_on_fake_gpu([&] {
           std::vector<std::string> said;
