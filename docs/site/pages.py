@@ -24,6 +24,7 @@ PAGES = {
 }
 CSS = """.md-typeset table:not([class]) { font-size: .64rem; } .md-typeset table:not([class]) td, .md-typeset table:not([class]) th { padding: .4em .7em; min-width: 0; }
 .md-typeset td:first-child code { white-space: nowrap; }
+.md-typeset thead:not(:has(th:not(:empty))) { display: none; }
 .md-grid { max-width: 76rem; } .md-typeset { overflow-wrap: break-word; }
 """
 LINK = re.compile(r"(!?)\[([^\]\[]*)\]\(([^)\s]+)\)")

@@ -116,10 +116,13 @@ AROUND = """#include <q4/q4.hpp>
 #include <string>
 extern const q4::Runtime runtime;
 extern const q4::Device device;
-extern void *stream, *x, *out;
+extern void *stream, *x, *h, *out, *workspace;
 extern const std::int32_t* topk_ids;
 extern const float* topk_weights;
 extern const std::int64_t tokens;
+extern const q4::QuantizedMatrix W, V;
+extern const q4::TensorView a, b;
+extern const std::int32_t* adapter_of_row;
 template <class... Values>
 void metrics(Values...);
 """

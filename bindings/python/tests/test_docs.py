@@ -1,5 +1,5 @@
-"""Runs every Python snippet of docs/python.md and docs/parallel.md, each file's in order and in one namespace; those that
-need CUDA where it is."""
+"""Runs every Python snippet of docs/python.md, parallel.md, memory.md and lora.md, each file's in order and in one namespace; those
+that need CUDA where it is."""
 
 import importlib.util
 import os
@@ -58,6 +58,19 @@ def test_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run(code, names)
         ran += 1
     assert ran >= 3
+
+
+@pytest.mark.parametrize("page", ["memory.md", "lora.md"])
+def test_pages_that_go_on_from_the_first_example(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the names of the first example of docs/python.md."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    run(snippets()[0][1], names)
+    found = snippets(FOLDER / page)
+    assert found
+    for needs, code in found:
+        if not needs or importlib.util.find_spec(needs):
+            run(code, names, FOLDER / page)
 
 
 def test_the_programs_of_the_first_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
