@@ -31,6 +31,11 @@ if(Q4_BUILD_TOOLS)
     install(FILES ${PROJECT_SOURCE_DIR}/share/bash-completion/q4-tools COMPONENT tools
             DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions RENAME q4-${tool})
   endforeach()
+  set(q4_zsh site-functions)
+  if(Q4_DEBIAN)  # what packages bring
+    set(q4_zsh vendor-completions)
+  endif()
+  install(FILES ${PROJECT_SOURCE_DIR}/share/zsh-completion/_q4-tools DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/${q4_zsh} COMPONENT tools)
   if(q4_man_pages)
     list(APPEND q4_programs q4-man)
   endif()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The faces of the tools in FOLDER: completion for bash, manual pages, --help, --version, --json and what goes to which stream.
+# The faces of the tools in FOLDER: completion for bash and zsh, manual pages, --help, --version, --json and what goes to which stream.
 #   faces_test.sh FOLDER
 set -euo pipefail
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -28,6 +28,7 @@ expect gptq_v2 q4-convert a b --to gptq
 expect llama-3-8b q4-bench --model llama-3-
 expect bf16 q4-verify model --activation b
 [[ $(completes q4-cache pack --t) != *--model* ]] || fail "completion offers another subcommand's options"
+if command -v zsh >/dev/null; then timeout 300 zsh -f "$source/tests/tools/completion.zsh" "$source/share/zsh-completion" || fail "completion for zsh"; fi
 
 [ "$(q4-hip-compile --version)" = "q4-hip-compile $version" ] || fail "q4-hip-compile --version"
 for tool in q4-info q4-verify q4-autotune q4-bench q4-cache q4-convert; do
