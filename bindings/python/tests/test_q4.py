@@ -1,5 +1,6 @@
 """The modern module on NumPy arrays."""
 
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -333,6 +334,7 @@ def test_command(tmp_path: Path) -> None:
         result = run(option)
         assert result.returncode == 0 and "usage: q4" in result.stdout and not result.stderr
     assert run("--version").stdout == f"q4 {q4.__version__}\n"
+    assert importlib.metadata.version("q4") == q4.__version__
     for wrong in (("nonsense",), ("--nonsense",), ("info", "more")):
         result = run(*wrong)
         assert result.returncode == 2 and " ".join(wrong) in result.stderr and "usage" in result.stderr
