@@ -2,11 +2,14 @@
 find_program(q4_python3 python3)
 if(q4_python3)
   add_test(NAME "docs: charts are up to date" COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tools/charts --check)
-  foreach(what links variables versions)
+  foreach(what links variables versions figures errors)
     add_test(NAME "docs: ${what}" COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tests/docs/check.py ${what})
   endforeach()
   add_test(NAME "docs: options of tools exist" COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tests/docs/check.py options ${PROJECT_BINARY_DIR}/bin)
   add_test(NAME "docs: fragments of C++ compile" COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tests/docs/check.py fragments ${CMAKE_CXX_COMPILER})
+  add_test(NAME "docs: file formats are as drawn"
+           COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tests/docs/files.py ${PROJECT_BINARY_DIR}/bin ${PROJECT_SOURCE_DIR}/docs/reference/files.md)
+  set_tests_properties("docs: file formats are as drawn" PROPERTIES SKIP_RETURN_CODE 77)
   add_test(NAME "tools: fields of --json are documented"
            COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tests/tools/json_test.py ${PROJECT_BINARY_DIR}/bin ${PROJECT_SOURCE_DIR}/docs)
 endif()

@@ -4,6 +4,8 @@
     check.py links       every link between files of the repository leads to a file, and to a heading in it
     check.py variables   docs/reference/environment.md lists what the sources read, no more and no less
     check.py versions    what names a version names that of include/q4/version.h
+    check.py figures     the README's count of points is a sentence of docs/performance.md
+    check.py errors      docs/reference/errors.md has the codes of q4.h
     check.py options BIN every command of a tool, in a block or in a line, has options that its --help in BIN knows
     check.py fragments CXX  blocks of C++ that are no programs compile, with what they leave undeclared
 """
@@ -76,14 +78,29 @@ def versions() -> list[str]:
     numbers = [re.search(rf"define Q4_VERSION_{part} (\d+)", (ROOT / "include/q4/version.h").read_text())[1] for part in ("MAJOR", "MINOR", "PATCH")]
     if ".".join(numbers) != version:
         wrong.append(f"include/q4/version.h: {'.'.join(numbers)} and {version}")
-    patterns = {r"find_package\(q4 ([\d.]+)": minor, r"q4-packs/[\w-]+:([\d.]+)-": version, r"^version = \"([\d.]+)\"$": version}
-    for path in tracked("*.md", "*/CMakeLists.txt", "bindings/python/pyproject.toml"):
+    patterns = {r"find_package\(q4 ([\d.]+)": minor, r"q4-packs/[\w-]+:([\d.]+)-": version, r"\bq4-([\d.]+\d)[.-](?:tar|cp|linux)": version, r'^  "version": "(.*)"': version}
+    for path in tracked("*.md", "*/CMakeLists.txt", "*/conanfile.py", "*/vcpkg.json"):
         text = path.read_text()
         for pattern, wanted in patterns.items():
             wrong += [f"{path.relative_to(ROOT)}: {is_} instead of {wanted}" for is_ in re.findall(pattern, text, re.MULTILINE) if is_ != wanted]
     if f"## {version} - " not in (ROOT / "CHANGELOG.md").read_text():
         wrong.append(f"CHANGELOG.md has no section of {version}")
     return wrong
+
+
+def figures() -> list[str]:
+    said = re.findall(r"q4 is ahead of the best of the other 4-bit kernels [^.]*\.", (ROOT / "README.md").read_text())
+    assert len(said) == 1, said
+    return [] if said[0] in (ROOT / "docs/performance.md").read_text() else [f"README.md says '{said[0]}', which docs/performance.md does not"]
+
+
+def errors() -> list[str]:
+    header, page = (ROOT / "include/q4/q4.h").read_text(), (ROOT / "docs/reference/errors.md").read_text()
+    [statuses] = re.findall(r"\{\s*Q4_OK = 0,(.*?)\}", header, re.DOTALL)
+    codes = {(number, name) for name, number in re.findall(r"(Q4_\w+) = (\d+)", statuses)}
+    listed = set(re.findall(r"^\| (\d+) [^|]*\|[^|]*\| `(\w+)`", page, re.MULTILINE))
+    assert len(codes) > 5, statuses
+    return [f"docs/reference/errors.md and q4.h differ: {code}" for code in sorted(codes ^ listed)]
 
 
 def options() -> list[str]:
@@ -145,7 +162,7 @@ def fragments() -> list[str]:
 
 
 def main() -> None:
-    wrong = {"links": links, "variables": variables, "versions": versions, "options": options, "fragments": fragments}[sys.argv[1]]()
+    wrong = {"links": links, "variables": variables, "versions": versions, "figures": figures, "errors": errors, "options": options, "fragments": fragments}[sys.argv[1]]()
     print("\n".join(wrong))
     sys.exit(1 if wrong else 0)
 
