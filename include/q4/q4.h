@@ -78,7 +78,7 @@ typedef struct q4_device {
 
 /* ---- library ------------------------------------------------------------------------- */
 
-/* "0.1.0": of the library that runs; Q4_VERSION is that of this header. */
+/* "0.2.0": of the library that runs; Q4_VERSION is that of this header. */
 Q4_API const char* q4_version(void);
 /* Stable lower-case name: "ok", "invalid_argument", ...; "unknown" for any other number. */
 Q4_API const char* q4_status_name(q4_status status);

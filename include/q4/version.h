@@ -3,8 +3,8 @@
 #define Q4_VERSION_H
 
 #define Q4_VERSION_MAJOR 0
-#define Q4_VERSION_MINOR 1
+#define Q4_VERSION_MINOR 2
 #define Q4_VERSION_PATCH 0
-#define Q4_VERSION "0.1.0"
+#define Q4_VERSION "0.2.0"
 
 #endif /* Q4_VERSION_H */

@@ -9,7 +9,7 @@ namespace q4 {
 inline constexpr int kVersionMajor = Q4_VERSION_MAJOR, kVersionMinor = Q4_VERSION_MINOR,
                      kVersionPatch = Q4_VERSION_PATCH;
 
-/// "0.1.0": of the library that was linked or loaded, which may be another one than these headers are of.
+/// "0.2.0": of the library that was linked or loaded, which may be another one than these headers are of.
 Q4_API const char* version() noexcept;
 
 }  // namespace q4
