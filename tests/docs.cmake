@@ -16,6 +16,8 @@ endif()
 add_test(NAME "docs: the site builds without a warning" COMMAND bash ${PROJECT_SOURCE_DIR}/tests/docs/site.sh)
 set_tests_properties("docs: the site builds without a warning" PROPERTIES SKIP_RETURN_CODE 77 LABELS consumer TIMEOUT 600)
 
+add_test(NAME "tools: abi-diff tells what is compatible" COMMAND bash ${PROJECT_SOURCE_DIR}/tests/tools/abi_test.sh)
+set_tests_properties("tools: abi-diff tells what is compatible" PROPERTIES SKIP_RETURN_CODE 77)
 add_test(NAME "tools: completion, manual pages, streams" COMMAND bash ${PROJECT_SOURCE_DIR}/tests/tools/faces_test.sh ${PROJECT_BINARY_DIR}/bin)
 
 foreach(what shell python)
