@@ -36,12 +36,6 @@ Q4_DEVICE Scaling make_scaling(u32 pair, u32 zero_byte) {
   return v;
 }
 
-/// From a set of meta in shared memory.
-template <bool kBf16>
-Q4_DEVICE Scaling load_scaling(u32 set, int tile, int g) {
-  return make_scaling<kBf16>(load_shared(set + scale_offset(tile, g)), load_shared_byte(set + zero_offset(tile, g)));
-}
-
 /// q - z: 9 instructions for 8 weights in fp16, 11 in bf16.
 template <bool kBf16>
 Q4_DEVICE void center(u32 (&frag)[4], u32 word, const Scaling& v) {

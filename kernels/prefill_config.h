@@ -70,14 +70,22 @@ Q4_BOTH constexpr int in_flight(const PrefillConfig& c) {
   return c.p.grouped && steps(c) <= 2 && !(c.rows == 128 && consumers(c) == 4) ? 2 : 1;
 }
 
-// ---- shared memory: x ring | sums or out | codes and meta ring | barriers ------------------------------------------
-/// x travels with the codes, two tiles of 64 k a stage: one barrier less a slab, where slabs are short.
-Q4_BOTH constexpr bool one_ring(const PrefillConfig& c) { return c.rows <= 32 && c.share == 1; }
+// ---- shared memory: ring | sums or out | barriers; or x ring | sums or out | codes and meta ring | barriers --------
+/// x travels with the codes, two tiles of 64 k a stage: two barriers less a slab, where slabs are short. (A cut tile's
+/// sums leave room for too few such stages; grouped: not measured above 32 rows.)
+Q4_BOTH constexpr bool one_ring(const PrefillConfig& c) {
+  return c.share == 1 && c.rows <= (c.p.grouped || c.cut ? 32 : 128);
+}
 Q4_BOTH constexpr int x_tile_bytes(const PrefillConfig& c) { return c.rows * 128; }
-/// Sets of meta that a slab needs, and where a strip's stand in a stage: codes of all strips first.
+/// Sets of meta that a slab needs.
 Q4_BOTH constexpr int slab_sets(const Problem& p) { return p.unit < kSlabRows ? kSlabRows / p.unit : 1; }
+/// A stage: both tiles of x in one ring | codes of all strips | their meta | its barriers, full and empty: then one
+/// offset leads to all of it. Tiles of x begin at multiples of 1024.
+Q4_BOTH constexpr int stage_codes(const PrefillConfig& c) { return one_ring(c) ? 2 * x_tile_bytes(c) : 0; }
+Q4_BOTH constexpr int stage_meta(const PrefillConfig& c) { return stage_codes(c) + c.strips * kSlabBytes; }
 Q4_BOTH constexpr int stage_bytes(const PrefillConfig& c) {
-  return c.strips * (kSlabBytes + slab_sets(c.p) * kMetaBytes);
+  const int all = stage_meta(c) + c.strips * slab_sets(c.p) * kMetaBytes + 16;
+  return one_ring(c) ? round_up(all, 1024) : all;
 }
 /// fp32 slices of a tile that one block gathers and adds: one of every part for each of its teams.
 Q4_BOTH constexpr int gather_bytes(const PrefillConfig& c) {
@@ -98,9 +106,8 @@ Q4_BOTH constexpr int x_stages(const PrefillConfig& c);
 /// Stages of codes, 128 k each: enough to keep 50 to 100 KB on the way.
 Q4_BOTH constexpr int stages(const PrefillConfig& c) {
   const int most = c.strips == 1 ? 12 : 8;
-  const int fit = one_ring(c) ? ring_space(c) / (2 * x_tile_bytes(c) + stage_bytes(c))
-                              : (ring_space(c) - x_stages(c) * x_tile_bytes(c)) / stage_bytes(c);
-  return whole_turns(smaller(most, fit), c.teams);
+  const int x_ring = one_ring(c) ? 0 : x_stages(c) * x_tile_bytes(c);
+  return whole_turns(smaller(most, (ring_space(c) - x_ring) / stage_bytes(c)), c.teams);
 }
 /// Stages of x, 64 k each.
 Q4_BOTH constexpr int x_stages(const PrefillConfig& c) {
@@ -109,8 +116,8 @@ Q4_BOTH constexpr int x_stages(const PrefillConfig& c) {
   return whole_turns(smaller(8, fit), 2 * c.teams);
 }
 Q4_BOTH constexpr int shared_bytes(const PrefillConfig& c) {
-  return 1024 + x_stages(c) * x_tile_bytes(c) + out_bytes(c) + stages(c) * stage_bytes(c) +
-         8 * (2 * x_stages(c) + 2 * stages(c) + (c.p.lora ? 3 : 1)) + 4 * c.strips;
+  const int x_ring = one_ring(c) ? 0 : x_stages(c) * (x_tile_bytes(c) + 16);  // with its barriers
+  return 1024 + x_ring + out_bytes(c) + stages(c) * stage_bytes(c) + 8 * (c.p.lora ? 3 : 1) + 4 * c.strips;
 }
 
 // ---- the launch -----------------------------------------------------------------------------------------------------
@@ -206,7 +213,7 @@ Q4_BOTH constexpr bool valid(const PrefillConfig& c, const Limits& limits) {
   if (gather_in_ring(c) && gather_bytes(c) > x_stages(c) * x_tile_bytes(c)) return false;
   if (x_stages(c) < 4 * c.teams || stages(c) < 2 * c.teams) return false;      // a slab for each team, one to come
   if (c.cut && 2 * limits.units * c.strips * 4 > kCounterBytes) return false;  // one counter a tile and strip
-  return !c.fold || (one_ring(c) && c.p.unit >= 32);
+  return !c.fold || (c.rows <= 32 && one_ring(c) && c.p.unit >= 32);
 }
 
 }  // namespace q4

@@ -17,26 +17,55 @@ struct Place {
 /// The rings of a consumer; its team meets every C.teams-th slab.
 template <PrefillConfig C>
 struct Rings {
-  Ring<stages(C)> slab;
-  Ring<x_stages(C)> x;
+  StageRing<C> slab;
+  XRing<C> x;
   Q4_DEVICE void skip(int slabs) {
-    for (int i = 0; i < slabs; ++i) {
-      slab.advance();
-      if (!one_ring(C)) x.advance(), x.advance();
+    slab.advance(slabs);
+    if (!one_ring(C)) x.advance(2 * slabs);
+  }
+};
+
+/// Where a thread's codes, scales and zeros stand in a stage of the ring. Their places in the first one are kept, so that
+/// a stage's offset alone leads to all of them; grouped, computed each time: registers are short.
+template <PrefillConfig C>
+struct WeightPlace {
+  const Shared<C>& s;
+  const Place& at;
+  u32 words = 0, scale = 0, zero = 0;
+
+  Q4_DEVICE WeightPlace(const Shared<C>& shared, const Place& place) : s(shared), at(place) {
+    if constexpr (!C.p.grouped) {
+      words = words_of(0), scale = scale_of(0), zero = zero_of(0);
+      keep_in_register(words), keep_in_register(scale), keep_in_register(zero);
     }
+  }
+  Q4_DEVICE u32 words_of(u32 stage) const {
+    return s.strip_codes(stage, at.strip) + at.tile * kTileBytes + at.lane * 16;
+  }
+  Q4_DEVICE u32 scale_of(u32 stage) const { return s.strip_meta(stage, at.strip) + scale_offset(at.tile, at.g); }
+  Q4_DEVICE u32 zero_of(u32 stage) const { return s.strip_meta(stage, at.strip) + zero_offset(at.tile, at.g); }
+
+  Q4_DEVICE void load_words(u32 (&to)[4], u32 stage, int half) const {
+    load_shared4(to, (C.p.grouped ? words_of(stage) : words + stage) + half * 512);
+  }
+  Q4_DEVICE Scaling load_scaling(u32 stage, int set) const {
+    const u32 scale_at = C.p.grouped ? scale_of(stage) : scale + stage;
+    const u32 zero_at = C.p.grouped ? zero_of(stage) : zero + stage;
+    return make_scaling<C.p.bf16>(load_shared(scale_at + set * kMetaBytes),
+                                  load_shared_byte(zero_at + set * kMetaBytes));
   }
 };
 
 template <PrefillConfig C>
 Q4_DEVICE void release_slab(const Shared<C>& s, u32 stage, int lane) {
-  if (lane == 0) mbar_arrive(s.empty + 8 * stage);
+  if (lane == 0) mbar_arrive(s.empty(stage));
 }
 template <PrefillConfig C>
 Q4_DEVICE void release_x(const Shared<C>& s, u32 stage, int lane) {
   if constexpr (C.share == 1) {
-    if (lane == 0) mbar_arrive(s.x_empty + 8 * stage);
+    if (lane == 0) mbar_arrive(s.x_empty(stage));
   } else {
-    if (lane < C.share) mbar_arrive_remote(s.x_empty + 8 * stage, lane);
+    if (lane < C.share) mbar_arrive_remote(s.x_empty(stage), lane);
   }
 }
 
@@ -78,21 +107,20 @@ Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s
   constexpr int kInFlight = in_flight(C), kBuffers = 2 * kInFlight;
   u32 frag[kBuffers][kSteps][4], words[4];
   Scaling scaling[kSets];
+  const WeightPlace<C> weights(s, at);
   int add = 0;
   u32 held = 0;  // the stage that a wgmma in flight may still read
   int slab = work.begin + at.team;
   do {
     const u32 stage = rings.slab.stage;
-    mbar_wait(s.full + 8 * stage, rings.slab.phase);
+    mbar_wait(s.full(stage), rings.slab.phase);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (half == 0 || C.p.unit < kSlabRows) {
 #pragma unroll
-        for (int i = 0; i < kSets; ++i)
-          scaling[i] =
-              load_scaling<C.p.bf16>(s.strip_meta(stage, at.strip) + (half * kSets + i) * kMetaBytes, at.tile, at.g);
+        for (int i = 0; i < kSets; ++i) scaling[i] = weights.load_scaling(stage, half * kSets + i);
       }
-      load_shared4(words, s.strip_codes(stage, at.strip) + at.tile * kTileBytes + half * 512 + at.lane * 16);
+      weights.load_words(words, stage, half);
 #pragma unroll
       for (int batch = 0; batch < kBatches; ++batch) {
         auto& next = frag[(half * kBatches + batch) % kBuffers];
@@ -101,13 +129,13 @@ Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s
           const int step = batch * kSteps + j;
           dequantize<C.p.bf16>(next[j], words[step], scaling[step * kSets / 4]);
         }
-        if (batch == 0 && !one_ring(C)) mbar_wait(s.x_full + 8 * rings.x.stage, rings.x.phase);
-        const u32 x_stage = one_ring(C) ? 2 * stage + half : rings.x.stage;
+        const u32 x_stage = one_ring(C) ? stage : rings.x.stage;
+        if (batch == 0 && !one_ring(C)) mbar_wait(s.x_full(x_stage), rings.x.phase);
         if constexpr (kFewRows)
-          start_rows<C, 1, C.rows / kWidth<C> - 1>(work.rows, acc, next, s.x_tile(x_stage), batch * kSteps,
+          start_rows<C, 1, C.rows / kWidth<C> - 1>(work.rows, acc, next, s.x_tile(x_stage, half), batch * kSteps,
                                                    batch == 0 ? add : 1);
         else
-          start<C>(acc, next, s.x_tile(x_stage), batch * kSteps, batch == 0 ? add : 1);
+          start<C>(acc, next, s.x_tile(x_stage, half), batch * kSteps, batch == 0 ? add : 1);
         wgmma_wait<kInFlight>();  // all before these batches are done
         if (batch == kInFlight - 1) {
           if constexpr (one_ring(C)) {
@@ -123,10 +151,9 @@ Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s
           add = 1;
         }
       }
-      if (!one_ring(C)) rings.x.advance();
+      if (!one_ring(C)) rings.x.advance(half == 0 ? 1 : 2 * C.teams - 1);
     }
-    rings.slab.advance();
-    rings.skip(C.teams - 1);
+    rings.slab.advance(C.teams);
     slab += C.teams;
   } while (slab < work.end);
   wgmma_wait<0>();
@@ -148,6 +175,7 @@ Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Share
   static_assert(one_ring(C) && steps(C) == 4 && kSteps >= 2, "x travels with the codes");
   u32 frag[2][kSteps][4], words[2][4];
   float part[kRegs], scale[2] = {};
+  const WeightPlace<C> weights(s, at);
   u32 held = 0;
   bool add = false;
 #pragma unroll
@@ -162,13 +190,12 @@ Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Share
   int slab = work.begin + at.team;
   do {
     const u32 stage = rings.slab.stage;
-    mbar_wait(s.full + 8 * stage, rings.slab.phase);
+    mbar_wait(s.full(stage), rings.slab.phase);
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      load_shared4(words[half], s.strip_codes(stage, at.strip) + at.tile * kTileBytes + half * 512 + at.lane * 16);
+    for (int half = 0; half < 2; ++half) weights.load_words(words[half], stage, half);
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
-      const Scaling scaling = load_scaling<C.p.bf16>(s.strip_meta(stage, at.strip) + set * kMetaBytes, at.tile, at.g);
+      const Scaling scaling = weights.load_scaling(stage, set);
 #pragma unroll
       for (int batch = 0; batch < kBatches; ++batch) {
         const int step = (set * kBatches + batch) * kSteps, half = step / 4;
@@ -176,7 +203,7 @@ Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Share
 #pragma unroll
         for (int j = 0; j < kSteps; ++j) center<C.p.bf16>(next[j], words[half][(step + j) % 4], scaling);
         if (batch == 0 && (set > 0 || add)) finish(set == 0);
-        start<C>(part, next, s.x_tile(2 * stage + half), step % 4, batch);
+        start<C>(part, next, s.x_tile(stage, half), step % 4, batch);
         if (batch == 1) wgmma_wait<1>();
       }
       scale[0] = scaling.scale[0];
@@ -184,8 +211,7 @@ Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Share
     }
     held = stage;
     add = true;
-    rings.slab.advance();
-    rings.skip(C.teams - 1);
+    rings.slab.advance(C.teams);
     slab += C.teams;
   } while (slab < work.end);
   finish(true);

@@ -5,42 +5,45 @@
 
 namespace q4::prefill_detail {
 
-/// Addresses in the block's shared memory. x tiles are 1024-byte aligned, as their swizzle wants.
+/// Addresses in the block's shared memory; a stage is named by its offset in its ring. x tiles are 1024-byte aligned, as
+/// their swizzle wants.
 template <PrefillConfig C>
 struct Shared {
   static constexpr int kStages = stages(C), kXStages = x_stages(C);
-  u32 x, out, codes, x_full, x_empty, full, empty, gathered, low_ready, low_taken, flag;
+  u32 x, out, ring, x_barriers, gathered, low_ready, low_taken, flag;
 
   Q4_DEVICE Shared() {
     x = (shared_address(shared_memory()) + 1023u) & ~1023u;
-    out = x + kXStages * x_tile_bytes(C);
-    codes = out + out_bytes(C);
-    x_full = codes + kStages * stage_bytes(C);
-    x_empty = x_full + 8 * kXStages;
-    full = x_empty + 8 * kXStages;
-    empty = full + 8 * kStages;
-    gathered = empty + 8 * kStages;
+    out = x + (one_ring(C) ? kStages * stage_bytes(C) : kXStages * x_tile_bytes(C));
+    ring = one_ring(C) ? x : out + out_bytes(C);
+    x_barriers = one_ring(C) ? out + out_bytes(C) : ring + kStages * stage_bytes(C);
+    gathered = x_barriers + (one_ring(C) ? 0 : 16 * kXStages);
     low_ready = gathered + 8, low_taken = gathered + 16;  // with LoRA
     flag = gathered + (C.p.lora ? 24 : 8);
   }
-  Q4_DEVICE u32 strip_codes(u32 stage, int strip) const { return codes + stage * stage_bytes(C) + strip * kSlabBytes; }
+  Q4_DEVICE u32 full(u32 stage) const { return ring + stage + (stage_bytes(C) - 16); }
+  Q4_DEVICE u32 empty(u32 stage) const { return ring + stage + (stage_bytes(C) - 8); }
+  Q4_DEVICE u32 strip_codes(u32 stage, int strip) const { return ring + stage + stage_codes(C) + strip * kSlabBytes; }
   Q4_DEVICE u32 strip_meta(u32 stage, int strip) const {
-    return codes + stage * stage_bytes(C) + C.strips * kSlabBytes + strip * (slab_sets(C.p) * kMetaBytes);
+    return ring + stage + stage_meta(C) + strip * (slab_sets(C.p) * kMetaBytes);
   }
-  Q4_DEVICE u32 x_tile(u32 stage) const { return x + stage * x_tile_bytes(C); }
+  /// Where one tile of x begins: in a stage of the one ring, or a stage of the ring of x.
+  Q4_DEVICE u32 x_tile(u32 stage, int half) const { return x + stage + (one_ring(C) ? half * x_tile_bytes(C) : 0); }
+  Q4_DEVICE u32 x_full(u32 stage) const { return x_barriers + stage / (x_tile_bytes(C) / 16); }
+  Q4_DEVICE u32 x_empty(u32 stage) const { return x_full(stage) + 8; }
 
   Q4_DEVICE void init_barriers() const {
     // One thread, unrolled: barrier instructions want uniform addresses, lanes in parallel are serialized.
 #pragma unroll
     for (int i = 0; i < kStages; ++i) {
-      mbar_init(full + 8 * i, one_ring(C) ? 2 : 1);  // the producers of codes and of x
-      mbar_init(empty + 8 * i, 4 * C.strips);        // the warps of one team
+      mbar_init(full(i * stage_bytes(C)), one_ring(C) ? 2 : 1);  // the producers of codes and of x
+      mbar_init(empty(i * stage_bytes(C)), 4 * C.strips);        // the warps of one team
     }
     if (!one_ring(C)) {
 #pragma unroll
       for (int i = 0; i < kXStages; ++i) {
-        mbar_init(x_full + 8 * i, 1);
-        mbar_init(x_empty + 8 * i, 4 * C.strips * C.share);
+        mbar_init(x_full(i * x_tile_bytes(C)), 1);
+        mbar_init(x_empty(i * x_tile_bytes(C)), 4 * C.strips * C.share);
       }
     }
     if (C.split > 1) {
@@ -55,17 +58,24 @@ struct Shared {
   }
 };
 
-/// Where a ring stands. Barriers start in phase 0: a consumer waits for `phase`, a producer for `phase ^ 1`.
-template <int kStages>
+/// Where a ring stands: the offset of a stage. Barriers start in phase 0: a consumer waits for `phase`, a producer for
+/// `phase ^ 1`.
+template <int kStages, int kStageBytes>
 struct Ring {
   u32 stage = 0, phase = 0;
-  Q4_DEVICE void advance() {
-    if (++stage == kStages) {
-      stage = 0;
+  /// At most a whole turn.
+  Q4_DEVICE void advance(int stages = 1) {
+    stage += stages * kStageBytes;
+    if (stage >= kStages * kStageBytes) {
+      stage -= kStages * kStageBytes;
       phase ^= 1;
     }
   }
 };
+template <PrefillConfig C>
+using StageRing = Ring<stages(C), stage_bytes(C)>;
+template <PrefillConfig C>
+using XRing = Ring<x_stages(C), x_tile_bytes(C)>;
 
 /// Slabs [begin, end) of a tile, which stands at tile_m, tile_n. Grouped: which is of a row tile (grouped.h).
 struct Work {
@@ -117,6 +127,10 @@ struct Schedule {
   }
   /// Bands of about 1024 rows: within one, all its rows meet a column tile before the next column tile.
   Q4_DEVICE void place(Work& work) const {
+    if (tiles_m == 1) {  // the divisions below would delay a short launch's first byte
+      work.tile_m = 0, work.tile_n = work.tile;
+      return;
+    }
     constexpr int kBand = larger(1, 1024 / C.rows);
     const int band = work.tile / (kBand * kTilesN);
     const int rows = smaller(kBand, tiles_m - band * kBand);

@@ -22,7 +22,7 @@ template <PrefillConfig C>
 Q4_DEVICE void produce_weights(const MatmulArgs& a, const Shared<C>& s, u32 rank, bool leader) {
   constexpr int kStrips = strips(C.p.n), kMeta = slab_sets(C.p) * kMetaBytes;
   constexpr i64 kNextCodes = codes_offset(C.p.k, 1, 0, 0, 0, 0), kNextMeta = meta_offset(C.p.k, C.p.unit, 1, 0);
-  Ring<stages(C)> ring;
+  StageRing<C> ring;
   Schedule<C> schedule(a, rank);
   for (Work work; schedule.next(work);) {
     const int strip = first_strip<C>(work, rank);
@@ -33,8 +33,8 @@ Q4_DEVICE void produce_weights(const MatmulArgs& a, const Shared<C>& s, u32 rank
       const u8* codes = a.codes + begin + codes_offset(C.p.k, strip, slab, 0, 0, 0);
       SetPlace meta = set_place(C.p, a, strip, set);
       meta.scales += begin;
-      const u32 full = s.full + 8 * ring.stage;
-      mbar_wait(s.empty + 8 * ring.stage, ring.phase ^ 1);
+      const u32 full = s.full(ring.stage);
+      mbar_wait(s.empty(ring.stage), ring.phase ^ 1);
       if (leader) {
         mbar_expect(full, here * (kSlabBytes + kMeta));
 #pragma unroll
@@ -77,8 +77,8 @@ struct Boxes {
 template <PrefillConfig C>
 Q4_DEVICE void produce_x(const MatmulArgs& a, const TensorMap* x_map, const Shared<C>& s, u32 rank, bool leader) {
   if (!C.p.lora || a.lora.maker != kLoraBeside) wait_previous_kernel();
-  Ring<stages(C)> ring;
-  Ring<x_stages(C)> x_ring;
+  StageRing<C> ring;
+  XRing<C> x_ring;
   Schedule<C> schedule(a, rank);
   for (Work work; schedule.next(work);) {
     const u32 slice_of = C.share > 1 ? rank : 0;
@@ -97,22 +97,22 @@ Q4_DEVICE void produce_x(const MatmulArgs& a, const TensorMap* x_map, const Shar
     };
     if constexpr (one_ring(C)) {
       for (int slab = work.begin; slab < work.end; ++slab) {
-        const u32 full = s.full + 8 * ring.stage;
-        mbar_wait(s.empty + 8 * ring.stage, ring.phase ^ 1);
+        const u32 full = s.full(ring.stage);
+        mbar_wait(s.empty(ring.stage), ring.phase ^ 1);
         if (leader) {
           mbar_expect(full, 2 * boxes.bytes);
-          load(s.x_tile(2 * ring.stage), kSlabRows * slab, full);
-          load(s.x_tile(2 * ring.stage + 1), kSlabRows * slab + 64, full);
+          load(s.x_tile(ring.stage, 0), kSlabRows * slab, full);
+          load(s.x_tile(ring.stage, 1), kSlabRows * slab + 64, full);
         }
         ring.advance();
       }
     } else {
       for (int half = 2 * work.begin; half < 2 * work.end; ++half) {
-        const u32 full = s.x_full + 8 * x_ring.stage;
-        mbar_wait(s.x_empty + 8 * x_ring.stage, x_ring.phase ^ 1);
+        const u32 full = s.x_full(x_ring.stage);
+        mbar_wait(s.x_empty(x_ring.stage), x_ring.phase ^ 1);
         if (leader) {
           mbar_expect(full, boxes.bytes);
-          load(s.x_tile(x_ring.stage), 64 * half, full);
+          load(s.x_tile(x_ring.stage, 0), 64 * half, full);
         }
         x_ring.advance();
       }

@@ -13,6 +13,7 @@ void wgmma_wait();
 inline void wgmma_pin(u32 (&)[4]) {}
 template <int kRegs>
 void wgmma_pin(float (&)[kRegs]) {}
+inline void keep_in_register(u32&) {}
 template <bool kBf16, int kRegs>
 void wgmma(float (&d)[kRegs], const u32 (&a)[4], u64 b, int add);
 #else
@@ -34,6 +35,8 @@ Q4_DEVICE void wgmma_pin(float (&sums)[kRegs]) {
   for (int i = 0; i < kRegs; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
+/// What a loop would else compute again each time round.
+Q4_DEVICE void keep_in_register(u32& v) { asm volatile("" : "+r"(v)); }
 #endif
 
 /// Descriptor of b: K-major rows of 64 elements (128 bytes), 128-byte swizzle, tile 1024-byte aligned:

@@ -87,6 +87,10 @@ TEST_CASE("prefill: rows and strips") {
   CHECK_PREFILL(M({33}), .matrix = {.k = 256, .n = 192}, .rows = 32, .strips = 2);
   CHECK_PREFILL(M({63, 65}), .matrix = {.k = 384, .n = 128}, .rows = 64, .strips = 2);
   CHECK_PREFILL(M({130}), .matrix = {.k = 256, .n = 128}, .rows = 128, .strips = 2);
+  // More slabs than stages: the rings go round, with one team and with two.
+  CHECK_PREFILL(M({64}), .matrix = {.k = 1280, .n = 64}, .rows = 64);
+  CHECK_PREFILL(M({16}), .matrix = {.k = 3328, .n = 64}, .rows = 16, .teams = 2, .fold = 1);
+  CHECK_PREFILL(M({128}), .matrix = {.k = 1408, .n = 64}, .rows = 128, .teams = 2);
   CHECK_PREFILL(M({200}), .matrix = {.k = 128, .n = 128}, .rows = 256, .strips = 2);
 }
 
