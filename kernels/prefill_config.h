@@ -20,7 +20,7 @@ struct PrefillConfig {
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
     v("rows", rows, 256, 128, 64, 32, 16), v("strips", strips, 2, 1, 3, 4), v("teams", teams, 1, 2),
-        v("split", split, 1, 2, 3, 4, 6);
+        v("split", split, 1, 2, 3, 4, 5, 6);
     v("share", share, 1, 2), v("cut", cut, 0, 1, 2), v("fold", fold, 0, 1);
   }
 };
@@ -200,9 +200,8 @@ Q4_BOTH constexpr i64 workspace_bytes(const PrefillConfig& c, i64 m, const Limit
 
 Q4_BOTH constexpr bool valid(const PrefillConfig& c, const Limits& limits) {
   const bool known = (c.rows == 16 || c.rows == 32 || c.rows == 64 || c.rows == 128 || c.rows == 256) &&
-                     c.strips >= 1 && c.strips <= 4 && (c.teams == 1 || c.teams == 2) &&
-                     (c.split >= 1 && c.split <= 6 && c.split != 5) && (c.share == 1 || c.share == 2) && c.cut >= 0 &&
-                     c.cut <= 2;
+                     c.strips >= 1 && c.strips <= 4 && (c.teams == 1 || c.teams == 2) && c.split >= 1 && c.split <= 6 &&
+                     (c.share == 1 || c.share == 2) && c.cut >= 0 && c.cut <= 2;
   if (!known || limits.arch != 90 || c.p.gather || shared_bytes(c) > limits.shared_bytes) return false;
   if (consumers(c) > (c.rows == 256 ? 2 : 4) || (c.rows == 256 && c.teams > 1)) return false;  // registers
   if (c.rows == 128 && c.strips == 4 && c.cut) return false;                                   // the same
