@@ -127,7 +127,7 @@ Q4_DEVICE void batch(const MatmulArgs& a) {
 #pragma unroll
       for (int i = 0; i < kStripTiles; ++i) {
         const int tile = (at.first_strip + at.strip) * kStripTiles + i;
-        LoraTile<C.p, Sums<C>::kOctets, true> lora;
+        LoraTile<C.p, Sums<C>::kOctets> lora;
         lora.ask(a, tile, row, at.lane, 0, 1);
         lora.add(sums.v[i], a, tile, row, at.lane, 0, 1);
       }

@@ -14,6 +14,7 @@
 // A word has two of k (or of the ranks) side by side; words 0 and 1 are g and g + 8 of the first pair, 2 and 3 of the
 // second. So a lane meets eight x side by side, four ranks of low side by side.
 #pragma once
+#include "device_limits.h"
 #include "problem.h"
 
 namespace q4 {
@@ -77,7 +78,14 @@ Q4_DEVICE float lora_sum(const MatmulArgs& a, i64 row, int column) {
   return sum;
 }
 
-/// How a block shrinks (LoraShrink of lora_mma.h).
+/// How blocks of the launch before share the work: blocks of the same rows, each with every parts-th adapter, chunk and
+/// pieces of its rows; and blocks of a cluster, each with a part of k.
+struct LoraSplit {
+  i32 parts = 1, k = 1;
+};
+constexpr int kLoraMostSplit = 8;
+
+/// How a matmul's own block shrinks (LoraShrink of lora_mma.h).
 struct LoraShape {
   int bf16 = 0;
   int octets = 1;  ///< of rows
@@ -99,15 +107,18 @@ Q4_BOTH constexpr int lora_shrink_bytes(const LoraShape& s) {
   return lora_group(s) * s.octets * s.threads * 16 + 8 * s.octets * (8 + 4 + 4 + 16 * 2);
 }
 
+/// The launch before (lora_shrink.h).
 struct LoraShrinkConfig {
   int bf16 = 0;
   int mma = 1;     ///< tensor cores by mma.sync, NVIDIA from sm_80 on; 0: any GPU
-  int octets = 1;  ///< rows of a block, in eights
-  int parts = 8;   ///< blocks of the same rows, each for the adapters of every parts-th row: 8: one adapter a block
+  int rows = 64;   ///< of x that blocks share: eights, at most 128
+  int octets = 2;  ///< of rows that meet a fragment of A, at most: a power of two
+  int ring = 0;    ///< bytes of the queues of A and x
+  int cuts = 0;    ///< 1: the blocks of a cluster may share k, from sm_90 on
 
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
-    v("bf16", bf16), v("mma", mma), v("octets", octets), v("parts", parts);
+    v("bf16", bf16), v("mma", mma), v("rows", rows), v("octets", octets), v("ring", ring), v("cuts", cuts);
   }
 };
 
@@ -116,15 +127,52 @@ struct LoraShrinkArgs {
   u16* low;      ///< lora.low, to be written
   const u16* x;  ///< [m, k], row stride x_stride
   i64 x_stride;
-  i32 m, k, chunks;  ///< chunks: of the largest rank, and of the grid
+  i32 m, k, chunks;  ///< chunks: of the largest rank
+  LoraSplit split;
 };
 
 Q4_BOTH constexpr int threads(const LoraShrinkConfig&) { return 32 * kLoraShrinkWarps; }
-Q4_BOTH constexpr int rows(const LoraShrinkConfig& c) { return 8 * c.octets; }
-Q4_BOTH constexpr LoraShape lora_shape(const LoraShrinkConfig& c) { return {c.bf16, c.octets, threads(c)}; }
-Q4_BOTH constexpr int shared_bytes(const LoraShrinkConfig& c) { return lora_shrink_bytes(lora_shape(c)); }
-Q4_BOTH constexpr i64 grid(const LoraShrinkConfig& c, i64 m, int chunks) {
-  return (m + rows(c) - 1) / rows(c) * chunks * c.parts;
+Q4_BOTH constexpr i64 grid(const LoraShrinkConfig& c, i64 m, const LoraSplit& s) {
+  return (m + c.rows - 1) / c.rows * s.parts * s.k;
+}
+/// A place of a queue, in all threads: two pieces of 16 bytes of A, one of x for each of so many octets.
+Q4_BOTH constexpr int lora_stage_bytes(const LoraShrinkConfig& c, int octets) { return threads(c) * 16 * (2 + octets); }
+Q4_BOTH constexpr int lora_stages(const LoraShrinkConfig& c, int octets) {
+  return smaller(7, c.ring / lora_stage_bytes(c, octets));
+}
+/// [octet, warp, 128 floats]
+Q4_BOTH constexpr int lora_sum_bytes(const LoraShrinkConfig& c) { return c.octets * kLoraShrinkWarps * 512; }
+/// [block of a cluster, octet, 128 floats] [barrier]
+Q4_BOTH constexpr int lora_gather_bytes(const LoraShrinkConfig& c) {
+  return (kLoraMostSplit - 1) * c.octets * 512 + 16;
+}
+/// [row: A, scale, adapter, chunks, rows, first] [4 counts] [row: sorted, 16 units]
+Q4_BOTH constexpr int lora_list_bytes(const LoraShrinkConfig& c) { return c.rows * (8 + 5 * 4 + 2 + 16 * 2) + 16; }
+Q4_BOTH constexpr int shared_bytes(const LoraShrinkConfig& c) {
+  return c.mma ? c.ring + lora_sum_bytes(c) + lora_gather_bytes(c) + lora_list_bytes(c) : 0;
+}
+/// As many places as fit, two at least.
+Q4_BOTH constexpr int lora_ring(LoraShrinkConfig c, int all_shared_bytes) {
+  const int left = all_shared_bytes - shared_bytes(c), stage = lora_stage_bytes(c, c.octets);
+  return larger(2, smaller(7, left / stage)) * stage;
+}
+/// Clusters of so many blocks that run at a time, each within one GPC: of 132 multiprocessors, as
+/// cuOccupancyMaxActiveClusters of an H200 says, and a little less of eight.
+Q4_BOTH constexpr int lora_clusters(int blocks, const Limits& limits) {
+  return limits.units * (blocks <= 1 ? 132 : blocks == 2 ? 66 : blocks == 4 ? 30 : 14) / 132;
+}
+/// A part for each adapter and chunk that C.rows rows may have, or for the octets of one; k is cut while there are
+/// multiprocessors, and blocks of k, for it: what waits for a second wave costs more than it saves.
+Q4_BOTH constexpr LoraSplit lora_split(const LoraShrinkConfig& c, const LoraLoad& load, int k, const Limits& limits) {
+  const int rows = load.m < c.rows ? static_cast<int>(load.m) : c.rows;
+  const int lists = static_cast<int>((load.m + c.rows - 1) / c.rows);
+  const int pieces = ceil_div(rows, lists < 4 ? 8 * c.octets : 8);
+  const int wanted = load.chunks * larger(pieces, smaller(load.adapters, rows));
+  LoraSplit s{larger(1, smaller(wanted, limits.units / larger(1, lists))), 1};
+  while (c.cuts && !load.invariant && s.k < kLoraMostSplit && lists * s.parts <= lora_clusters(2 * s.k, limits) &&
+         ceil_div(k, kLoraRows) >= s.k * kLoraShrinkWarps)
+    s.k *= 2;
+  return s;
 }
 
 }  // namespace q4

@@ -1,4 +1,5 @@
-// The parts of LoRA on mma.sync: adding low B to a matmul's sums, and shrink.
+// The parts of LoRA on mma.sync: adding low B to a matmul's sums, and shrink by the matmul's own first blocks, of few
+// adapters. lora_shrink.h is the launch before, of any.
 #pragma once
 #include "lora.h"
 #include "mma.h"
@@ -8,8 +9,8 @@ namespace q4 {
 /// What a tile of rows by 16 columns gets from the adapters of its rows, in a warp: asked for before the tile is
 /// multiplied (ask), added to its sums after (add). Of `parts` that sum over k, each has the chunks of an adapter that
 /// the adapter's number names, so a row's bits do not depend on the others.
-/// Rows are those of so many octets. kLoop: where rows differ, octets go round a loop.
-template <Problem P, int kOctets, bool kLoop = (kOctets > 8)>
+/// Rows are those of so many octets.
+template <Problem P, int kOctets>
 struct LoraTile {
   static constexpr bool kBf16 = P.bf16 != 0;
   static constexpr int kTiles = ceil_div(P.n, kTileColumns);
@@ -91,27 +92,12 @@ struct LoraTile {
     mma_16816<kBf16>(sums, frag, low.x, low.y);
   }
 
-  /// Octet by octet, numbers of adapters two ahead, where they are one ahead. Many octets go round a loop, with the sums
-  /// in local memory, since code for each would take long to compile.
+  /// At most 64 rows at a time; more go round a loop, with the sums in local memory, since code for each would take long
+  /// to compile.
   Q4_DEVICE static void add_each(float (*sums)[4], const MatmulArgs& a, int tile, int row, int lane, int part,
                                  int parts) {
-    const i64 first = static_cast<i64>(row) + (lane >> 2);
-    const auto number = [&](int octet) {
-      const i64 r = first + 8 * octet;
-      return octet < kOctets && r < a.m ? lora_adapter(a.lora, r) : -1;
-    };
-    const auto where = [&](int adapter) { return adapter >= 0 ? a.lora.table[adapter] : LoraEntry{}; };
-    int next_adapter = number(0), ahead = number(1);
-    LoraEntry next = where(next_adapter);
-    const auto step = [&](int octet, float(&sum)[4]) {
-      const int adapter = next_adapter;
-      const LoraEntry entry = next;
-      next_adapter = ahead, next = where(ahead), ahead = number(octet + 2);
-      add_octet(sum, a, tile, first + 8 * octet, adapter, entry, lane, part, parts);
-    };
-    if constexpr (!kLoop) {
-#pragma unroll
-      for (int octet = 0; octet < kOctets; ++octet) step(octet, sums[octet]);
+    if constexpr (kOctets <= 8) {
+      add_some<kOctets>(sums, a, tile, row, lane, part, parts);
     } else {
       float local[kOctets][4];
 #pragma unroll
@@ -119,7 +105,14 @@ struct LoraTile {
 #pragma unroll
         for (int e = 0; e < 4; ++e) local[octet][e] = sums[octet][e];
 #pragma unroll 1
-      for (int octet = 0; octet < kOctets; ++octet) step(octet, local[octet]);
+      for (int base = 0; base < kOctets; base += 8) {
+        float some[8][4];
+#pragma unroll
+        for (int i = 0; i < 32; ++i) some[i / 4][i % 4] = local[base + i / 4][i % 4];
+        add_some<8>(some, a, tile, row + 8 * base, lane, part, parts);
+#pragma unroll
+        for (int i = 0; i < 32; ++i) local[base + i / 4][i % 4] = some[i / 4][i % 4];
+      }
 #pragma unroll
       for (int octet = 0; octet < kOctets; ++octet)
 #pragma unroll
@@ -127,39 +120,88 @@ struct LoraTile {
     }
   }
 
-  /// The fragments of all rows' adapters at once, each with its rows' low. `row`: this lane's.
-  Q4_DEVICE static void add_octet(float (&sum)[4], const MatmulArgs& a, int tile, i64 row, int adapter,
-                                  const LoraEntry& entry, int lane, int part, int parts) {
-    const int g = lane >> 2;
-    bool lead = true;  // no row before it has the same adapter
-    int most = entry.chunks;
+  Q4_DEVICE static u32 ballot(bool v) {
+    const u32 alike = equal_lanes(v ? 1 : 0, 1);
+    return v ? alike : ~alike;
+  }
+
+  /// Adapter by adapter, each with one chunk a round: so a row needs one piece of low in a round, which all adapters'
+  /// fragments meet. Lane l knows rows l and l + 32.
+  template <int kSome>
+  Q4_DEVICE static void add_some(float (*sums)[4], const MatmulArgs& a, int tile, int row, int lane, int part,
+                                 int parts) {
+    constexpr int kHalves = ceil_div(kSome, 4), kAtOnce = 4;
+    i32 adapter[kHalves], chunks[kHalves], chunk[kHalves];
+    const u16* b[kHalves];
 #pragma unroll
-    for (int r = 0; r < 7; ++r) lead = (shuffle(adapter, 4 * r) != adapter || r >= g) && lead;
+    for (int h = 0; h < kHalves; ++h) {
+      const int r = 32 * h + lane;
+      adapter[h] = r < 8 * kSome && row + r < a.m ? lora_adapter(a.lora, row + r) : -1;
+    }
 #pragma unroll
-    for (int step = 4; step < 32; step *= 2) most = larger(most, shuffle_xor(most, step));
-    const int own = adapter < 0 ? 0 : first_chunk(adapter, part, parts);
+    for (int h = 0; h < kHalves; ++h) {
+      chunks[h] = chunk[h] = 0, b[h] = nullptr;
+      if (adapter[h] < 0) continue;
+      b[h] = a.lora.table[adapter[h]].b, chunks[h] = a.lora.table[adapter[h]].chunks;
+      chunk[h] = first_chunk(adapter[h], part, parts);
+    }
 #pragma unroll 1
-    for (int chunk = 0; chunk < most; ++chunk) {
-      const bool has = chunk < entry.chunks && (chunk - own) % parts == 0;
-      Words2 low{0, 0};
-      if (has)
-        low = *reinterpret_cast<const Words2*>(a.lora.low + row * a.lora.low_stride + chunk * kLoraRanks +
-                                               4 * (lane & 3));
-      const u16* from = entry.b + (static_cast<i64>(tile) * entry.chunks + chunk) * 256;
-      Words4 b[8];
-      bool wanted[8];
+    for (;;) {
+      u32 left[kHalves], any = 0;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        wanted[i] = shuffle(lead && has ? 1 : 0, 4 * i) != 0;
-        const u16* p = shuffle_pointer(from, 4 * i);
-        b[i] = {0, 0, 0, 0};
-        if (wanted[i]) b[i] = *reinterpret_cast<const Words4*>(p + lane * 8);
+      for (int h = 0; h < kHalves; ++h) left[h] = ballot(chunk[h] < chunks[h]), any |= left[h];
+      if (any == 0) break;
+      Words2 low[kSome];
+#pragma unroll
+      for (int o = 0; o < kSome; ++o) {
+        const int in_half = o % 4 * 8 + (lane >> 2), of_row = shuffle(chunk[o / 4], in_half);
+        low[o] = {0, 0};
+        if (left[o / 4] >> in_half & 1)
+          low[o] = *reinterpret_cast<const Words2*>(a.lora.low +
+                                                    (row + 8 * o + (lane >> 2)) * static_cast<i64>(a.lora.low_stride) +
+                                                    of_row * kLoraRanks + 4 * (lane & 3));
+      }
+#pragma unroll 1
+      while (any != 0) {
+        Words4 frag[kAtOnce];
+        u32 rows[kAtOnce][kHalves];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {  // the adapter of the first row that is left, with all of its rows
+          frag[i] = {0, 0, 0, 0};
+#pragma unroll
+          for (int h = 0; h < kHalves; ++h) rows[i][h] = 0;
+          if (any == 0) continue;
+          int half = 0;
+#pragma unroll
+          for (int h = kHalves - 1; h >= 0; --h) half = left[h] ? h : half;
+          i32 number = adapter[0], all = chunks[0], which = chunk[0];
+          const u16* from = b[0];
+          u32 set = left[0];
+#pragma unroll
+          for (int h = 1; h < kHalves; ++h)
+            if (half == h) number = adapter[h], all = chunks[h], which = chunk[h], from = b[h], set = left[h];
+          const int lowest = bit_count((set & (~set + 1)) - 1) & 31;
+          number = shuffle(number, lowest), all = shuffle(all, lowest), which = shuffle(which, lowest);
+          from = shuffle_pointer(from, lowest);
+          any = 0;
+#pragma unroll
+          for (int h = 0; h < kHalves; ++h) {
+            rows[i][h] = ballot(adapter[h] == number) & left[h];
+            left[h] &= ~rows[i][h], any |= left[h];
+          }
+          frag[i] = *reinterpret_cast<const Words4*>(from + (static_cast<i64>(tile) * all + which) * 256 + lane * 8);
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i)
+#pragma unroll
+          for (int o = 0; o < kSome; ++o) {
+            const u32 eight = rows[i][o / 4] >> (o % 4 * 8) & 255u;
+            if (eight == 0) continue;
+            multiply(sums[o], frag[i], eight >> (lane >> 2) & 1 ? low[o] : Words2{0, 0});
+          }
       }
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int of = shuffle(adapter, 4 * i);
-        if (wanted[i]) multiply(sum, b[i], of == adapter ? low : Words2{0, 0});
-      }
+      for (int h = 0; h < kHalves; ++h) chunk[h] += parts;
     }
   }
 };
@@ -348,23 +390,5 @@ class LoraShrink {
   LoraRow mine_;  // of row `lane`
   int lead_, count_;
 };
-
-/// Launch: grid(C, m, chunks) blocks of threads(C), shared_bytes(C) of dynamic shared memory; programmatic stream
-/// serialization is allowed.
-template <LoraShrinkConfig C>
-Q4_DEVICE void lora_shrink(const LoraShrinkArgs& a) {
-  const int chunk = block_index() % a.chunks, part = block_index() / a.chunks % C.parts;
-  const i64 row = static_cast<i64>(block_index() / a.chunks / C.parts) * rows(C);
-  wait_previous_kernel();
-  allow_next_kernel();  // not before: the next kernel reads x at once
-  using Shrink = LoraShrink<lora_shape(C)>;
-  Shrink shrink(a.lora, row, static_cast<int>(a.m - row), {chunk, a.chunks, part, C.parts}, shared_memory());
-  shrink.sum(
-      a.x, a.x_stride, a.k, 0, ceil_div(a.k, kLoraRows),
-      [&](int, int r, int at, int rank, float v) {
-        a.low[(row + r) * a.lora.low_stride + at * kLoraRanks + rank] = from_float<C.bf16 != 0>(v);
-      },
-      [](const typename Shrink::Pairs&) {});
-}
 
 }  // namespace q4

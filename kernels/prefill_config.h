@@ -148,25 +148,25 @@ Q4_BOTH constexpr i64 grid(const PrefillConfig& c, i64 m, const Limits& limits) 
 }
 // ---- LoRA within the launch (prefill_lora.h) ------------------------------------------------------------------------
 /// Rows that a block shrinks at once: an item. Few where there are few, more read A less often.
-Q4_BOTH constexpr int lora_rows(const PrefillConfig& c) { return c.rows <= 64 ? 16 : 32; }
+Q4_BOTH constexpr int lora_rows(const PrefillConfig& c) { return c.rows <= 32 ? 8 : c.rows == 64 ? 16 : 32; }
 Q4_BOTH constexpr LoraShape lora_shape(const PrefillConfig& c) {
   return {c.p.bf16, lora_rows(c) / 8, threads(c), ceil_div(ceil_div(c.p.x_k, kLoraRows), threads(c) / 32)};
 }
-/// Microseconds on an H200 that the shrinking blocks need, and that the matmul has, roughly: an item takes a trip to
-/// memory for each turn of loads.
+/// Microseconds on an H200 that the shrinking blocks need, each of which reads some 45 KB in one, and that the matmul
+/// has, roughly.
 Q4_BOTH constexpr double lora_us(const PrefillConfig& c, const LoraLoad& load, int blocks) {
   const i64 items = (load.m + lora_rows(c) - 1) / lora_rows(c);
-  const LoraShape s = lora_shape(c);
-  const double pair = 0.6 + 1.4 * ceil_div(s.turns, lora_unroll(s));
-  return 1 + static_cast<double>((items + blocks - 1) / blocks) *
-                 (1.5 + pair * load.chunks * smaller(load.adapters, lora_rows(c)));
+  const int pairs = load.chunks * smaller(load.adapters, lora_rows(c));
+  const double bytes = 2.0 * c.p.x_k * (kLoraRanks * pairs + lora_rows(c));
+  return 1 + static_cast<double>((items + blocks - 1) / blocks) * (1 + bytes / 4.5e4);
 }
 Q4_BOTH constexpr double matmul_us(const PrefillConfig& c, i64 m) {
-  const double weights = static_cast<double>(c.p.k) * c.p.n, read = weights / 8e6, product = weights * m / 390e6;
+  const double weights = static_cast<double>(c.p.k) * c.p.n, read = weights / 8e6;
+  const double product = weights * m / (m <= 64 ? 220e6 : m <= 128 ? 320e6 : 390e6);
   return 3.5 + (read > product ? read : product);
 }
 /// Blocks of a launch that shrink, before those of the grid: what multiprocessors are left, or few of those that tiles
-/// go round on, where that costs no wave; 0: none, or too few for so much.
+/// go round on, where that costs no wave; 0: none, or too few for so much: a launch before adds 3 us at least.
 Q4_BOTH constexpr int lora_blocks(const PrefillConfig& c, const LoraLoad& load, const Limits& limits) {
   if (!c.p.lora || c.p.grouped || c.cut || load.invariant || load.chunks > kLoraMostChunks || load.m > 512) return 0;
   const i64 all = workers(c, limits), used = grid(c, load.m, limits) / cluster(c), few = ceil_div(4, cluster(c));
@@ -179,7 +179,7 @@ Q4_BOTH constexpr int lora_blocks(const PrefillConfig& c, const LoraLoad& load, 
     clusters = few;
   }
   const int blocks = static_cast<int>(clusters) * cluster(c);
-  return lora_us(c, load, blocks) <= matmul_us(c, load.m) + 0.5 ? blocks : 0;
+  return lora_us(c, load, blocks) <= matmul_us(c, load.m) + 3 ? blocks : 0;
 }
 Q4_BOTH constexpr i64 lora_grid(const PrefillConfig& c, const LoraLoad& load, const Limits& limits) {
   const i64 blocks = lora_blocks(c, load, limits), sum = grid(c, load.m, limits) + blocks;

@@ -11,6 +11,7 @@
 #include "epilogue_reference.hpp"
 #include "kernels/lora_mma.h"
 #include "kernels/lora_plain.h"
+#include "kernels/lora_shrink.h"
 #include "kernels/problem.h"
 #include "kernels/remap.h"
 #include "lora_case.hpp"
@@ -140,25 +141,34 @@ struct EmulatedAdapters {
     }
     low.assign(static_cast<std::size_t>(args.m * kStride), bf16 ? 0x7fff : 0x7e00);
     args.lora = {table.data(), rows.data(), low.data(), kStride, source.adapters(), maker, 0};
-    const LoraShrinkArgs shrink_args{
-        args.lora, low.data(), static_cast<const u16*>(x.data()), x.row_stride(), args.m, static_cast<i32>(x.cols()),
-        3};
+    const int cut = args.m % 4 ? 1 : args.m % 16 ? 2 : 4;  // of k, over a cluster
+    const LoraShrinkArgs shrink_args{args.lora,
+                                     low.data(),
+                                     static_cast<const u16*>(x.data()),
+                                     x.row_stride(),
+                                     args.m,
+                                     static_cast<i32>(x.cols()),
+                                     3,
+                                     {args.m % 5 + 1, cut}};
     const auto run = [&]<LoraShrinkConfig C> {
-      emulation::emulate(
-          {.grid = C.mma ? grid(C, args.m, 3) : args.m * 3, .threads = threads(C), .shared_bytes = shared_bytes(C)},
-          [&] {
-            if constexpr (C.mma != 0)
-              lora_shrink<C>(shrink_args);
-            else
-              lora_shrink_plain<C>(shrink_args);
-          });
+      emulation::emulate({.grid = C.mma ? grid(C, args.m, shrink_args.split) : args.m * 3,
+                          .threads = threads(C),
+                          .shared_bytes = shared_bytes(C),
+                          .cluster = C.mma ? cut : 1},
+                         [&] {
+                           if constexpr (C.mma != 0)
+                             lora_shrink<C>(shrink_args);
+                           else
+                             lora_shrink_plain<C>(shrink_args);
+                         });
     };
     if (args.m == 0) return;
     if (args.m % 2) return bf16 ? run.operator()<{.bf16 = 1, .mma = 0}>() : run.operator()<{.mma = 0}>();
     if (args.m > 8)
-      return bf16 ? run.operator()<{.bf16 = 1, .octets = 4, .parts = 1}>()
-                  : run.operator()<{.octets = 4, .parts = 1}>();
-    return bf16 ? run.operator()<{.bf16 = 1}>() : run.operator()<{}>();
+      return bf16 ? run.operator()<{.bf16 = 1, .ring = 65536, .cuts = 1}>()
+                  : run.operator()<{.ring = 131072, .cuts = 1}>();
+    return bf16 ? run.operator()<{.bf16 = 1, .rows = 8, .octets = 1, .ring = 49152, .cuts = 1}>()
+                : run.operator()<{.rows = 8, .octets = 1, .ring = 49152, .cuts = 1}>();
   }
 };
 

@@ -178,7 +178,7 @@ TEST_CASE("prefill: activations of gates and ups, and residuals") {
 TEST_CASE("prefill: adapters") {
   CHECK_PREFILL(M({9, 16}), .matrix = {.k = 264, .n = 72, .bias = true, .lora = true}, .rows = 16, .split = 2);
   if (skipped_on_threads()) return;
-  CHECK_PREFILL(M({70, 63}), .matrix = {.k = 256, .n = 192, .bf16 = true, .residual = true, .lora = true}, .rows = 64,
+  CHECK_PREFILL(M({68, 63}), .matrix = {.k = 256, .n = 192, .bf16 = true, .residual = true, .lora = true}, .rows = 64,
                 .strips = 2);
   CHECK_PREFILL(M({40}), .matrix = {.k = 768, .n = 80, .activation = Activation::kSiluMul, .lora = true}, .rows = 32,
                 .teams = 2, .split = 2);
@@ -192,6 +192,9 @@ TEST_CASE("prefill: adapters") {
   CHECK_PREFILL(M({40}),
                 .matrix = {.k = 768, .n = 80, .activation = Activation::kSiluMul, .lora = true, .within = true},
                 .rows = 32, .teams = 2, .split = 2);
+  // Units of up to eight octets, of a list that blocks share (130: of two lists, a block each).
+  CHECK_PREFILL(M({128, 130}), .matrix = {.k = 288, .n = 72, .lora = true, .within = true}, .rows = 128, .split = 2);
+  CHECK_PREFILL(M({201}), .matrix = {.k = 128, .n = 64, .bf16 = true, .lora = true, .within = true}, .rows = 256);
   // Several tiles a block, so that the next one's words come before this one's are used.
   CHECK_PREFILL(M({500}), .matrix = {.k = 128, .n = 256, .lora = true, .within = true}, .rows = 64, .share = 2);
 }

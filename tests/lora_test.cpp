@@ -5,6 +5,7 @@
 
 #include "bad_input.hpp"
 #include "epilogue_reference.hpp"
+#include "kernels/lora.h"
 #include "lora_case.hpp"
 #include "on_device.hpp"
 
@@ -146,6 +147,33 @@ TEST_CASE("lora: a row's bits do not depend on the others where that is asked fo
         CHECK(different == 0);
       }
     }
+}
+
+TEST_CASE(
+    "lora: a launch before cuts k as far as all of its clusters run at once, and never where bits must not change") {
+  constexpr Limits kH200{.arch = 90, .units = 132, .shared_bytes = 232448};
+  constexpr int kResident[] = {0, 132, 66, 39, 30, 0, 17, 0, 15};
+  int cut = 0;
+  for (const int rows : {8, 64}) {
+    const LoraShrinkConfig config{0, 1, rows, rows > 8 ? 2 : 1, 65536, 1};
+    for (const std::int64_t m : {1, 5, 8, 16, 64, 100, 512, 4096})
+      for (const int adapters : {1, 3, 8, 64, 1000})
+        for (const int chunks : {1, 4, 16}) {
+          if (m > rows && rows == 8) continue;
+          CAPTURE(m);
+          CAPTURE(adapters);
+          CAPTURE(chunks);
+          LoraLoad load{m, chunks, adapters};
+          const LoraSplit split = lora_split(config, load, 4096, kH200);
+          CHECK(split.parts >= 1);
+          if (split.k > 1) CHECK(grid(config, m, split) / split.k <= kResident[split.k]);
+          cut += split.k > 1;
+          load.invariant = true;
+          CHECK(lora_split(config, load, 4096, kH200).k == 1);
+        }
+  }
+  CHECK(cut > 20);
+  CHECK(lora_split({0, 1, 64, 2, 65536, 0}, {64, 1, 8}, 4096, {.arch = 80, .units = 108}).k == 1);
 }
 
 TEST_CASE("lora: what is refused leaves the table as it was") {

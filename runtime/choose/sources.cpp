@@ -98,34 +98,30 @@ jit::Source remap_source(bool staged, bool grouped) {
 
 std::vector<ShrinkKernel> shrink_kernels(bool bf16, std::int64_t max_m, const Limits& limits) {
   if (limits.arch < 80) {
-    const LoraShrinkConfig config{bf16, 0, 1, 1};
-    return {{INT64_MAX, true, config,
+    const LoraShrinkConfig config{bf16, 0};
+    return {{INT64_MAX, config,
              jit::generate("lora_shrink_plain", "lora_plain.h", "LoraShrinkConfig", jit::initializer(config),
                            {"LoraShrinkArgs"}, threads(config), 1)}};
   }
-  // As few rows a block as fill the multiprocessors: more read A less often. Adapters of one block's rows are shared
-  // among several blocks, which one adapter alone does not need.
-  const struct {
-    std::int64_t up_to;
-    bool many;
-    int octets, parts;
-  } kinds[] = {{1056, false, 1, 1}, {1056, true, 1, 8}, {INT64_MAX, false, 2, 1}, {INT64_MAX, true, 2, 4}};
   std::vector<ShrinkKernel> kernels;
-  for (const auto& kind : kinds) {
-    if (!kernels.empty() && kind.up_to > kernels.front().up_to && max_m <= kernels.front().up_to) break;
-    const LoraShrinkConfig config{bf16, 1, kind.octets, kind.parts};
-    kernels.push_back({kind.up_to, kind.many, config,
-                       jit::generate("lora_shrink", "lora_mma.h", "LoraShrinkConfig", jit::initializer(config),
+  for (const int rows : {8, 64}) {
+    LoraShrinkConfig config{bf16, 1, rows, rows > 8 ? 2 : 1};
+    config.cuts = limits.arch >= 90;
+    config.ring = lora_ring(config, smaller(limits.shared_bytes - 1024, 160 << 10));
+    kernels.push_back({rows > 8 ? INT64_MAX : rows, config,
+                       jit::generate("lora_shrink", "lora_shrink.h", "LoraShrinkConfig", jit::initializer(config),
                                      {"LoraShrinkArgs"}, threads(config), 1)});
+    if (max_m <= rows) break;
   }
   return kernels;
 }
 
-LaunchShape ShrinkKernel::shape(std::int64_t m, int chunks) const {
+LaunchShape ShrinkKernel::shape(const LoraLoad& load, const LoraSplit& split) const {
   LaunchShape shape;
   shape.threads = threads(config);
-  shape.blocks = config.mma ? grid(config, m, chunks) : m * chunks;
-  shape.shared_bytes = config.mma ? shared_bytes(config) : 0;
+  shape.blocks = config.mma ? grid(config, load.m, split) : load.m * load.chunks;
+  shape.shared_bytes = shared_bytes(config);
+  shape.cluster = config.mma ? split.k : 1;
   return shape;
 }
 

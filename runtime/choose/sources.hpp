@@ -24,13 +24,12 @@ jit::Source remap_source(bool staged, bool grouped = false);
 /// What column_remap() of the public API launches.
 inline jit::Source column_remap_source() { return remap_source(false); }
 
-/// lora_shrink for up to so many rows, of one adapter or of many, on this GPU.
+/// lora_shrink for up to so many rows on this GPU.
 struct ShrinkKernel {
   std::int64_t up_to = 0;
-  bool many = false;
   LoraShrinkConfig config;
   jit::Source source;
-  LaunchShape shape(std::int64_t m, int chunks) const;
+  LaunchShape shape(const LoraLoad& load, const LoraSplit& split) const;
 };
 /// In ascending order, as many as max_m needs.
 std::vector<ShrinkKernel> shrink_kernels(bool bf16, std::int64_t max_m, const Limits& limits);

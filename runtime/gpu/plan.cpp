@@ -130,10 +130,13 @@ LoraArgs Plan::run_shrink(const Path& path, Call& call, const EpilogueInputs& in
   const i32 maker = within.blocks ? kLoraWithin : path.remap ? kLoraBefore : kLoraBeside;
   const LoraArgs lora{adapters.table(), inputs.adapter_of_row, low, chunks * kLoraRanks, count, maker, within.blocks};
   if (within.blocks) return lora;
-  LoraShrinkArgs args{lora, low, call.x, call.x_stride, static_cast<i32>(call.m), static_cast<i32>(matrix_->k), chunks};
   const Shrink* shrink = &shrink_.front();
-  while (call.m > shrink->kernel.up_to || (count > 1 && !shrink->kernel.many)) ++shrink;
-  LaunchShape shape = shrink->kernel.shape(call.m, chunks);
+  while (call.m > shrink->kernel.up_to) ++shrink;
+  const LoraLoad load{call.m, chunks, count, options_.batch_invariant};
+  const auto k = static_cast<int>(matrix_->k);
+  const LoraSplit split = lora_split(shrink->kernel.config, load, k, limits_);
+  LoraShrinkArgs args{lora, low, call.x, call.x_stride, static_cast<i32>(call.m), k, chunks, split};
+  LaunchShape shape = shrink->kernel.shape(load, split);
   shape.overlap_previous = options_.overlap_previous && limits_.arch >= 90;
   void* parameters[] = {&args};
   driver_->launch(*shrink->function, shape, call.stream, parameters);
