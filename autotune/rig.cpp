@@ -30,15 +30,16 @@ constexpr double kLongReplayUs = 20000;  // replays are cut to fewer copies beyo
 
 }  // namespace
 
-Rig::Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s, bool cold)
+Rig::Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s, bool cold,
+         bool gate_up)
     : runtime_(runtime), device_(device), workload_(workload), backend_(runtime.impl().open(device)), max_m_(max_m) {
-  add_copies(setup_s, cold);
+  add_copies(setup_s, cold, {.gate_up = gate_up});
   fill_x(max_m);
   const std::size_t size = size_of(workload.activation());
   out_ = Buffer(backend_, static_cast<std::size_t>(max_m * workload.problem().n) * size);
 }
 
-void Rig::add_copies(double setup_s, bool cold) {
+void Rig::add_copies(double setup_s, bool cold, const MatrixOptions& options) {
   const auto start = Clock::now();
   const DeviceInfo& info = backend_->info();
   GptqTensors tensors = workload_.tensors();
@@ -50,13 +51,13 @@ void Rig::add_copies(double setup_s, bool cold) {
     tensors.qweight.data = codes.get();
     tensors.qweight.device = device_;
   }
-  matrices_.push_back(QuantizedMatrix::from_gptq(runtime_, device_, tensors));
+  matrices_.push_back(QuantizedMatrix::from_gptq(runtime_, device_, tensors, options));
   const std::size_t bytes = std::max<std::size_t>(matrices_.front().bytes(), 1);
   const std::size_t fit = std::max<std::size_t>(info.memory_bytes / 4 / bytes, 1);
   if (!cold) return;
   const std::size_t wanted = std::min(std::max(cold_target(info, gpu()) / bytes + 1, kFewestCopies), fit);
   while (matrices_.size() < wanted && (gpu() || matrices_.size() < kFewestCopies || seconds_since(start) < setup_s))
-    matrices_.push_back(QuantizedMatrix::from_gptq(runtime_, device_, tensors));
+    matrices_.push_back(QuantizedMatrix::from_gptq(runtime_, device_, tensors, options));
 }
 
 void Rig::fill_x(std::int64_t rows) {
@@ -156,7 +157,8 @@ std::size_t Rig::first_runs() const { return gpu() ? kFirstReplays * std::max(co
 std::size_t Rig::most_runs() const { return gpu() ? kMostReplays * std::max(copies(), kFewestNodes) : kMostCalls; }
 
 double Rig::error(const Variant& variant, std::int64_t m, const Workload::Finish& finish) const {
-  const std::size_t row_bytes = static_cast<std::size_t>(workload_.problem().n) * size_of(workload_.activation());
+  const std::int64_t outs = variant.plans.front().out_columns();
+  const std::size_t row_bytes = static_cast<std::size_t>(outs) * size_of(workload_.activation());
   backend_->fill(out_.get(), 0xff, static_cast<std::size_t>(m) * row_bytes);  // all ones is a NaN in every type
   const std::size_t copy = variant.plans.size() - 1;
   run(variant, copy, nullptr, m);
@@ -171,7 +173,7 @@ double Rig::error(const Variant& variant, std::int64_t m, const Workload::Finish
                    CopyKind::kToHost);
     outputs.push_back({rows[i], to});
   }
-  return workload_.error(outputs, finish);
+  return workload_.error(outputs, finish, outs);
 }
 
 double Rig::sample(Variant& variant, std::int64_t m) const {

@@ -33,8 +33,9 @@ struct Variant {
 class Rig {
  public:
   /// `max_m`: rows that x and out have room for. `setup_s`: beyond the fewest copies, stop making more after this long.
-  /// `cold` false: one copy, which the last cache holds between runs where it fits.
-  Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s, bool cold = true);
+  /// `cold` false: one copy, which the last cache holds between runs where it fits. `gate_up`: the matrix is loaded so.
+  Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s, bool cold = true,
+      bool gate_up = false);
 
   std::size_t copies() const { return matrices_.size(); }
   const QuantizedMatrix& matrix() const { return matrices_.front(); }
@@ -76,7 +77,7 @@ class Rig {
 
  private:
   static std::vector<std::int64_t> sampled_rows(std::int64_t m);
-  void add_copies(double setup_s, bool cold);
+  void add_copies(double setup_s, bool cold, const MatrixOptions& options);
   void fill_x(std::int64_t rows);
   double replay(Variant& variant, std::int64_t m) const;
   double call(Variant& variant, std::int64_t m) const;

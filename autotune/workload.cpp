@@ -93,17 +93,19 @@ std::vector<std::byte> random_normal(std::int64_t count, DType type, Random& ran
   return x;
 }
 
-/// The first, the last and random ones between, ascending.
+/// The first, the last and random ones between, ascending: the same of both halves, which an activation may pair.
 std::vector<std::int64_t> sampled_columns(const Problem& p, Random& random) {
-  std::vector<std::int64_t> columns(
-      static_cast<std::size_t>(std::min(p.n, std::max<std::int64_t>(32, kSampledWeights / p.k))));
-  if (static_cast<std::int64_t>(columns.size()) == p.n) {
+  const std::int64_t half = std::min(p.n, std::max<std::int64_t>(32, kSampledWeights / p.k)) / 2;
+  std::vector<std::int64_t> columns(static_cast<std::size_t>(2 * half));
+  if (2 * half == p.n) {
     std::iota(columns.begin(), columns.end(), 0);
     return columns;
   }
-  for (auto& column : columns) column = random.below(p.n);
-  columns.front() = 0, columns.back() = p.n - 1;
-  std::sort(columns.begin(), columns.end());
+  for (std::int64_t i = 0; i < half; ++i) columns[static_cast<std::size_t>(i)] = random.below(p.n / 2);
+  columns.front() = 0, columns[static_cast<std::size_t>(half - 1)] = p.n / 2 - 1;
+  std::sort(columns.begin(), columns.begin() + half);
+  for (std::int64_t i = 0; i < half; ++i)
+    columns[static_cast<std::size_t>(half + i)] = columns[static_cast<std::size_t>(i)] + p.n / 2;
   return columns;
 }
 
@@ -196,16 +198,17 @@ double Workload::reference_s(const std::vector<std::int64_t>& rows) const {
   return row_s_ * static_cast<double>(fresh);
 }
 
-double Workload::error(std::span<const OutputRow> rows, const Finish& finish) {
+double Workload::error(std::span<const OutputRow> rows, const Finish& finish, std::int64_t outs) {
   const std::size_t size = size_of(activation_);
+  if (outs == 0) outs = problem_.n;
   double difference = 0, norm = 0;
   for (const OutputRow& row : rows) {
-    for (std::int64_t c = 0; c < problem_.n; ++c)
+    for (std::int64_t c = 0; c < outs; ++c)
       if (!std::isfinite(load(row.data + static_cast<std::size_t>(c) * size, activation_)))
         return std::numeric_limits<double>::quiet_NaN();
     std::vector<double> expected = reference(row.row);
     if (finish) finish(row.row, columns_, expected);
-    for (std::size_t c = 0; c < columns_.size(); ++c) {
+    for (std::size_t c = 0; c < columns_.size() && columns_[c] < outs; ++c) {
       const double out = load(row.data + static_cast<std::size_t>(columns_[c]) * size, activation_);
       difference += (out - expected[c]) * (out - expected[c]);
       norm += expected[c] * expected[c];

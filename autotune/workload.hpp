@@ -46,17 +46,19 @@ class Workload {
   std::vector<std::byte> x_as(DType type) const;  ///< x() in another type
   std::int64_t period() const { return period_; }
 
-  /// One row of an output, n elements of the activations' type, on the host.
+  /// One row of an output, elements of the activations' type, on the host.
   struct OutputRow {
     std::int64_t row = 0;
     const std::byte* data = nullptr;
   };
   /// Seconds that the fp64 products of these rows will take, except those that are known, going by those so far.
   double reference_s(const std::vector<std::int64_t>& rows) const;
-  /// What an epilogue makes of the sums of a row's sampled columns.
+  /// What an epilogue makes of the sums of a row's sampled columns. The second half of the columns is the first, n / 2
+  /// further on; an epilogue that multiplies the two leaves its results in the first half.
   using Finish = std::function<void(std::int64_t row, std::span<const std::int64_t> columns, std::span<double> sums)>;
-  /// Relative error over the sampled columns of these rows; NaN when any element of them is NaN.
-  double error(std::span<const OutputRow> rows, const Finish& finish = {});
+  /// Relative error over the sampled columns of these rows; NaN when any element of them is NaN. `outs`: columns of a
+  /// row, 0: n.
+  double error(std::span<const OutputRow> rows, const Finish& finish = {}, std::int64_t outs = 0);
 
  private:
   const std::vector<double>& reference(std::int64_t row);

@@ -30,6 +30,7 @@ constexpr const char* kExamples =
     "  q4-bench --model llama-3-8b --chain 32 --m 1   a decode step's matmuls, with and without overlapped launches\n"
     "  q4-bench --moe 128,8,2048,768 --m 1-64 --csv moe.csv   a layer of experts, both products\n"
     "  q4-bench --shape 4096x4096 --m 1,8,64 --lora 8,16   with 8 adapters of rank 16, beside the matmul alone\n"
+    "  q4-bench --shape 4096x28672 --m 1-64 --epilogue silu_mul   gates and ups, out of n / 2 columns\n"
     "  q4-bench --baseline peers.csv --dense         beside other libraries and the dense BLAS\n"
     "\n"
     "Columns: us is the median time of one multiplication whose weights are not in a cache; on a GPU it is a node of "
@@ -173,7 +174,12 @@ int main(int argc, char** argv) {
           "--lora", [&](const std::string& s) { parse_lora(s, options.epilogue); },
           "give the rows adapters, dealt in turn, and time the matmul alone in turn with that")
       ->type_name("ADAPTERS,RANK");
-  tool.app->add_flag("--residual", options.epilogue.residual, "add a residual, and time the matmul alone too");
+  tool.app
+      ->add_option_function<std::string>(
+          "--epilogue", [&](const std::string& s) { parse_epilogue(s, options.epilogue); },
+          "an activation, a residual or both, and time the matmul alone in turn with that: silu_mul, gelu+residual")
+      ->type_name("PARTS");
+  tool.app->add_flag("--residual", options.epilogue.rest.residual, "the same as --epilogue residual");
   tool.app->add_option("--csv", options.csv, "write kernel,k,n,group,act_order,m,us,tflops,gbps,rel_err")
       ->type_name("FILE");
   tool.app->add_option("--chain", options.chain, "time the shapes in order, N times over, as one chain of launches")

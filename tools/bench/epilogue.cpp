@@ -1,4 +1,4 @@
-// Makes adapters and residuals out of a workload's activations.
+// Makes adapters and residuals out of a workload's activations, and says what an epilogue gives.
 #include "tools/bench/epilogue.hpp"
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 
 #include "runtime/base/check.hpp"
 #include "runtime/base/convert.hpp"
+#include "runtime/choose/epilogue.hpp"
 
 namespace q4::tools {
 namespace {
@@ -15,7 +16,36 @@ namespace {
 constexpr std::size_t kColdBytes = std::size_t{128} << 20;  // of all tables: more than twice the caches that there are
 constexpr std::size_t kStep = 4099;                         // between the beginnings of two adapters' values
 
+double activated(Activation a, double v) {
+  switch (choose::kind_of(a)) {
+    case kSilu:
+      return v / (1 + std::exp(-v));
+    case kGeluTanh:
+      return v / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v)));
+    case kGeluErf:
+      return v / 2 * std::erfc(-v / std::sqrt(2.0));
+    case kRelu2:
+      return v > 0 ? v * v : 0;
+    default:
+      return v;
+  }
+}
+
 }  // namespace
+
+void parse_epilogue(const std::string& text, EpilogueChoice& choice) {
+  std::string_view left = text;
+  bool known = !left.empty();
+  while (known && !left.empty()) {
+    const auto end = std::min(left.find('+'), left.size());
+    known = choose::add_part(choice.rest, left.substr(0, end)) && end + 1 != left.size();
+    left.remove_prefix(std::min(end + 1, left.size()));
+  }
+  check(known && !choice.rest.lora,
+        "--epilogue = {}: it must be an activation (silu, gelu_tanh, gelu, relu2, or one of them with _mul), residual, "
+        "or both: silu_mul+residual; adapters are --lora's",
+        text);
+}
 
 void parse_lora(const std::string& text, EpilogueChoice& choice) {
   const char* end = text.data() + text.size();
@@ -34,6 +64,7 @@ BenchEpilogue::BenchEpilogue(const Runtime& runtime, const autotune::Rig& rig, c
       choice_(choice),
       k_(workload.problem().k),
       n_(workload.problem().n),
+      outs_(choice.gated() ? n_ / 2 : n_),
       scale_(0.02f / std::sqrt(static_cast<float>(std::max<std::int64_t>(choice.rank, 1)))) {
   const auto x = workload.x();
   const auto size = size_of(workload.activation());
@@ -80,8 +111,8 @@ void BenchEpilogue::give(autotune::Variant& variant, std::int64_t m) const {
     variant.adapter_of_row = Buffer(backend, numbers.size() * 4);
     backend->copy(variant.adapter_of_row.get(), numbers.data(), numbers.size() * 4, CopyKind::kToDevice);
   }
-  if (choice_.residual) {
-    const auto bytes = static_cast<std::size_t>(m * n_) * size_of(workload_.activation());
+  if (choice_.rest.residual) {
+    const auto bytes = static_cast<std::size_t>(m * outs_) * size_of(workload_.activation());
     variant.residual = Buffer(backend, bytes);
     backend->copy(variant.residual.get(), source_.data(), bytes, CopyKind::kToDevice);
   }
@@ -89,21 +120,27 @@ void BenchEpilogue::give(autotune::Variant& variant, std::int64_t m) const {
 
 autotune::Workload::Finish BenchEpilogue::finish() const {
   return [this](std::int64_t row, std::span<const std::int64_t> columns, std::span<double> sums) {
-    if (choice_.residual)
-      for (std::size_t c = 0; c < columns.size(); ++c)
-        sums[c] += value(static_cast<std::size_t>(row * n_ + columns[c]));
-    if (choice_.adapters == 0) return;
-    const std::int64_t adapter = row % choice_.adapters;
-    const auto x = static_cast<std::size_t>(row % workload_.period() * k_);  // the source begins with x
-    for (std::int64_t rank = 0; rank < choice_.rank; ++rank) {
-      double low = 0;
-      for (std::int64_t i = 0; i < k_; ++i)
-        low +=
-            value(x + static_cast<std::size_t>(i)) * value(a_begin(adapter) + static_cast<std::size_t>(rank * k_ + i));
-      for (std::size_t c = 0; c < columns.size(); ++c)
-        sums[c] += scale_ * low * value(b_begin(adapter) + static_cast<std::size_t>(columns[c] * choice_.rank + rank));
+    if (choice_.adapters > 0) add_adapter(row, columns, sums);
+    const Activation activation = choice_.rest.activation;
+    const std::size_t half = sums.size() / 2;
+    for (std::size_t c = 0; c < sums.size(); ++c) {
+      if (choice_.gated() && c == half) break;
+      sums[c] = activated(activation, sums[c]) * (choice_.gated() ? sums[half + c] : 1);
+      if (choice_.rest.residual) sums[c] += value(static_cast<std::size_t>(row * outs_ + columns[c]));
     }
   };
+}
+
+void BenchEpilogue::add_adapter(std::int64_t row, std::span<const std::int64_t> columns, std::span<double> sums) const {
+  const std::int64_t adapter = row % choice_.adapters;
+  const auto x = static_cast<std::size_t>(row % workload_.period() * k_);  // the source begins with x
+  for (std::int64_t rank = 0; rank < choice_.rank; ++rank) {
+    double low = 0;
+    for (std::int64_t i = 0; i < k_; ++i)
+      low += value(x + static_cast<std::size_t>(i)) * value(a_begin(adapter) + static_cast<std::size_t>(rank * k_ + i));
+    for (std::size_t c = 0; c < columns.size(); ++c)
+      sums[c] += scale_ * low * value(b_begin(adapter) + static_cast<std::size_t>(columns[c] * choice_.rank + rank));
+  }
 }
 
 }  // namespace q4::tools

@@ -1,4 +1,4 @@
-// What q4-bench adds to a matmul on request: adapters of its rows, a residual.
+// What q4-bench adds to a matmul on request: adapters of its rows, an activation, a residual.
 #pragma once
 
 #include <cstdint>
@@ -9,14 +9,17 @@
 
 namespace q4::tools {
 
-/// As --lora and --residual say.
+/// As --lora, --epilogue and --residual say.
 struct EpilogueChoice {
   std::int64_t adapters = 0, rank = 0;  ///< rows are dealt to so many adapters in turn; 0: none
-  bool residual = false;
+  Epilogue rest = {};                   ///< without lora
 
-  bool any() const { return adapters > 0 || residual; }
-  Epilogue epilogue() const { return {Activation::kNone, residual, adapters > 0}; }
+  bool any() const { return epilogue() != Epilogue{}; }
+  bool gated() const { return rest.activation >= Activation::kSiluMul; }
+  Epilogue epilogue() const { return {rest.activation, rest.residual, adapters > 0}; }
 };
+/// "silu_mul+residual", as tactics name epilogues.
+void parse_epilogue(const std::string& text, EpilogueChoice& choice);
 /// "8,16": 8 adapters of rank 16.
 void parse_lora(const std::string& text, EpilogueChoice& choice);
 
@@ -32,6 +35,7 @@ class BenchEpilogue {
   autotune::Workload::Finish finish() const;
 
  private:
+  void add_adapter(std::int64_t row, std::span<const std::int64_t> columns, std::span<double> sums) const;
   double value(std::size_t at) const;  ///< of what A, B and the residual are made of
   std::size_t a_begin(std::int64_t adapter) const;
   std::size_t b_begin(std::int64_t adapter) const;
@@ -39,7 +43,7 @@ class BenchEpilogue {
   const autotune::Rig& rig_;
   const autotune::Workload& workload_;
   const EpilogueChoice choice_;
-  const std::int64_t k_, n_;
+  const std::int64_t k_, n_, outs_;
   const float scale_;
   std::vector<std::byte> source_;
   std::vector<LoraAdapters> tables_;

@@ -100,7 +100,8 @@ Json bench_json(const BenchRun& run, const BenchOptions& options) {
     if (options.dense) point["dense_us"] = p.dense_us;
     if (options.epilogue.any())
       point["adapters"] = options.epilogue.adapters, point["rank"] = options.epilogue.rank,
-      point["residual"] = options.epilogue.residual, point["alone_us"] = p.versus_us;
+      point["residual"] = options.epilogue.rest.residual, point["alone_us"] = p.versus_us,
+      point["out_activation"] = to_string(options.epilogue.rest.activation);
     if (!options.versus.empty())
       point["versus_us"] = p.versus_us, point["gain"] = {p.gain.value, p.gain.low, p.gain.high};
     if (run.baseline) {
@@ -120,7 +121,7 @@ std::string bench_csv(const BenchRun& run, const BenchOptions& options) {
   for (const Point& p : run.points) {
     text += fmt::format("{},{},{},{},{},{},{:.3f},{:.3f},{:.1f},{:.2e}", p.kernel, p.problem.k, p.problem.n,
                         p.problem.group, p.problem.act_order ? 1 : 0, p.m, p.us.value, p.tflops(), p.gbps(), p.error);
-    text += with.any() ? fmt::format(",{},{},{},{:.3f},{}\n", with.adapters, with.rank, with.residual ? 1 : 0,
+    text += with.any() ? fmt::format(",{},{},{},{:.3f},{}\n", with.adapters, with.rank, with.rest.residual ? 1 : 0,
                                      p.versus_us, times_alone(p))
                        : "\n";
   }

@@ -21,13 +21,13 @@ using autotune::Variant;
 constexpr const char* kBlasTactic = "reconstruct+blas";
 
 /// One after the other in turn, as the tuner's final does: drift of clocks and neighbours cancels.
-void measure_pairs(const Rig& rig, Variant& tuned, Variant& standard, double seconds, Point& point) {
+void measure_pairs(const Rig& rig, Variant& tuned, const Rig& other, Variant& standard, double seconds, Point& point) {
   std::vector<double> tuned_us, default_us;
   bool tuned_first = true;
   timed(
       [&] {
-        const double first = rig.sample(tuned_first ? tuned : standard, point.m);
-        const double second = rig.sample(tuned_first ? standard : tuned, point.m);
+        const double first = tuned_first ? rig.sample(tuned, point.m) : other.sample(standard, point.m);
+        const double second = tuned_first ? other.sample(standard, point.m) : rig.sample(tuned, point.m);
         tuned_us.push_back(tuned_first ? first : second), default_us.push_back(tuned_first ? second : first);
         tuned_first = !tuned_first;
         return first;
@@ -61,11 +61,12 @@ PlanOptions plan_options(const BenchOptions& options, std::int64_t m) {
   return plan;
 }
 
-/// A plan with the epilogue, in turn with the same plan without.
-void measure_epilogue(const Rig& rig, const BenchEpilogue& epilogue, const BenchOptions& options, Point& point) {
+/// A plan with the epilogue, in turn with the same plan without, on `plain`.
+void measure_epilogue(const Rig& rig, const Rig& plain, const BenchEpilogue& epilogue, const BenchOptions& options,
+                      Point& point) {
   PlanOptions plan = plan_options(options, point.m);
   plan.min_m = point.m;  // no kernel for other m is compiled
-  const auto alone = rig.prepare(plan);
+  const auto alone = plain.prepare(plan);
   plan.epilogue = options.epilogue.epilogue();
   if (options.epilogue.rank > 0) plan.lora_rank = options.epilogue.rank;
   const auto variant = rig.prepare(plan);
@@ -74,14 +75,14 @@ void measure_epilogue(const Rig& rig, const BenchEpilogue& epilogue, const Bench
   point.error = rig.error(*variant, point.m, epilogue.finish());
   // A GPU rounds x A to the activations' type.
   point.exact = point.error <= options.tolerance() * (rig.gpu() && options.epilogue.rank > 0 ? 1.5 : 1);
-  measure_pairs(rig, *variant, *alone, options.seconds, point);
+  measure_pairs(rig, *variant, plain, *alone, options.seconds, point);
 }
 
-Point measure_point(const Rig& rig, const Runtime& untuned, const Problem& problem, const BenchOptions& options,
-                    const BenchEpilogue* epilogue, std::int64_t m) {
+Point measure_point(const Rig& rig, const Rig& plain, const Runtime& untuned, const Problem& problem,
+                    const BenchOptions& options, const BenchEpilogue* epilogue, std::int64_t m) {
   Point point{problem, m, ""};
   if (epilogue) {
-    measure_epilogue(rig, *epilogue, options, point);
+    measure_epilogue(rig, plain, *epilogue, options, point);
     return point;
   }
   const PlanOptions plan = plan_options(options, m);
@@ -94,7 +95,7 @@ Point measure_point(const Rig& rig, const Runtime& untuned, const Problem& probl
   const std::string standard = options.versus == "default" ? rig.plan(other, untuned).tactic(m) : options.versus;
   if (!standard.empty() && standard != point.kernel) {
     other.tactic = standard, other.batch_invariant = false;
-    measure_pairs(rig, *variant, *rig.prepare(other), options.seconds, point);
+    measure_pairs(rig, *variant, rig, *rig.prepare(other), options.seconds, point);
   } else {
     point.us = timed([&] { return rig.sample(*variant, m); }, options.seconds);
     point.versus_us = point.us.value;
@@ -139,7 +140,9 @@ void measure_points(const Runtime& runtime, Device device, const std::vector<Pro
     };
     show(0, "packing");
     autotune::Workload workload(problem, options.activation);
-    const Rig rig(runtime, device, workload, options.m.back(), 5);
+    const Rig rig(runtime, device, workload, options.m.back(), 5, true, options.epilogue.gated());
+    std::optional<Rig> without;  // gates and ups
+    if (options.epilogue.gated()) without.emplace(runtime, device, workload, options.m.back(), 5);
     const bool cpu = !rig.gpu();
     if (cpu) run.ceilings.merge(measure_cpu_ceilings(rig.backend()));
     const double floor_us =
@@ -154,7 +157,8 @@ void measure_points(const Runtime& runtime, Device device, const std::vector<Pro
       const std::int64_t m = options.m[i];
       show(i, fmt::format("m = {}", m));
       try {
-        run.points.push_back(measure_point(rig, untuned, problem, options, epilogue ? &*epilogue : nullptr, m));
+        run.points.push_back(measure_point(rig, without ? *without : rig, untuned, problem, options,
+                                           epilogue ? &*epilogue : nullptr, m));
       } catch (const Error& error) {  // the other points are worth having
         run.points.push_back({problem, m, std::string("error: ") + error.what()});
         run.refused += error.code() == ErrorCode::kInvalidArgument;
