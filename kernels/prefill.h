@@ -49,26 +49,38 @@ Q4_DEVICE void store_item(const float (&acc)[C.rows / 2], const GroupedArgs& g, 
   store_slice<C>(reinterpret_cast<const float(&)[kRegs]>(acc), none, a, at, s.out + at.strip * (C.rows * 128), column,
                  0);
 }
+/// The product of a row tile, by a loop over k for its number of rows.
+template <PrefillConfig C>
+Q4_DEVICE void multiply_item(float (&acc)[C.rows / 2], Rings<C>& rings, const Shared<C>& s, const Place& at,
+                             const Work& work) {
+  constexpr int kHalf = larger(8, C.rows / 4), kFirst = kOwnLoops<C>[0] / 2, kSecond = kOwnLoops<C>[1] / 2;
+  if constexpr (C.fold) {
+    if (work.rows <= 2 * kHalf)
+      multiply_folded<C>(reinterpret_cast<float(&)[kHalf]>(acc), rings, s, at, work);
+    else
+      multiply_folded<C>(acc, rings, s, at, work);
+  } else if (kFewRows<C> > 0 && work.rows <= kFewRows<C>) {
+    multiply<C, (kFewRows<C> > 0)>(acc, rings, s, at, work);
+  } else if (kFirst > 0 && work.rows <= 2 * kFirst) {
+    multiply<C>(reinterpret_cast<float(&)[larger(8, kFirst)]>(acc), rings, s, at, work);
+  } else if (kSecond > 0 && work.rows <= 2 * kSecond) {
+    multiply<C>(reinterpret_cast<float(&)[larger(8, kSecond)]>(acc), rings, s, at, work);
+  } else {
+    multiply<C>(acc, rings, s, at, work);
+  }
+}
 template <PrefillConfig C>
 Q4_DEVICE void consume_items(const GroupedArgs& g, const Shared<C>& s, const Place& at) {
-  constexpr int kHalf = larger(8, C.rows / 4);
+  constexpr int kFew = kOwnLoops<C>[0] ? kOwnLoops<C>[0] / 2 : larger(8, C.rows / 4);
   Rings<C> rings;
   Schedule<C> schedule(g, 0);
   float acc[C.rows / 2];
   for (Work work; schedule.next(work);) {
     work.expert = work.row = work.tile_n = 0;  // not kept: registers are short
-    if constexpr (!C.fold) {
-      if (C.rows > kWidth<C> && work.rows <= C.rows - kWidth<C>)
-        multiply<C, (C.rows > kWidth<C>)>(acc, rings, s, at, work);
-      else
-        multiply<C>(acc, rings, s, at, work);
-    } else if (work.rows <= 2 * kHalf)
-      multiply_folded<C>(reinterpret_cast<float(&)[kHalf]>(acc), rings, s, at, work);
-    else
-      multiply_folded<C>(acc, rings, s, at, work);
+    multiply_item<C>(acc, rings, s, at, work);
     work = schedule.again();
-    if (work.rows <= 2 * kHalf)
-      store_item<C, kHalf>(acc, g, s, at, work);
+    if (work.rows <= 2 * kFew)
+      store_item<C, kFew>(acc, g, s, at, work);
     else
       store_item<C, C.rows / 2>(acc, g, s, at, work);
   }

@@ -8,7 +8,7 @@ namespace q4 {
 /// A tile is `rows` rows of x by `strips` strips of 64 columns, over all of k.
 struct PrefillConfig {
   Problem p;
-  int rows = 256;  ///< n of wgmma: 16, 32, 64, 128 or 256
+  int rows = 256;  ///< n of wgmma: 16, 32, 64, 128 or 256; grouped also 80 and 96
   int strips = 2;  ///< consumer warpgroups side by side, one a strip
   int teams = 1;   ///< consumer warpgroups of a strip: team q takes slabs q, q + teams, ... of k
   int split = 1;   ///< blocks of a cluster that share a tile's k, summed through distributed shared memory
@@ -19,7 +19,7 @@ struct PrefillConfig {
   /// Each tunable with the values worth trying; valid() knows which go together.
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
-    v("rows", rows, 256, 128, 64, 32, 16), v("strips", strips, 2, 1, 3, 4), v("teams", teams, 1, 2),
+    v("rows", rows, 256, 128, 96, 80, 64, 32, 16), v("strips", strips, 2, 1, 3, 4), v("teams", teams, 1, 2),
         v("split", split, 1, 2, 3, 4, 5, 6);
     v("share", share, 1, 2), v("cut", cut, 0, 1, 2), v("fold", fold, 0, 1);
   }
@@ -60,14 +60,14 @@ Q4_BOTH constexpr int workers(const PrefillConfig& c, const Limits& limits) {
 
 /// k16 steps of one wgmma commit: more where a step is shorter than its bookkeeping, one where registers are short.
 Q4_BOTH constexpr int steps(const PrefillConfig& c) {
-  if (c.p.grouped && c.rows == 64 && c.strips == 4) return 2;
+  if (c.p.grouped && (c.rows == 80 || c.rows == 96 || (c.rows == 64 && c.strips == 4))) return 2;
   return c.rows <= 32 ? 4 : c.rows == 64 ? (c.strips == 4 ? 1 : 4) : c.rows == 128 && consumers(c) <= 2 ? 2 : 1;
 }
 
 /// Batches of wgmma in flight while the next is converted. Two want a third set of fragments, and a slab whole turns of
 /// them, so four.
 Q4_BOTH constexpr int in_flight(const PrefillConfig& c) {
-  return c.p.grouped && steps(c) <= 2 && !(c.rows == 128 && consumers(c) == 4) ? 2 : 1;
+  return c.p.grouped && steps(c) <= 2 && !(c.rows >= 80 && consumers(c) == 4) ? 2 : 1;
 }
 
 // ---- shared memory: ring | sums or out | barriers; or x ring | sums or out | codes and meta ring | barriers --------
@@ -125,7 +125,7 @@ Q4_BOTH constexpr int shared_bytes(const PrefillConfig& c) {
 /// few: rows that no box brings hold anything, and only meet sums that are not stored. Boxes are whole swizzle periods
 /// of 8 rows.
 Q4_BOTH constexpr int x_box_rows(const PrefillConfig& c, i64 m) {
-  if (c.p.grouped) return smaller(c.rows, 32);  // row tiles have any number of rows
+  if (c.p.grouped) return c.rows == 80 ? 16 : smaller(c.rows, 32);  // row tiles have any number of rows
   if (m % c.rows == 0) return c.rows / c.share;
   if (m < c.rows) return round_up(ceil_div(static_cast<int>(m), c.share), 8);
   return smaller(c.rows / c.share, 32);
@@ -199,7 +199,8 @@ Q4_BOTH constexpr i64 workspace_bytes(const PrefillConfig& c, i64 m, const Limit
 }
 
 Q4_BOTH constexpr bool valid(const PrefillConfig& c, const Limits& limits) {
-  const bool known = (c.rows == 16 || c.rows == 32 || c.rows == 64 || c.rows == 128 || c.rows == 256) &&
+  const bool known = (c.rows == 16 || c.rows == 32 || c.rows == 64 || c.rows == 128 || c.rows == 256 ||
+                      (c.p.grouped && (c.rows == 80 || c.rows == 96))) &&
                      c.strips >= 1 && c.strips <= 4 && (c.teams == 1 || c.teams == 2) && c.split >= 1 && c.split <= 6 &&
                      (c.share == 1 || c.share == 2) && c.cut >= 0 && c.cut <= 2;
   if (!known || limits.arch != 90 || c.p.gather || shared_bytes(c) > limits.shared_bytes) return false;

@@ -81,11 +81,19 @@ Q4_DEVICE void start(float (&acc)[kRegs], u32 (&frag)[kSteps][4], u32 x_tile, in
   wgmma_commit();
 }
 
-/// Grouped: wgmma of no more rows than a row tile has, in steps of kWidth, where it has not nearly all: the sums of the
-/// others stay as they are. (One loop over k for all these widths: a loop for each would take more registers than there
-/// are. Full tiles have their own, as the choice costs 5 to 10%.)
+/// Grouped: wgmma of no more rows than a row tile has. Tiles of 80, 96 and 256 rows, which are chosen where nearly every
+/// tile has one of two numbers of rows, have a loop over k for half of them or a few more: kOwnLoops. Of the others, those
+/// with up to kFewRows go in steps of kWidth: the sums of the other rows stay as they are. (One loop for all these widths: a
+/// loop for each would take more registers than there are. Full tiles have their own, as the choice costs 5 to 10%.)
+template <PrefillConfig C>
+inline constexpr int kOwnLoops[2] = {C.rows == 256                  ? 128
+                                     : C.rows == 80 || C.rows == 96 ? 64
+                                                                    : 0,
+                                     C.rows == 256 ? 160 : 0};
 template <PrefillConfig C>
 inline constexpr int kWidth = larger(16, C.rows / 8);
+template <PrefillConfig C>
+inline constexpr int kFewRows = kOwnLoops<C>[0] ? 0 : C.rows - kWidth<C>;
 template <PrefillConfig C, int kFirst, int kLast, int kRegs, int kSteps>
 Q4_DEVICE void start_rows(int rows, float (&acc)[kRegs], u32 (&frag)[kSteps][4], u32 x_tile, int first_step, int add) {
   constexpr int kMiddle = (kFirst + kLast) / 2;
@@ -99,7 +107,7 @@ Q4_DEVICE void start_rows(int rows, float (&acc)[kRegs], u32 (&frag)[kSteps][4],
 
 /// acc = this team's slabs of a tile, at least one, weights scaled as they are converted. (A loop that might run no
 /// time would end in a copy that merges its sums with those before it: one more place to touch a wgmma in flight.)
-template <PrefillConfig C, bool kFewRows = false, int kRegs>
+template <PrefillConfig C, bool kFew = false, int kRegs>
 Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s, const Place& at, const Work& work) {
   constexpr int kSteps = steps(C), kBatches = 4 / kSteps;
   constexpr int kSets = C.p.unit < 64 ? 64 / C.p.unit : 1;  // of meta, in 64 rows
@@ -131,9 +139,9 @@ Q4_DEVICE void multiply(float (&acc)[kRegs], Rings<C>& rings, const Shared<C>& s
         }
         const u32 x_stage = one_ring(C) ? stage : rings.x.stage;
         if (batch == 0 && !one_ring(C)) mbar_wait(s.x_full(x_stage), rings.x.phase);
-        if constexpr (kFewRows)
-          start_rows<C, 1, C.rows / kWidth<C> - 1>(work.rows, acc, next, s.x_tile(x_stage, half), batch * kSteps,
-                                                   batch == 0 ? add : 1);
+        if constexpr (kFew)
+          start_rows<C, 1, kFewRows<C> / kWidth<C>>(work.rows, acc, next, s.x_tile(x_stage, half), batch * kSteps,
+                                                    batch == 0 ? add : 1);
         else
           start<C>(acc, next, s.x_tile(x_stage, half), batch * kSteps, batch == 0 ? add : 1);
         wgmma_wait<kInFlight>();  // all before these batches are done

@@ -26,11 +26,18 @@ struct RouteConfig {
 };
 constexpr int kCountPart = 1, kPlacePart = 2;
 
+/// 2^32 / d, rounded up: n / d is the upper half of a product with it, exactly while n times what was rounded up (less
+/// than d) is below 2^32. 0 for 1.
+Q4_BOTH constexpr u32 route_inverse(i32 d) {
+  return d <= 1 ? 0u : static_cast<u32>((0xffffffffull + d) / static_cast<u32>(d));
+}
+
 /// Row tiles of one matmul.
 struct RouteTiles {
   i32* count;
   GroupTile* tiles;  ///< room for most_tiles()
-  i32 rows;          ///< of a tile, a power of two; 0: not wanted
+  i32 rows;          ///< of a tile; 0: not wanted
+  u32 inverse;       ///< route_inverse(rows)
 };
 
 struct RouteArgs {
@@ -44,7 +51,7 @@ struct RouteArgs {
   i32* block_counts;   ///< with parts: [blocks, experts]
   RouteTiles lists[2];
   i32 slots, topk, experts, map_size;
-  u32 topk_inverse;  ///< 2^32 / topk, rounded up: slot / topk by a multiplication, for slots below 2^27
+  u32 topk_inverse;  ///< route_inverse(topk)
 };
 
 /// Row tiles that so many slots can have at most.
@@ -62,9 +69,6 @@ Q4_BOTH constexpr int shared_bytes(const RouteConfig& c) {
   if (c.each) return warps * c.experts * 2 + (c.experts + 2 * warps + 4 + c.threads * c.each) * 4;
   return (warps * (c.experts + 3) + c.experts + 3) * 4;
 }
-Q4_BOTH constexpr u32 route_inverse(i32 topk) {
-  return topk == 1 ? 0u : static_cast<u32>((0xffffffffull + topk) / static_cast<u32>(topk));
-}
 
 namespace route_detail {
 
@@ -74,16 +78,19 @@ Q4_BOTH constexpr int bits_of(int count) {
   while (1 << bits < count) ++bits;
   return bits;
 }
-/// Row of x of a slot.
-Q4_DEVICE i32 x_row_of(const RouteArgs& a, i32 slot) {
-  if (a.topk == 1) return slot;
-  if (slot >= 1 << 27) return slot / a.topk;
-  return static_cast<i32>(static_cast<u64>(static_cast<u32>(slot)) * a.topk_inverse >> 32);
+/// n / d, `inverse` being route_inverse(d) and d at most 2^(32 - kBits).
+template <int kBits>
+Q4_DEVICE i32 divide(i32 n, i32 d, u32 inverse) {
+  if (d == 1) return n;
+  if (n >= 1 << kBits) return n / d;
+  return static_cast<i32>(static_cast<u64>(static_cast<u32>(n)) * inverse >> 32);
 }
+/// Row of x of a slot; topk is at most 32.
+Q4_DEVICE i32 x_row_of(const RouteArgs& a, i32 slot) { return divide<27>(slot, a.topk, a.topk_inverse); }
 
 /// Row tiles of so many rows.
 Q4_DEVICE i32 tiles_of(const RouteTiles& list, i32 rows) {
-  return list.rows ? (rows + list.rows - 1) >> bits_of(list.rows) : 0;
+  return list.rows ? divide<24>(rows + list.rows - 1, list.rows, list.inverse) : 0;
 }
 
 /// Sums over the lanes before this one and itself.
@@ -211,7 +218,7 @@ Q4_DEVICE GroupedArgs route_itself(const RoutedArgs& given, u8* shared, int tile
     RouteArgs route = given.route;
     if (!is_indirect(P) || block_index() != 0) route.places = x_rows + kRoutedSlots;
     route.x_rows = x_rows, route.row_experts = nullptr, route.row_count = counts + 1;
-    route.lists[0] = {counts, tiles, tile_rows}, route.lists[1].rows = 0;
+    route.lists[0] = {counts, tiles, tile_rows, route_inverse(tile_rows)}, route.lists[1].rows = 0;
     route_detail::route_warp(route);
   }
   sync_block();

@@ -213,6 +213,8 @@ TEST_CASE("grouped: prefill") {
   constexpr GroupedTest kGated{.matrix = {.k = 384, .n = 144, .bias = true}, .gated = true};
   check_prefill<PrefillConfig{.p = kGated.problem(), .rows = 32, .strips = 2, .fold = 1}>(kGated, {33, 0, 5, 16, 0});
   check_prefill<PrefillConfig{.p = kGated.problem(), .rows = 64, .strips = 3}>(kGated, {64, 16, 0, 17, 33, 70});
+  check_prefill<PrefillConfig{.p = kGated.problem(), .rows = 80, .strips = 2}>(kGated, {80, 3, 0, 97});
+  check_prefill<PrefillConfig{.p = kPlain.problem(), .rows = 96, .strips = 3}>(kPlain, {0, 96, 49, 193});
   check_prefill<PrefillConfig{.p = kGated.problem(), .rows = 256, .strips = 2}>(kGated, {130, 1, 260});
   constexpr GroupedTest kUnits{.matrix = {.k = 248, .n = 72, .group = 16, .unit = 16, .bf16 = true, .bias = true}};
   check_prefill<PrefillConfig{.p = kUnits.problem(), .rows = 128, .strips = 4}>(kUnits, {7, 65, 0, 129});

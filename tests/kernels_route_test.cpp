@@ -86,6 +86,7 @@ TEST_CASE("grouped: the router sorts as a stable sort does") {
   check_router<RouteConfig{64, 64, kPlacePart}>(60, 8, 150, true, 30);  // in several blocks
   check_router<RouteConfig{64, 128, kPlacePart}>(400, 3, 100, false, 10);
   check_router<RouteConfig{1024, 512}>(300, 8, 384, true, 10, 64, 128);
+  check_router<RouteConfig{.threads = 256, .experts = 128, .each = 4}>(128, 8, 5, false, 50, 80, 96);
   check_router<RouteConfig{64, 128}>(300, 8, 150, true, 10, 64, 128);  // more slots than one batch of a warp
   check_router<RouteConfig{128, 64}>(100, 1, 1, false, 100);
 }

@@ -23,7 +23,7 @@ Routed run_router(RouteArgs args, int rows0, int rows1) {
   args.row_count = &to.row_count;
   for (int i = 0; i < 2; ++i) {
     if (rows[i]) to.tiles[i].resize(static_cast<std::size_t>(most_tiles(args.slots, args.experts, rows[i])));
-    args.lists[i] = {&to.tile_count[i], to.tiles[i].data(), rows[i]};
+    args.lists[i] = {&to.tile_count[i], to.tiles[i].data(), rows[i], route_inverse(rows[i])};
   }
   args.topk_inverse = route_inverse(args.topk);
   constexpr int kBlocks = C.part ? 3 : 1;

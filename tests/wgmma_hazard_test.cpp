@@ -172,8 +172,9 @@ TEST_CASE("sm_90a: no instruction touches what a wgmma in flight owns") {
                              "rows=16 strips=2 teams=1 split=1 share=2 cut=2 fold=0"})
       chosen.insert(*choose::parse_values(prefill, once));
     if (p.grouped)
-      for (const char* each : {"rows=16 strips=4 fold=1", "rows=32 strips=4 fold=1", "rows=64 strips=4",
-                               "rows=64 strips=3", "rows=128 strips=4", "rows=128 strips=3", "rows=256 strips=2"})
+      for (const char* each :
+           {"rows=16 strips=4 fold=1", "rows=32 strips=4 fold=1", "rows=64 strips=4", "rows=64 strips=3",
+            "rows=80 strips=4", "rows=96 strips=4", "rows=128 strips=4", "rows=128 strips=3", "rows=256 strips=2"})
         chosen.insert(*choose::parse_values(prefill, each));
     for (const auto& values : chosen) {
       const auto bound = prefill.bind(p, values, limits);

@@ -99,7 +99,7 @@ std::vector<Tactic> product_tactics(const MoeShape& shape, std::size_t i, std::i
   add("gemv", first, values_of(grouped_gemv(problem, each, limits)));
   if (each <= 4 * kGroupedDecodeRows)
     for (const auto& c : grouped_decode_space(problem, limits)) decode(c);
-  for (const int tile : {16, 32, 64, 128, 256})
+  for (const int tile : {16, 32, 64, 80, 96, 128, 256})
     for (const int strips : {4, 3, 2})
       for (const int fold : {1, 0})
         if (tile < 8 * each + 16) prefill({.p = problem, .rows = tile, .strips = strips, .fold = fold});

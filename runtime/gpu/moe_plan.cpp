@@ -180,9 +180,10 @@ RouteArgs ExpertsPlan::route_args(const Run& run) const {
   if (any_mapped()) args.row_experts = run.at<i32>(places_.row_experts);
   auto* counts = run.at<i32>(places_.counts);
   args.row_count = counts;
-  for (std::size_t i = 0; i < experts_.size(); ++i)
-    args.lists[i] = {counts + 1 + i, run.at<GroupTile>(places_.tiles[i]),
-                     run.path.choice.products[i].kernel->tile_rows()};
+  for (std::size_t i = 0; i < experts_.size(); ++i) {
+    const int rows = run.path.choice.products[i].kernel->tile_rows();
+    args.lists[i] = {counts + 1 + i, run.at<GroupTile>(places_.tiles[i]), rows, route_inverse(rows)};
+  }
   args.slots = static_cast<i32>(run.slots), args.topk = static_cast<i32>(shape_.topk);
   args.experts = static_cast<i32>(shape_.experts), args.topk_inverse = route_inverse(args.topk);
   args.block_counts = run.at<i32>(places_.block_counts);

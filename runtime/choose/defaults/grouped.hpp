@@ -81,9 +81,18 @@ inline std::optional<PrefillConfig> grouped_prefill(const Problem& p, double act
                                                     const Limits& limits) {
   std::optional<PrefillConfig> best;
   double least = 1e30;
-  // Half of the experts have more rows than the average: where these would be two tiles of 128, and few in all.
-  const bool wide = each > 110 && each <= 180 && active <= 16;
-  const int rows = each <= 10 ? 16 : each <= 24 ? 32 : each <= 48 ? 64 : wide ? 256 : 128;
+  // A tile with room for nearly every expert's rows, where that is not much more than they have: half of the experts
+  // have more than the average, and a second tile is converted as the first one is.
+  struct UpTo {
+    double each;
+    int rows;
+  };
+  int rows = 128;
+  for (const auto& [most, fitting] : {UpTo{10, 16}, {24, 32}, {48, 64}, {66, 80}, {80, 96}, {110, 128}, {180, 256}})
+    if (each <= most) {
+      rows = fitting;
+      break;
+    }
   for (const int strips : {4, 3, 2, 1}) {
     PrefillConfig c{.p = p, .rows = rows, .strips = strips};
     c.fold = rows <= 32 && p.unit >= kSlabRows;
