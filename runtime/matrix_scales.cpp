@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "runtime/backends/zeros.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/base/convert.hpp"
 
@@ -21,29 +22,6 @@ void for_rows(const MatrixSource& source, const RowSlice& rows, const std::vecto
       if (rows.source_group[g] >= 0 && e.count > 0) each(rows.source_group[g], e.first, e.count, at);
       at += e.count + e.padding;
     }
-  }
-}
-
-/// Nibbles of GPTQ's words, low bits first: pairs of bytes.
-void unpack_gptq(const std::uint32_t* words, std::int64_t columns, std::uint8_t add, std::uint8_t* to) {
-  const auto* bytes = reinterpret_cast<const std::uint8_t*>(words);
-  for (std::int64_t i = 0; i < columns / 2; ++i) {
-    to[2 * i] = static_cast<std::uint8_t>((bytes[i] + add) & 15);
-    to[2 * i + 1] = static_cast<std::uint8_t>(((bytes[i] >> 4) + add) & 15);
-  }
-}
-
-/// Four nibbles to the low ends of four 16-bit lanes.
-std::uint64_t spread(std::uint64_t nibbles) {
-  nibbles = (nibbles | nibbles << 24) & 0x000000FF000000FFu;
-  return (nibbles | nibbles << 12) & 0x000F000F000F000Fu;
-}
-
-/// AWQ's order 0, 2, 4, 6, 1, 3, 5, 7: even columns in the lower half of a word, odd ones in the upper.
-void unpack_awq(const std::uint32_t* words, std::int64_t columns, std::uint8_t* to) {
-  for (std::int64_t w = 0; w < columns / 8; ++w) {
-    const std::uint64_t bytes = spread(words[w] & 0xFFFFu) | spread(words[w] >> 16) << 8;
-    std::memcpy(to + 8 * w, &bytes, sizeof bytes);
   }
 }
 
@@ -71,9 +49,9 @@ void put_zeros(MatrixSource& source, const HostTensor& qzeros, const RowSlice& r
            [&](std::int64_t row, std::int64_t first, std::int64_t columns, std::int64_t at) {
              const auto* words = qzeros.row<std::uint32_t>(row) + first / 8;
              if (source.awq)
-               unpack_awq(words, columns, source.zeros.data() + at);
+               unpack_awq_zeros(words, columns, source.zeros.data() + at);
              else
-               unpack_gptq(words, columns, format == ZeroFormat::kV1 ? 1 : 0, source.zeros.data() + at);
+               unpack_gptq_zeros(words, columns, format == ZeroFormat::kV1 ? 1 : 0, source.zeros.data() + at);
            });
 }
 

@@ -205,9 +205,9 @@ CheckedSource join(const std::shared_ptr<DeviceBackend>& device, std::vector<Par
   const auto stays = [&](const TensorView& view) {
     return TensorReader::on_device(view) == s.qweight_on_device && TensorReader::contiguous(view);
   };
-  // A GPU packs them as they are, but for those of groups without rows.
-  to.small_stay = whole && !device->traits().host_addressable && (!s.act_order || every_group_has_rows(s)) &&
-                  first.scales.dtype == DType::kF16 && stays(first.scales) && stays(first.qzeros);
+  // They are packed as they are, but for those of groups without rows.
+  to.small_stay = whole && (!s.act_order || every_group_has_rows(s)) && first.scales.dtype == DType::kF16 &&
+                  stays(first.scales) && stays(first.qzeros);
   if (to.small_stay) {
     s.device_scales = static_cast<const std::uint16_t*>(first.scales.data);
     s.device_qzeros = static_cast<const std::uint32_t*>(first.qzeros.data);

@@ -36,7 +36,7 @@ struct MatrixSource : MatrixShape {
   std::vector<std::uint16_t> scales;  ///< [groups, n] fp16 bits
   std::vector<float> bias;            ///< [n] or empty
   std::vector<std::int32_t> g_idx;    ///< [k] or empty (no act-order)
-  /// Instead of `zeros` and `scales`, on a GPU: qzeros as words, zero = stored + zero_add, and fp16 [groups, n], both
+  /// Instead of `zeros` and `scales`: qzeros as words, zero = stored + zero_add, and fp16 [groups, n], both
   /// contiguous, where qweight is: on the device or on the host.
   const std::uint32_t* device_qzeros = nullptr;
   const std::uint16_t* device_scales = nullptr;

@@ -10,6 +10,7 @@
 
 #include "kernels/layout.h"
 #include "runtime/backends/cpu/packed.hpp"
+#include "runtime/backends/zeros.hpp"
 #include "runtime/base/check.hpp"
 
 namespace q4::cpu {
@@ -187,8 +188,15 @@ void pack_header(const MatrixSource& source, std::int64_t group, const Run& run,
   std::uint16_t scales[kTile] = {};
   std::uint8_t zeros[kTile] = {};
   if (group >= 0 && run.columns > 0) {  // else nothing but padding
-    std::memcpy(scales, source.scales.data() + group * source.n + run.column, std::size_t(run.columns) * 2);
-    std::memcpy(zeros, source.zeros.data() + group * source.n + run.column, std::size_t(run.columns));
+    const std::int64_t at = group * source.n + run.column;
+    const bool stored = source.device_scales != nullptr;
+    std::memcpy(scales, (stored ? source.device_scales : source.scales.data()) + at, std::size_t(run.columns) * 2);
+    if (!stored)
+      std::memcpy(zeros, source.zeros.data() + at, std::size_t(run.columns));
+    else if (source.awq)
+      unpack_awq_zeros(source.device_qzeros + at / 8, run.columns, zeros);
+    else
+      unpack_gptq_zeros(source.device_qzeros + at / 8, run.columns, source.zero_add, zeros);
   }
   std::memcpy(to + run.at * 2, scales, std::size_t(run.width) * 2);
   std::memcpy(to + sizeof scales + run.at, zeros, std::size_t(run.width));
@@ -287,6 +295,14 @@ struct Parts {
   }
 };
 
+/// Has new huge pages cleared, each by one thread. Packing begins with a line of every tile in every thread, and a page
+/// that two threads meet at once is cleared by both, for one of them in vain.
+void touch(const Buffer& memory, ThreadPool& pool) {
+  auto* const bytes = memory.as<volatile char>();
+  const auto pages = std::int64_t(memory.bytes() / kHugePage);
+  if (pages > 1) pool.run(pages, [&](std::int64_t page, int) { bytes[std::size_t(page) * kHugePage] = 0; });
+}
+
 }  // namespace
 
 void* allocate_aligned(std::size_t bytes) {
@@ -320,6 +336,7 @@ std::unique_ptr<CpuMatrix> pack(const MatrixSource& source, ThreadPool& pool,
   auto matrix = std::make_unique<CpuMatrix>(source, false, pool);
   matrix->pairs = source.gate_up;
   matrix->weights = Buffer(ledger, std::size_t(matrix->tiles) * matrix->tile_bytes(), MemoryKind::kWeights);
+  touch(matrix->weights, pool);
   matrix->update(source, nullptr);
   return matrix;
 }
