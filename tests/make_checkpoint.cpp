@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "checkpoint_maker.hpp"
+#include "variant_maker.hpp"
 
 int main(int argc, char** argv) {
   using q4::test::CheckpointSpec;
@@ -16,11 +17,13 @@ int main(int argc, char** argv) {
   std::string out;
   CheckpointSpec spec;
   spec.matrix = {.k = 512, .n = 1024};
-  bool act_order = false, symmetric = false;
+  bool act_order = false, symmetric = false, variants = false;
   const std::map<std::string, CheckpointSpec::Format> formats = {{"gptq", CheckpointSpec::Format::kGptq},
                                                                  {"gptq_v2", CheckpointSpec::Format::kGptqV2},
                                                                  {"awq", CheckpointSpec::Format::kAwq}};
   app.add_option("--out", out, "folder to write to; made if absent")->required();
+  app.add_flag("--variants", variants,
+               "instead one matrix in every format and every layout, a folder each, with W.f32 and variants.json");
   app.add_option("--format", spec.format, "gptq, gptq_v2 (zeros stored as they are) or awq")
       ->transform(CLI::CheckedTransformer(formats));
   app.add_flag("--act-order", act_order, "rows belong to groups in a random order (desc_act)");
@@ -50,6 +53,7 @@ int main(int argc, char** argv) {
   if (symmetric) spec.matrix.stored_zeros = q4::test::StoredZeros::kSymmetric;
   try {
     std::filesystem::create_directories(out);
+    if (variants) return std::printf("%d checkpoints\n", q4::test::make_variants(out)) < 0;
     for (const auto& matrix : make_checkpoint(out, spec)) {
       std::printf("%s [%lld, %lld]\n", matrix.name.c_str(), static_cast<long long>(matrix.gptq.spec.k),
                   static_cast<long long>(matrix.gptq.spec.n));

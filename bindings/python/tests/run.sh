@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Builds the source distribution, a wheel of it, installs that into a fresh virtual environment and runs the tests there. Usage: run.sh FOLDER,
-# which keeps the build from one run to the next. Exits 77, which CTest shows as skipped, where Python, venv or the packages are missing.
+# Builds the source distribution, a wheel of it, installs that into a fresh virtual environment and runs the tests there. Usage:
+# run.sh FOLDER [MAKER]: FOLDER keeps the build from one run to the next, MAKER is q4-make-checkpoint, whose checkpoints one test
+# loads. Exits 77, which CTest shows as skipped, where Python, venv or the packages are missing.
 set -euo pipefail
 
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 folder=$1
+export Q4_MAKE_CHECKPOINT=${2:-}
 mkdir -p "$folder"
 rm -rf "$folder/venv" "$folder/wheel"
 skip() {
