@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # What quantizers write, on request: Q4_CI_TOOLS=1 installs each tool into an environment of its own (some 6 GB each, PyTorch
-# for the most part), has it quantize tiny random models, and reads them with q4. Usage: run.sh FOLDER WHEEL, where FOLDER
-# keeps the environments from one run to the next and WHEEL is a wheel of q4. Exits 77, which CTest shows as skipped, without
-# Q4_CI_TOOLS. A tool that cannot be installed is reported and left out; one that writes what q4 misreads is a failure.
+# for the most part, which uv keeps once for all of them), has it quantize tiny random models, and reads them with q4. Usage:
+# run.sh FOLDER WHEEL, where FOLDER keeps the environments from one run to the next and WHEEL is a folder with a wheel of q4.
+# Exits 77, which CTest shows as skipped, without Q4_CI_TOOLS. A tool that cannot be installed is reported and left out; one
+# that writes what q4 misreads is a failure.
 set -euo pipefail
 
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,10 +11,15 @@ folder=$1 wheels=$2
 [ "${Q4_CI_TOOLS:-0}" = 1 ] || { echo "skipped: Q4_CI_TOOLS=1 is not set"; exit 77; }
 mkdir -p "$folder"
 
+[ -x "$folder/uv/bin/uv" ] || { python3 -m venv "$folder/uv" && "$folder/uv/bin/python" -m pip install -q uv; }
+export UV_CACHE_DIR=$folder/uv-cache  # beside the environments, so that files are linked, not copied
+install() {  # install ENVIRONMENT ARGUMENT...
+  "$folder/uv/bin/uv" pip install -q --python "$folder/$1/bin/python" "${@:2}"
+}
+
 environment() {  # environment NAME PACKAGE...
-  [ -x "$folder/$1/bin/python" ] || python3 -m venv "$folder/$1"
-  "$folder/$1/bin/python" -m pip install -q "${@:2}" >"$folder/$1.log" 2>&1 ||
-    { echo "not installed: $1: $(tail -n 1 "$folder/$1.log")"; return 1; }
+  [ -x "$folder/$1/bin/python" ] || "$folder/uv/bin/uv" venv -q --python "$(command -v python3)" "$folder/$1"
+  install "$@" >"$folder/$1.log" 2>&1 || { echo "not installed: $1: $(tail -n 1 "$folder/$1.log")"; return 1; }
 }
 
 rm -rf "$folder/out"
@@ -27,11 +33,11 @@ make autoround "auto-round>=0.16,<0.17" compressed-tensors
 make autoawq autoawq==0.2.9
 
 environment q4 torch "transformers>=5" safetensors numpy accelerate pytest
-"$folder/q4/bin/python" -m pip install -q --no-deps --force-reinstall "$wheels"/q4-*.whl
+install q4 --no-deps --reinstall "$wheels"/q4-*.whl
 "$folder/q4/bin/python" "$source/check.py" "$folder/out"
 if [ -x "$folder/gptqmodel/bin/python" ]; then  # q4 as its kernel
-  "$folder/gptqmodel/bin/python" -m pip install -q --no-deps --force-reinstall "$wheels"/q4-*.whl
-  "$folder/gptqmodel/bin/python" -m pip install -q pytest optimum
+  install gptqmodel --no-deps --reinstall "$wheels"/q4-*.whl
+  install gptqmodel pytest optimum
   cd "$folder"
   "$folder/gptqmodel/bin/python" -m pytest -q -p no:cacheprovider -rs "$source/../../bindings/python/tests/test_gptqmodel.py"
 fi
