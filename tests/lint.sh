@@ -11,7 +11,7 @@ files() { git ls-files "$@" 2>/dev/null || skip "this is no clone"; }
 case ${1:?what} in
   shell)
     command -v shellcheck >/dev/null || skip "no shellcheck"
-    files | grep -v '\.md$' | xargs -d '\n' grep -lE '^#!.*sh$|^# shellcheck shell=|^# bash completion' | xargs -d '\n' shellcheck -x -P SCRIPTDIR -s bash
+    files | grep -v -e '\.md$' -e '\.zsh$' | xargs -d '\n' grep -lE '^#!.*sh$|^# shellcheck shell=|^# bash completion' | xargs -d '\n' shellcheck -x -P SCRIPTDIR -s bash
     ;;
   python)
     ruff=ruff
