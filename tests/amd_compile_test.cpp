@@ -65,11 +65,13 @@ std::vector<Wanted> wanted(const hip::Target& target, std::size_t turn) {
   const auto add = [&](jit::Source source, int threads = 256) {
     if (seen.insert(source.text).second) list.push_back({std::move(source), threads});
   };
+  const std::size_t first = turn % 2;  // every other number of rows, for the next target the others
+  constexpr std::int64_t kRows[] = {1, 2, 4, 8, 32, 256, 4096};
   for (std::size_t p = 0; p < (all ? 6 : 1); ++p)
-    for (const std::int64_t m : {1, 2, 4, 8, 32, 256, 4096})
+    for (std::size_t row = all ? 0 : first; row < std::size(kRows); row += all ? 1 : 2)
       for (const auto* kernel : choose::matmul_kernels()) {
         const Problem chosen = problem(all ? p : turn++);
-        if (const auto values = kernel->defaults(chosen, m, limits)) {
+        if (const auto values = kernel->defaults(chosen, kRows[row], limits)) {
           const auto bound = kernel->bind(chosen, *values, limits);
           REQUIRE(bound != nullptr);
           add(bound->source(), bound->threads());
