@@ -100,6 +100,12 @@ EXPORT int cuTensorMapEncodeTiled(void* map) { return memset(map, 0, 128), usabl
 EXPORT int cuStreamCreate(void** stream, unsigned flags) { return (void)flags, *stream = &context, usable(); }
 EXPORT int cuStreamDestroy_v2(void* stream) { return (void)stream, usable(); }
 EXPORT int cuStreamSynchronize(void* stream) { return (void)stream, usable(); }
+EXPORT int cuStreamWaitEvent(void* stream, void* event, unsigned flags) {
+  return (void)stream, (void)event, (void)flags, usable();
+}
+EXPORT int cuEventCreate(void** event, unsigned flags) { return (void)flags, *event = &context, usable(); }
+EXPORT int cuEventDestroy_v2(void* event) { return (void)event, usable(); }
+EXPORT int cuEventRecord(void* event, void* stream) { return (void)event, (void)stream, usable(); }
 
 /* What measuring needs: this GPU has no clock. */
 #define ABSENT(name) \
@@ -110,8 +116,5 @@ ABSENT(cuGraphInstantiateWithFlags)
 ABSENT(cuGraphLaunch)
 ABSENT(cuGraphExecDestroy)
 ABSENT(cuGraphDestroy)
-ABSENT(cuEventCreate)
-ABSENT(cuEventDestroy_v2)
-ABSENT(cuEventRecord)
 ABSENT(cuEventSynchronize)
 ABSENT(cuEventElapsedTime)

@@ -117,6 +117,7 @@ void verify_matrix(const Job& job, std::int64_t wanted_columns, Result& result) 
   result.limit = autotune::tolerance(job.activation);
   const auto start = std::chrono::steady_clock::now();
   const QuantizedMatrix matrix = job.checkpoint.load(job.runtime, job.device, name, job.zeros);
+  job.runtime.impl().open(job.device)->synchronize();  // a GPU may still be packing
   result.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   result.act_order = matrix.act_order();
   result.zeros = matrix.zeros();

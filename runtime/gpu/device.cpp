@@ -17,12 +17,7 @@ std::unique_ptr<PackedMatrix> GpuDevice::pack(const MatrixSource& source) {
   return std::make_unique<Matrix>(driver_, kernels_, source, scratch_);
 }
 
-void GpuDevice::trim() {
-  const std::lock_guard lock(scratch_.mutex);
-  scratch_.settle(*driver_);
-  scratch_.buffer = Buffer();
-  scratch_.staging.trim();
-}
+void GpuDevice::trim() { scratch_.trim(*driver_); }
 
 std::unique_ptr<PlanBackend> GpuDevice::plan(std::shared_ptr<const PackedMatrix> matrix, const PlanOptions& options,
                                              const TuningRecord* tuned) {

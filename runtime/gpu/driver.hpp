@@ -73,6 +73,9 @@ class Driver {
   /// finish_copy() returns.
   virtual void begin_copy(void* /*to*/, const void* /*pinned*/, std::size_t /*bytes*/, int /*lane*/) {}
   virtual void finish_copy(int /*lane*/) {}
+  /// What is launched in the default stream from now on begins when every copy begun before is there, and copies begun
+  /// from now on when what was launched before has ended. The host does not wait.
+  virtual void cross() {}
   virtual void synchronize() = 0;
   virtual std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& work) = 0;
   /// Whether `memory` can be used by kernels on this device: a pointer of this device, managed or registered memory.

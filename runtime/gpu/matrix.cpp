@@ -27,10 +27,12 @@ bool in_order(const std::vector<std::int32_t>& groups) {
 bool aligned(const void* memory) { return reinterpret_cast<std::uintptr_t>(memory) % 256 == 0; }
 
 /// What the host brings, in device memory until the end of this: qweight, and zeros and scales, plain or as stored.
+/// Copies may be on their way when it is made.
 class Brought {
  public:
-  Brought(const std::shared_ptr<Driver>& driver, Scratch& scratch, const MatrixSource& s, std::size_t words_bytes) {
-    constexpr std::size_t kKept = 64 << 20;  // more is not kept for the next load
+  Brought(const std::shared_ptr<Driver>& driver, Scratch& scratch, const MatrixSource& s, std::size_t words_bytes)
+      : driver_(*driver), scratch_(scratch) {
+    constexpr std::size_t kKept = 32 << 20;  // more is not kept for the next loads, which take turns with two
     const bool codes = !s.qweight_on_device, stored = s.device_scales != nullptr;
     if (!codes && stored) return;
     const auto columns = static_cast<std::size_t>(s.groups * s.n);
@@ -43,9 +45,8 @@ class Brought {
                       scales_at = take(small[1].bytes);
     std::uint8_t* memory;
     if (codes && total <= kKept) {
-      lock_ = std::unique_lock(scratch.mutex);
-      scratch.settle(*driver);  // copies go by other streams
-      memory = static_cast<std::uint8_t*>(scratch.reserve(driver, total));
+      landing_ = &scratch.land(driver, total, lock_);
+      memory = landing_->buffer.as<std::uint8_t>();
     } else {
       own_ = Buffer(driver, total);
       memory = own_.as<std::uint8_t>();
@@ -54,19 +55,37 @@ class Brought {
     zeros = memory + zeros_at, scales = reinterpret_cast<u16*>(memory + scales_at);
     if (codes) {
       qweight = memory + words_at;
+      under_way_ = true;
       scratch.staging.upload(driver, s, memory + words_at, small);
     } else {
       for (const auto& [from, bytes, to] : small) driver->copy(to, from, bytes, CopyKind::kToDevice);
     }
   }
   explicit operator bool() const { return scales != nullptr; }
+  ~Brought() {
+    if (!under_way_) return;
+    try {
+      driver_.synchronize();  // nobody will wait for the copies
+    } catch (...) {           // nothing can be done about it here
+    }
+  }
+  /// The kernels that read it are launched. Returns whether they may still run after the end of this: it stays.
+  bool read() {
+    under_way_ = false;
+    if (landing_) landing_->read = scratch_.crossings;
+    return landing_ != nullptr;
+  }
 
   const void* qweight = nullptr;
   const u8* zeros = nullptr;
   const u16* scales = nullptr;
 
  private:
+  Driver& driver_;
+  Scratch& scratch_;
+  bool under_way_ = false;
   Buffer own_;
+  Scratch::Landing* landing_ = nullptr;
   std::unique_lock<std::mutex> lock_;
 };
 
@@ -114,7 +133,7 @@ Matrix::Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSou
   if (!in_order(s.order.group) || (act_order && !apart)) unit_group_ = weights(s.order.group.size() * 4);
   for (auto& buffer : bias16_)
     if (has_bias) buffer = weights(static_cast<std::size_t>(n) * 2);
-  update(s, nullptr);
+  if (put(s, nullptr)) loading_ = std::make_unique<Loading>(driver_);
 }
 
 namespace {
@@ -170,21 +189,27 @@ void Matrix::launch_meta(const Function& function, const MetaArgs& args, void* s
 
 void Matrix::update(const MatrixSource& s, void* stream) {
   wait();
-  const Brought brought(driver_, *scratch_, s, codes_shape().words_bytes());  // before the first write
+  if (put(s, stream)) driver_->synchronize();
+}
+
+bool Matrix::put(const MatrixSource& s, void* stream) {
   PackedGroups groups(s);
   const Repacker repacker(driver_, *kernels_, codes_shape());
-  const auto pack =
-      kernels_->keep(choose::pack_source(awq, false, gate_up));  // compiled, if it must be, before anything is written
+  // Compiled, if they must be, before anything is on its way.
+  const auto pack = kernels_->keep(choose::pack_source(awq, false, gate_up));
+  const auto function = kernels_->keep(choose::meta_source(s.device_scales != nullptr, awq, apart, gate_up));
+  Brought brought(driver_, *scratch_, s, codes_shape().words_bytes());  // before the first write
   const bool same_groups = groups_.units() == s.order.group || (!unit_group_.get() && in_order(s.order.group));
   const bool over_itself = in_place_ && s.qweight == codes.get();
   const bool from_host = brought || !same_groups || x_map.get() || has_bias || over_itself;
-  const auto function = kernels_->keep(choose::meta_source(s.device_scales != nullptr, awq, apart, gate_up));
   const bool fresh = groups_.units().empty();
-  if (from_host && !fresh) driver_->synchronize();  // earlier work of any stream may read what is overwritten here
+  if ((from_host && !fresh) || (brought && stream != nullptr))
+    driver_->synchronize();  // earlier work of any stream may read what is overwritten here, and copies be on their way
   if (x_map.get()) driver_->copy(x_map.get(), s.order.source.data(), map_bytes(), CopyKind::kToDevice);
   if (!same_groups)
     driver_->copy(unit_group_.get(), s.order.group.data(), s.order.group.size() * 4, CopyKind::kToDevice);
   put_bias(s.bias);
+  if (brought) scratch_->cross(*driver_);
   if (over_itself)
     repacker.pack_in_place(codes.get(), x_map.as<const i32>(), *scratch_, scratch_bytes_);
   else
@@ -195,11 +220,12 @@ void Matrix::update(const MatrixSource& s, void* stream) {
   args.scales = brought ? brought.scales : s.device_scales;
   args.zeros = brought ? brought.zeros : reinterpret_cast<const u8*>(s.device_qzeros);
   launch_meta(*function, args, stream);
-  if (fresh && over_itself && apart) {  // no tensor is anywhere else
-    loading_ = std::make_unique<Loading>(driver_);
-  } else if (from_host || fresh) {
-    driver_->synchronize();  // tensors may go, and other streams come
-  }
+  const bool stays = brought.read();
+  if (!from_host && !fresh) return false;
+  // No tensor is anywhere else, or none is needed any more; other streams wait.
+  if (fresh && stream == nullptr && ((over_itself && apart) || stays)) return true;
+  driver_->synchronize();  // tensors may go, and other streams come
+  return false;
 }
 
 void Matrix::put_bias(const std::vector<float>& values) {

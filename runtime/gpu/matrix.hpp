@@ -30,8 +30,8 @@ class Loading {
 class Matrix : public PackedMatrix, public MatrixShape {
  public:
   Matrix() = default;  ///< nothing of it on a device: what plans choose follows from the numbers alone
-  /// Everything is packed by kernels on the device. With source.reuse the codes take that memory where they fit; where
-  /// scales and zeros do too, the kernels may still run when the constructor returns: wait().
+  /// Everything is packed by kernels on the device, which may still run when the constructor returns: wait(). With
+  /// source.reuse the codes take that memory where they fit, and where scales and zeros do too, theirs.
   Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixSource& source, Scratch& scratch);
   /// In placed_bytes(shape) of somebody else's memory, 256-byte aligned, without content until the first update().
   Matrix(std::shared_ptr<Driver> driver, Kernels& kernels, const MatrixShape& shape, Scratch& scratch, void* memory);
@@ -57,6 +57,9 @@ class Matrix : public PackedMatrix, public MatrixShape {
   std::vector<float> bias;  ///< [n] or empty
 
  private:
+  /// Packs `source`. Returns whether its work in the default stream goes on, which somebody has to wait for; tensors on
+  /// the host may go.
+  bool put(const MatrixSource& source, void* stream);
   /// The column of W at packed column `column`.
   int source_column(int column) const { return gate_up ? paired_source(column, static_cast<int>(n)) : column; }
   CodesShape codes_shape() const { return {k, n, packed_k, awq, gate_up}; }

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "runtime/gpu/crew.hpp"
 #include "runtime/gpu/driver.hpp"
 
 namespace q4::gpu {
@@ -28,16 +29,25 @@ class Staging {
   Staging& operator=(const Staging&) = delete;
   ~Staging() { trim(); }
 
-  /// qweight or the pieces of `source`, contiguous in device memory of `driver`, and `more`; returns when all is there.
+  /// qweight or the pieces of `source`, contiguous in device memory of `driver`, and `more`. When it returns the tensors
+  /// have been read, and copies may still be on their way: Driver::cross() orders work after them.
   void upload(const std::shared_ptr<Driver>& driver, const MatrixSource& source, void* to,
               std::span<const StagedBytes> more = {});
-  /// Frees the pinned memory, which is kept from one load to the next.
+  /// Frees the pinned memory and ends the threads, which are kept from one load to the next.
   void trim();
 
  private:
+  struct Slot {
+    void* memory;       ///< pinned
+    bool busy = false;  ///< a copy reads it, in the lane of its number
+  };
+  bool take_slots(std::size_t count);
+  void finish(std::size_t lane);
+
   std::mutex mutex_;
   std::shared_ptr<Driver> driver_;
-  std::vector<void*> slots_;  // pinned, two a thread
+  std::vector<Slot> slots_;  ///< two a thread
+  Crew crew_;
 };
 
 }  // namespace q4::gpu

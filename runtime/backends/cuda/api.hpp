@@ -78,6 +78,7 @@ static_assert(sizeof(LaunchAttribute) == 72 && sizeof(LaunchConfig) == 56);
   X(stream_create, "cuStreamCreate", (StreamHandle*, unsigned))                                  \
   X(stream_destroy, "cuStreamDestroy_v2", (StreamHandle))                                        \
   X(stream_synchronize, "cuStreamSynchronize", (StreamHandle))                                   \
+  X(stream_wait, "cuStreamWaitEvent", (StreamHandle, EventHandle, unsigned))                     \
   X(capture_begin, "cuStreamBeginCapture_v2", (StreamHandle, int))                               \
   X(capture_end, "cuStreamEndCapture", (StreamHandle, Graph*))                                   \
   X(graph_instantiate, "cuGraphInstantiateWithFlags", (GraphExec*, Graph, unsigned long long))   \

@@ -72,7 +72,8 @@ CudaDriver::~CudaDriver() {
   if (blas_ || !lanes_.empty()) {
     const Pushed pushed(*api_, context_);
     blas_.reset();
-    for (const StreamHandle stream : lanes_) api_->stream_destroy(stream);
+    for (const Lane& lane : lanes_) api_->event_destroy(lane.event), api_->stream_destroy(lane.stream);
+    if (launched_) api_->event_destroy(launched_);
   }
   api_->context_release(device_);
 }
@@ -138,15 +139,28 @@ void CudaDriver::give_pinned(void* memory) noexcept {
   api_->release_pinned(memory);
 }
 
+EventHandle CudaDriver::make_event() {
+  constexpr unsigned kDisableTiming = 2;
+  EventHandle event = nullptr;
+  api_->check(api_->event_create(&event, kDisableTiming), "cuEventCreate");
+  return event;
+}
+
 StreamHandle CudaDriver::lane(int number) {
   const std::lock_guard lock(lanes_mutex_);
   constexpr unsigned kNonBlocking = 1;
   while (lanes_.size() <= static_cast<std::size_t>(number)) {
-    StreamHandle stream = nullptr;
-    api_->check(api_->stream_create(&stream, kNonBlocking), "cuStreamCreate");
-    lanes_.push_back(stream);
+    Lane& made = lanes_.emplace_back();
+    try {
+      made.event = make_event();
+      api_->check(api_->stream_create(&made.stream, kNonBlocking), "cuStreamCreate");
+    } catch (...) {
+      if (made.event) api_->event_destroy(made.event);
+      lanes_.pop_back();
+      throw;
+    }
   }
-  return lanes_[static_cast<std::size_t>(number)];
+  return lanes_[static_cast<std::size_t>(number)].stream;
 }
 
 void CudaDriver::begin_copy(void* to, const void* pinned, std::size_t bytes, int lane) {
@@ -157,6 +171,18 @@ void CudaDriver::begin_copy(void* to, const void* pinned, std::size_t bytes, int
 void CudaDriver::finish_copy(int lane) {
   const Current current(*api_, context_);
   api_->check(api_->stream_synchronize(this->lane(lane)), "cuStreamSynchronize");
+}
+
+void CudaDriver::cross() {
+  const Current current(*api_, context_);
+  const std::lock_guard lock(lanes_mutex_);
+  if (!launched_) launched_ = make_event();
+  api_->check(api_->event_record(launched_, nullptr), "cuEventRecord");
+  for (const Lane& lane : lanes_) {
+    api_->check(api_->event_record(lane.event, lane.stream), "cuEventRecord");
+    api_->check(api_->stream_wait(nullptr, lane.event, 0), "cuStreamWaitEvent");
+    api_->check(api_->stream_wait(lane.stream, launched_, 0), "cuStreamWaitEvent");
+  }
 }
 
 void CudaDriver::synchronize() {

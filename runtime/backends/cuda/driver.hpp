@@ -44,6 +44,7 @@ class CudaDriver : public gpu::Driver {
   void give_pinned(void* memory) noexcept override;
   void begin_copy(void* to, const void* pinned, std::size_t bytes, int lane) override;
   void finish_copy(int lane) override;
+  void cross() override;
   void synchronize() override;
   std::unique_ptr<CapturedWork> capture(const std::function<void(void* stream)>& work) override;
   q4::Result<void> reachable(const void* memory) const override;
@@ -59,6 +60,12 @@ class CudaDriver : public gpu::Driver {
 
  private:
   int attribute(int id) const;
+  /// A stream of begin_copy(), and an event for whatever waits for it.
+  struct Lane {
+    StreamHandle stream = nullptr;
+    EventHandle event = nullptr;
+  };
+  EventHandle make_event();
   StreamHandle lane(int number);
 
   std::shared_ptr<const Api> api_;
@@ -68,7 +75,8 @@ class CudaDriver : public gpu::Driver {
   DeviceHandle device_ = 0;
   Context context_ = nullptr;
   std::mutex lanes_mutex_;
-  std::vector<StreamHandle> lanes_;  ///< of begin_copy()
+  std::vector<Lane> lanes_;
+  EventHandle launched_ = nullptr;  ///< of cross(), in the default stream
   std::mutex blas_mutex_;
   std::shared_ptr<const CublasLt> blas_;
 };
