@@ -52,6 +52,15 @@ TEST_CASE("config: the fields and their synonyms") {
   CHECK_FALSE(parse_config(R"({"bits":4,"w_bit":4})", "c").zeros.has_value());
   CHECK_NOTHROW(parse_config(R"({"dynamic":{"-:lm_head":{"bits":8},"+:down":{"bits":4,"group_size":32}}})", "c"));
   CHECK_NOTHROW(parse_config(R"({"dynamic":false})", "c"));
+  CHECK_NOTHROW(parse_config(R"({"dynamic":{"-:lm_head":null}})", "c"));
+
+  const auto needs = [](const char* json) { return parse_config(json, "c").needs_g_idx(); };
+  CHECK(needs(R"({"desc_act":true})"));
+  CHECK_FALSE(needs(R"({"desc_act":true,"static_groups":true})"));
+  CHECK_FALSE(needs(R"({"static_groups":false})"));
+  CHECK(needs(R"({"config_groups":{"g":{"targets":["Linear"],"weights":{"actorder":"group"}}}})"));
+  CHECK(needs(R"({"config_groups":{"g":{"targets":["Linear"],"weights":{"actorder":true}}}})"));
+  CHECK_FALSE(needs(R"({"config_groups":{"g":{"targets":["Linear"],"weights":{"actorder":"weight"}}}})"));
 }
 
 TEST_CASE("config: what q4 does not compute, and what contradicts itself") {
@@ -66,22 +75,27 @@ TEST_CASE("config: what q4 does not compute, and what contradicts itself") {
       {R"({"dynamic":{"+:(":{"bits":8}}})", "dynamic: the expression \"(\" does not compile"},
       {R"({"extra_config":{"[":{"bits":8}}})", "extra_config: the expression \"[\" does not compile"},
       {R"({"config_groups":{"g":{"weights":{},"targets":["re:*"]}}})", "c: config_groups.g: targets: the expression"},
-      {R"({"config_groups":{"g":{"weights":{"num_bits":"4"}}}})", "num_bits is string"},
-      {R"({"config_groups":{"g":{"weights":{},"targets":"Linear"}}})", "targets is string, not an array"},
-      {R"({"config_groups":[]})", "config_groups is array"},
-      {R"({"extra_config":{"a":8}})", "extra_config: \"a\" is number"},
+      {R"({"config_groups":{"g":{"weights":{"num_bits":"4"}}}})", "num_bits is \"4\", not a whole number; correct it"},
+      {R"({"config_groups":{"g":{"weights":{},"targets":"Linear"}}})",
+       "targets is \"Linear\", not an array; correct it"},
+      {R"({"config_groups":[]})", "config_groups is [], not an object"},
+      {R"({"extra_config":{"a":8}})", "extra_config: \"a\" is 8, not an object"},
       {R"({"bits":0})", "bits is 0"},
-      {R"({"dynamic":[1]})", "corrupt: Checkpoint::open: c: dynamic is array"},
+      {R"({"dynamic":[1]})", "corrupt: Checkpoint::open: c: dynamic is [1], not an object; correct it"},
       {R"({"bits":4,"w_bit":8})", "corrupt: Checkpoint::open: c: bits and w_bit mean the same and differ"},
-      {R"({"bits":"4"})", "corrupt: Checkpoint::open: c: bits is string"},
-      {R"({"bits":4.5})", "corrupt: "},
+      {R"({"bits":"4"})", "corrupt: Checkpoint::open: c: bits is \"4\", not a whole number"},
+      {R"({"bits":4.5})", "corrupt: Checkpoint::open: c: bits is 4.5, not a whole number; correct it"},
       {R"({"group_size":0})", "group_size is 0, neither -1"},
       {R"({"group_size":-2})", "group_size is -2, neither -1"},
-      {R"({"group_size":18446744073709551615})", "group_size is another number"},
-      {R"({"desc_act":"yes"})", "desc_act is string"},
-      {R"({"quant_method":4})", "quant_method is number"},
+      {R"({"group_size":18446744073709551615})", "group_size is 18446744073709551615, not"},
+      {R"({"desc_act":"yes"})", "desc_act is \"yes\", not true or false; correct it"},
+      {R"({"quant_method":4})", "quant_method is 4, not text; correct it"},
       {R"({"quant_method":"gptq","version":"gemm"})", "exclude each other"},
       {R"({"checkpoint_format":"gptq","format":"gptq_v2"})", "checkpoint_format and format mean the same and differ"},
+      {R"({"dynamic":{"+:a":8}})", "dynamic: \"+:a\" is 8, not an object; correct it"},
+      {R"({"static_groups":1})", "static_groups is 1, not true or false"},
+      {R"({"pack_dtype":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23]})",
+       "is a long array, not text"},
       {R"({"bits":4,"bits":4})", "key \"bits\" twice"},
   };
   for (const auto& c : cases) {
@@ -204,7 +218,8 @@ TEST_CASE("config: a file that is there must be readable") {
         std::string::npos);
   std::filesystem::remove(folder / "quant_config.json");
   write_file(folder / "config.json", R"({"quantization_config":[]})");
-  CHECK(error_of([&] { read_config(folder.path()); }).find("quantization_config is array") != std::string::npos);
+  CHECK(error_of([&] { read_config(folder.path()); }).find("quantization_config is [], not an object; correct it") !=
+        std::string::npos);
   write_file(folder / "config.json", "[]");
   CHECK(error_of([&] { read_config(folder.path()); }).find("not an object") != std::string::npos);
   write_file(folder / "config.json", "");

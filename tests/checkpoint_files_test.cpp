@@ -142,6 +142,11 @@ TEST_CASE("checkpoint: which files a path means") {
   write_safetensors(folder / "q-00001-of-00002.safetensors", file_tensors("q1", matrix));
   CHECK(error_of([&] { opened(folder.path()); }).find("2 files end in .safetensors ") != std::string::npos);
   fs::remove(folder / "only.safetensors");
+  CHECK(error_of([&] {
+          opened(folder.path());
+        }).find("1 of the 2 files of its set are missing: \"q-00002-of-00002.safetensors\"; fetch them") !=
+        std::string::npos);
+  CHECK(opened(folder / "q-00001-of-00002.safetensors") == "q1");
   write_safetensors(folder / "q-00002-of-00002.safetensors", file_tensors("q2", matrix));
   CHECK(Checkpoint::open(folder.path()).matrices().size() == 2);
   write_safetensors(folder / "q-00002-of-00002.safetensors", file_tensors("q1", matrix));
@@ -190,11 +195,12 @@ TEST_CASE("checkpoint: an index that lies is an error") {
       {R"({})", "weight_map is missing"},
       {R"([])", "weight_map is missing"},
       {R"({"weight_map":[]})", "weight_map is missing or not an object"},
-      {R"({"weight_map":{"a.qweight":1}})", "\"a.qweight\" is number, not a file name"},
+      {R"({"weight_map":{"a.qweight":1}})", "\"a.qweight\" is 1, not a file name; fetch the index again"},
       {R"({"weight_map":{"a.qweight":"b.safetensors"}})", "not_found: "},
       {R"({"weight_map":{"a.qweight":"a.safetensors","b":"a.safetensors"}})",
        "puts tensor \"b\" into \"a.safetensors\", which does not hold it"},
-      {R"({"weight_map":{"a.qweight":"../a.safetensors"}})", "not a plain file name"},
+      {R"({"weight_map":{"a.qweight":"../a.safetensors"}})",
+       "\"../a.safetensors\", which is not a plain file name in its folder; fetch it again"},
       {R"({"weight_map":{"a.qweight":"sub/a.safetensors"}})", "not a plain file name"},
       {R"({"weight_map":{"a.qweight":"/etc/passwd"}})", "not a plain file name"},
       {R"({"weight_map":{"a.qweight":".."}})", "not a plain file name"},

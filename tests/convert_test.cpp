@@ -214,7 +214,7 @@ TEST_CASE("convert: never over what is there, and nothing half-done") {
   write_file(in + "/config.json", R"({"quantization_config":{"quant_method":"gptq","bits":8}})");
   refused(in + " " + out + to, 2, "3 of 3 matrices are not ones that q4 reads");
   write_file(in + "/config.json", "{\"quantization_config\": 7}");
-  refused(in + " " + out + to, 2, "quantization_config is number");
+  refused(in + " " + out + to, 2, "quantization_config is 7, not an object; correct it");
   write_file(in + "/config.json", config);
   fs::create_symlink("nowhere", in + "/tokenizer.model");
   refused(in + " " + out + to, 2, "tokenizer.model");

@@ -75,6 +75,17 @@ TEST_CASE("q4-info CHECKPOINT: says what it is, and what would not load") {
   CHECK_MESSAGE(text.find("format: AWQ gemv (awq), 1 matrices of 4 bits") != std::string::npos, text);
   CHECK_MESSAGE(text.find("128 x 192    group 32") != std::string::npos, text);
   CHECK_MESSAGE(text.find("1 cannot be loaded:\n    lm_head: ") != std::string::npos, text);
+  CHECK(text.find("other groups") == std::string::npos);
+  const MadeFormat plain = made_formats("model.layers.0.up_proj")[0];
+  for (const auto& [said, other] : {std::pair{"32", 0}, {"64", 1}, {"-1", 1}}) {
+    std::string of_plain = plain.config;
+    of_plain.replace(of_plain.find("32"), 2, said);
+    write(folder, of_plain, plain.tensors);
+    REQUIRE(std::system((command + " >" + (folder / "out")).c_str()) == 0);
+    CHECK((read_file(folder / "out").find("1 of them have other groups than the configuration says") !=
+           std::string::npos) == (other == 1));
+  }
+  write(folder, gemv.config, tensors);
   // What cannot be read is wrong input to every tool, and a damaged matrix says what is wrong with it.
   const auto ends = [&](const std::string& arguments, const std::string& part) {
     const int status = std::system((binary_dir() + "/bin/" + arguments + " >" + (folder / "out") + " 2>&1").c_str());
@@ -142,6 +153,39 @@ TEST_CASE("formats: damaged tensors are the matrix's error, whatever is cut off 
           optional);
     }
   }
+}
+
+TEST_CASE("formats: act-order that no g_idx tells is lost, unless only the configuration claims it") {
+  const std::string name = "m";
+  int refused = 0;
+  for (const MadeFormat& made : made_formats(name)) {
+    std::vector<FileTensor> tensors = made.tensors;
+    const auto removed = std::remove_if(tensors.begin(), tensors.end(),
+                                        [](const FileTensor& t) { return t.name.find("g_idx") != std::string::npos; });
+    if (removed == tensors.end()) continue;
+    tensors.erase(removed, tensors.end());
+    INFO(made.name);
+    const TempFolder folder;
+    const auto reason = [&](const std::string& config, std::vector<FileTensor> files) {
+      write(folder, config, files);
+      return Checkpoint::open(folder.path()).find(name).unsupported;
+    };
+    const std::size_t brace = made.config.rfind('}');
+    const auto with = [&](const char* field) {
+      return made.config.find("actorder") != std::string::npos
+                 ? made.config
+                 : made.config.substr(0, brace) + "," + field + made.config.substr(brace);
+    };
+    if (made.config.find("desc_act") != std::string::npos) continue;  // of one group
+    const std::string text = reason(with(R"("desc_act":true)"), tensors);
+    CHECK_MESSAGE(text.find("there is no g_idx beside it, nor beside any other") != std::string::npos, text);
+    refused += !text.empty();
+    CHECK(reason(with(R"("desc_act":true)"), made.tensors) == "");
+    if (made.config.find("actorder") != std::string::npos) continue;
+    CHECK(reason(with(R"("desc_act":true,"static_groups":true)"), tensors) == "");
+    CHECK(reason(with(R"("desc_act":false)"), tensors) == "");
+  }
+  CHECK(refused >= 5);
 }
 
 TEST_CASE("formats: what the tools wrote has the right weights") {

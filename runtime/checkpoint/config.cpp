@@ -8,7 +8,7 @@
 //                   version             exllama, ipex; pack-quantized, mixed-precision
 //   packing_format                      AutoRound: auto_round:auto_gptq, :gptqmodel, :auto_awq, :llm_compressor
 //   sym             zero_point (not)    only matters where zeros are not stored
-//   desc_act                            informative: g_idx says it
+//   desc_act            actorder        informative, as g_idx says it: but then there must be one, unless static_groups
 //   dynamic, extra_config               rules for single modules
 //   config_groups                       compressed-tensors: rules for classes of modules
 //
@@ -144,6 +144,8 @@ void read_dynamic(const Fields& fields, ClaimedConfig& config) {
     const bool excluded = key.rfind("-:", 0) == 0;
     const std::string expression = excluded || key.rfind("+:", 0) == 0 ? key.substr(2) : key;
     std::optional<std::int64_t> bits;
+    if (!rule.is_object() && !rule.is_null())
+      fields.corrupt("dynamic: {} is {}, not an object; correct it", quote(key), shown(rule));
     if (!excluded && rule.is_object()) bits = Fields{rule, fields.path}.integer(kBits);
     config.rules.push_back({{expression, Pattern::Kind::kMatch, fields.path, "dynamic"}, bits, excluded});
   }
@@ -154,7 +156,7 @@ void read_extra_config(const Fields& fields, ClaimedConfig& config) {
   const Json* const extra = fields.object("extra_config");
   if (extra == nullptr) return;
   for (const auto& [key, rule] : extra->items()) {
-    if (!rule.is_object()) fields.corrupt("extra_config: {} is {}, not an object", quote(key), rule.type_name());
+    if (!rule.is_object()) fields.corrupt("extra_config: {} is {}, not an object; correct it", quote(key), shown(rule));
     const bool name = key.find_first_of("*+?[](){}|^$\\") == std::string::npos;
     const auto kind = name ? Pattern::Kind::kName : Pattern::Kind::kSearch;
     config.rules.push_back({{key, kind, fields.path, "extra_config"}, Fields{rule, fields.path}.integer(kBits), false});
@@ -168,7 +170,8 @@ void read_config_groups(const Fields& fields, ClaimedConfig& config) {
   std::vector<ModuleRule> classes;  // count after names and expressions
   for (const auto& [key, group] : groups->items()) {
     const std::string path = fields.path + ": config_groups." + key;
-    if (!group.is_object()) fields.corrupt("config_groups: {} is {}, not an object", quote(key), group.type_name());
+    if (!group.is_object())
+      fields.corrupt("config_groups: {} is {}, not an object; correct it", quote(key), shown(group));
     const Fields of_group{group, path};
     const Json* const weights = of_group.object("weights");
     if (weights == nullptr) continue;
@@ -176,10 +179,14 @@ void read_config_groups(const Fields& fields, ClaimedConfig& config) {
     const auto bits = of_weights.integer({"num_bits"});
     const auto group_size = of_weights.integer({"group_size"});
     const auto sym = of_weights.boolean({"symmetric"});
-    if (groups->size() == 1) config.group_size = group_size, config.sym = sym, config.bits = bits;
+    if (groups->size() == 1) {
+      config.group_size = group_size, config.sym = sym, config.bits = bits;
+      const Json* const order = of_weights.find({"actorder"});  // true in old files
+      if (order != nullptr) config.desc_act = *order == "group" || *order == true;
+    }
     const Json* const targets = of_group.array("targets");
     for (const Json& target : targets == nullptr ? Json::array() : *targets) {
-      if (!target.is_string()) of_group.corrupt("targets holds {}, not text", target.type_name());
+      if (!target.is_string()) of_group.corrupt("targets holds {}, not text; correct it", shown(target));
       const auto text = target.get<std::string>();
       if (text.rfind("re:", 0) == 0)
         config.rules.push_back({{text.substr(3), Pattern::Kind::kMatch, path, "targets"}, bits, false});
@@ -226,15 +233,17 @@ ClaimedConfig parse_fields(const Fields& fields) {
   config.bits = fields.integer(kBits);
   config.group_size = fields.integer({"group_size", "q_group_size"});
   config.desc_act = fields.boolean({"desc_act"});
+  config.static_groups = fields.boolean({"static_groups"});
   config.sym = fields.boolean({"sym"});
   if (const auto zero_point = fields.boolean({"zero_point"}); zero_point && !config.sym) config.sym = !*zero_point;
   config.borrows = by_gptqmodel(fields) && config.zeros == ZeroFormat::kV1 && !config.sym.value_or(true);
   read_dynamic(fields, config);
   read_extra_config(fields, config);
   read_config_groups(fields, config);
-  if (config.bits && (*config.bits < 1 || *config.bits > 64)) fields.corrupt("bits is {}", *config.bits);
+  if (config.bits && (*config.bits < 1 || *config.bits > 64))
+    fields.corrupt("bits is {}, neither 4 nor another width from 1 to 64; correct it", *config.bits);
   if (config.group_size && *config.group_size != -1 && *config.group_size < 1)
-    fields.corrupt("group_size is {}, neither -1 (one group) nor at least 1", *config.group_size);
+    fields.corrupt("group_size is {}, neither -1 (one group) nor at least 1; correct it", *config.group_size);
   if (const auto type = fields.text({"data_type"}); type && type->rfind("int", 0) != 0)
     fields.unsupported("data_type is {}, q4 multiplies by 4-bit integers; quantize the model to int", quote(*type));
   if (const auto pack = fields.text({"pack_dtype"});
@@ -247,7 +256,8 @@ ClaimedConfig parse_fields(const Fields& fields) {
 Json object_of(const std::string& path) {
   Json json = parse_json(without_nonfinite(read_text(path, kMaxConfig)), path);
   if (!json.is_object())
-    fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: the file holds {}, not an object", path, json.type_name());
+    fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: the file holds {}, not an object; fetch it again", path,
+         shown(json));
   return json;
 }
 
@@ -259,8 +269,8 @@ void find_nested(const Json& json, const std::string& path, std::vector<ClaimedC
     const bool wanted = key == "quantization_config" || key == "compression_config";
     if (wanted && !value.is_null()) {
       if (!value.is_object())
-        fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: quantization_config is {}, not an object", path,
-             value.type_name());
+        fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: quantization_config is {}, not an object; correct it", path,
+             shown(value));
       found.push_back(parse_fields({value, here}));
     } else if (value.is_object()) {
       find_nested(value, here + ".", found);
@@ -291,6 +301,7 @@ ClaimedConfig merge(ClaimedConfig first, const ClaimedConfig& second) {
   merge_field<std::int64_t>("group_size", first.group_size, second.group_size, first, second, number);
   if (!first.desc_act) first.desc_act = second.desc_act;
   if (!first.sym) first.sym = second.sym;
+  if (!first.static_groups) first.static_groups = second.static_groups;
   first.borrows |= second.borrows;
   if (first.tool.empty()) first.tool = second.tool;
   if (first.rules.empty()) first.rules = second.rules;

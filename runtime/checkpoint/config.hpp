@@ -32,9 +32,11 @@ struct ClaimedConfig {
   /// convert_gptq_v2_to_v1_format_module): a zero of 0 borrows from the column after it.
   bool borrows = false;
   std::optional<std::int64_t> bits, group_size;
-  std::optional<bool> desc_act, sym;
+  std::optional<bool> desc_act, sym, static_groups;
   std::vector<ModuleRule> rules;  ///< the first that matches counts
 
+  /// Act-order whose rows only a g_idx puts into groups.
+  bool needs_g_idx() const { return desc_act.value_or(false) && !static_groups.value_or(false); }
   /// Bits that the configuration gives the module; nothing: it does not say.
   std::optional<std::int64_t> bits_of(const std::string& module) const;
   /// Whether some rule that matches the module, or the configuration as a whole, gives it so many bits. The order of

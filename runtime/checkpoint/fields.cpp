@@ -31,7 +31,7 @@ std::optional<std::int64_t> Fields::integer(FieldNames names) const {
   const Json* const value = find(names);
   if (value == nullptr) return std::nullopt;
   if (!value->is_number_integer() || (value->is_number_unsigned() && value->get<std::uint64_t>() > INT64_MAX)) {
-    corrupt("{} is {}, not a whole number", *names.begin(), value->is_number() ? "another number" : value->type_name());
+    corrupt("{} is {}, not a whole number; correct it", *names.begin(), shown(*value));
   }
   return value->get<std::int64_t>();
 }
@@ -39,27 +39,27 @@ std::optional<std::int64_t> Fields::integer(FieldNames names) const {
 std::optional<bool> Fields::boolean(FieldNames names) const {
   const Json* const value = find(names);
   if (value == nullptr) return std::nullopt;
-  if (!value->is_boolean()) corrupt("{} is {}, not true or false", *names.begin(), value->type_name());
+  if (!value->is_boolean()) corrupt("{} is {}, not true or false; correct it", *names.begin(), shown(*value));
   return value->get<bool>();
 }
 
 std::optional<std::string> Fields::text(FieldNames names) const {
   const Json* const value = find(names);
   if (value == nullptr) return std::nullopt;
-  if (!value->is_string()) corrupt("{} is {}, not text", *names.begin(), value->type_name());
+  if (!value->is_string()) corrupt("{} is {}, not text; correct it", *names.begin(), shown(*value));
   return lower(value->get<std::string>());
 }
 
 const Json* Fields::object(const char* name) const {
   const Json* const value = find({name});
   if (value == nullptr || (value->is_boolean() && !value->get<bool>())) return nullptr;
-  if (!value->is_object()) corrupt("{} is {}, not an object", name, value->type_name());
+  if (!value->is_object()) corrupt("{} is {}, not an object; correct it", name, shown(*value));
   return value;
 }
 
 const Json* Fields::array(const char* name) const {
   const Json* const value = find({name});
-  if (value != nullptr && !value->is_array()) corrupt("{} is {}, not an array", name, value->type_name());
+  if (value != nullptr && !value->is_array()) corrupt("{} is {}, not an array; correct it", name, shown(*value));
   return value;
 }
 

@@ -64,8 +64,8 @@ void check_file_name(const std::string& index, const std::string& name) {
   if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
       name.find('\0') != std::string::npos) {
     fail(ErrorCode::kCorrupt,
-         "Checkpoint::open: {}: it names the file {}, which is not a plain file name in its folder", index,
-         quote(name));
+         "Checkpoint::open: {}: it names the file {}, which is not a plain file name in its folder; fetch it again",
+         index, quote(name));
   }
 }
 
@@ -88,8 +88,8 @@ Index read_index(const std::string& path) {
   index.map = &*map;
   for (const auto& [tensor, file] : map->items()) {
     if (!file.is_string()) {
-      fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: weight_map: {} is {}, not a file name", path, quote(tensor),
-           file.type_name());
+      fail(ErrorCode::kCorrupt, "Checkpoint::open: {}: weight_map: {} is {}, not a file name; fetch the index again",
+           path, quote(tensor), shown(file));
     }
     const auto& name = file.get_ref<const std::string&>();
     index.quantized |= ends_with(tensor, ".qweight") || ends_with(tensor, ".weight_packed");
@@ -138,16 +138,39 @@ void open_file(const std::string& path, FileSet& set) {
   }
 }
 
-/// Whether these are all the shards of one set: STEM-00001-of-00003.safetensors and so on.
-bool whole_set(const std::vector<std::string>& names) {
-  static const std::regex pattern(R"((.*-)0*(\d+)-of-0*(\d+)\.safetensors)");
-  std::string stem;
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    std::smatch match;
-    if (names[i].size() > 255 || !std::regex_match(names[i], match, pattern)) return false;
-    if (i == 0) stem = match[1];
-    if (match[1] != stem || match[2] != std::to_string(i + 1) || match[3] != std::to_string(names.size())) return false;
+/// The number of files in the set that these are of: STEM-00001-of-00003.safetensors and so on. 0: of none, or of several.
+std::size_t set_size(const std::vector<std::string>& names, std::vector<std::string>& missing) {
+  static const std::regex pattern(R"((.*-)(0*)(\d+)-of-(0*\d+)\.safetensors)");
+  constexpr std::size_t kMost = 100'000;
+  std::smatch match;
+  std::string stem, count;
+  std::size_t width = 0;
+  for (const std::string& name : names) {
+    if (name.size() > 255 || !std::regex_match(name, match, pattern)) return 0;
+    if (stem.empty()) stem = match[1], count = match[4], width = match[2].str().size() + match[3].str().size();
+    if (match[1] != stem || match[4] != count || match[3].str().size() > 6) return 0;
   }
+  if (count.empty() || count.size() > 9 || std::stoul(count) > kMost) return 0;
+  const std::size_t size = std::stoul(count);
+  for (std::size_t i = 1; i <= size; ++i) {
+    const std::string name = fmt::format("{}{:0{}}-of-{}{}", stem, i, width, count, kTensors);
+    if (std::find(names.begin(), names.end(), name) == names.end()) missing.push_back(name);
+  }
+  return size;
+}
+
+/// All files of the folder, which has no index: one, or the shards of one set.
+bool open_all(const fs::path& folder, const std::vector<std::string>& names, FileSet& set) {
+  std::vector<std::string> missing;
+  const std::size_t size = set_size(names, missing);
+  if (!missing.empty() && names.size() + missing.size() == size) {
+    fail(ErrorCode::kNotFound,
+         "Checkpoint::open: {}: {} of the {} files of its set are missing: {}{}; fetch them and the index of the "
+         "shards, or name the file that is here",
+         set.folder, missing.size(), size, quote(missing[0]), missing.size() > 1 ? ", ..." : "");
+  }
+  if (names.size() != 1 && names.size() != size) return false;
+  for (const std::string& name : names) open_file((folder / name).string(), set);
   return true;
 }
 
@@ -192,11 +215,7 @@ void open_folder(FileSet& set) {
     }
   }
   if (indices.size() == 1) return open_index(indices[0], set);
-  if (indices.empty() && tensors.size() == 1) return open_file((folder / tensors[0]).string(), set);
-  if (indices.empty() && tensors.size() > 1 && whole_set(tensors)) {
-    for (const std::string& name : tensors) open_file((folder / name).string(), set);
-    return;
-  }
+  if (indices.empty() && !tensors.empty() && open_all(folder, tensors, set)) return;
   const auto& several = indices.empty() ? tensors : ending(names, kTensorIndex);
   if (several.size() > 1) {
     fail(ErrorCode::kNotFound,

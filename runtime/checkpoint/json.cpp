@@ -100,6 +100,12 @@ std::string without_nonfinite(std::string_view text) {
   return replace_nonfinite(text, [](std::string_view) { return std::string("null"); });
 }
 
+std::string shown(const Json& value) {
+  constexpr std::size_t kMost = 60;
+  const std::string text = value.dump();
+  return text.size() <= kMost ? text : fmt::format("a long {}", value.type_name());
+}
+
 std::string replace_nonfinite(std::string_view text, const std::function<std::string(std::string_view)>& replacement) {
   std::string result;
   bool in_string = false;

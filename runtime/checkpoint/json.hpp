@@ -20,6 +20,9 @@ std::string read_text(const std::string& path, std::size_t limit);
 /// kCorrupt.
 Json parse_json(std::string_view text, const std::string& path);
 
+/// A value as messages show it: as it is written, or what is long by its type.
+std::string shown(const Json& value);
+
 /// Python's json module writes NaN and Infinity, which JSON has not: each such bare word (also "-Infinity") becomes what
 /// `replacement` gives for it.
 std::string replace_nonfinite(std::string_view text, const std::function<std::string(std::string_view)>& replacement);

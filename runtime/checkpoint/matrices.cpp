@@ -45,23 +45,46 @@ void describe(const FileSet& files, Matrix& matrix, const ClaimedConfig& claimed
   matrix.reader->describe(files, matrix, claimed);
 }
 
+void set_error(Matrix& matrix, const Error& error) {
+  matrix.code = error.code();
+  matrix.entry.unsupported = error.what();
+  matrix.entry.damaged = error.code() == ErrorCode::kCorrupt;
+}
+
+/// A configuration that says act-order, and no g_idx anywhere: which rows are in which group is lost. Where some have
+/// one, rows of the others are in order.
+void check_order(std::vector<Matrix>& list, const ClaimedConfig& claimed) {
+  const bool may = claimed.packing == Packing::kGptq || claimed.packing == Packing::kCompressed;
+  if (!may || !claimed.needs_g_idx()) return;
+  if (std::any_of(list.begin(), list.end(), [](const Matrix& m) { return m.entry.has_g_idx; })) return;
+  for (Matrix& matrix : list) {
+    if (!matrix.entry.unsupported.empty() || matrix.entry.groups == 1) continue;
+    try {
+      wrong(
+          ErrorCode::kCorrupt, matrix.codes, matrix.name(matrix.suffix),
+          "there is no g_idx beside it, nor beside any other, but {} says act-order, which does not tell the rows of "
+          "{} groups without; fetch the whole checkpoint, or have the configuration say desc_act: false if rows are in "
+          "order",
+          claimed.path, matrix.entry.groups);
+    } catch (const Error& error) { set_error(matrix, error); }
+  }
+}
+
 }  // namespace
 
 Matrices find_matrices(const FileSet& files, const std::optional<ClaimedConfig>& claimed) {
   const ClaimedConfig& said = claimed ? *claimed : ClaimedConfig();
   Matrices matrices;
   matrices.list = find(files);
-  const Matrix* first = nullptr;  // that can be loaded
   for (Matrix& matrix : matrices.list) {
     try {
       describe(files, matrix, said);
-      if (first == nullptr) first = &matrix;
-    } catch (const Error& error) {
-      matrix.code = error.code();
-      matrix.entry.unsupported = error.what();
-      matrix.entry.damaged = error.code() == ErrorCode::kCorrupt;
-    }
+    } catch (const Error& error) { set_error(matrix, error); }
   }
+  check_order(matrices.list, said);
+  const auto found = std::find_if(matrices.list.begin(), matrices.list.end(),
+                                  [](const Matrix& matrix) { return matrix.entry.unsupported.empty(); });
+  const Matrix* const first = found == matrices.list.end() ? nullptr : &*found;  // that can be loaded
 
   QuantConfig& config = matrices.config;
   config.tool = said.tool;

@@ -36,8 +36,7 @@ template <class... Args>
 /// A field that must be a whole number in [0, 2^63).
 std::uint64_t whole(const std::string& path, const std::string& tensor, const char* field, const Json& value) {
   if (!value.is_number_unsigned() || value.get<std::uint64_t>() > INT64_MAX) {
-    corrupt(path, "tensor {}: {} has {}, not a whole number from 0 to 2^63 - 1", quote(tensor), field,
-            value.type_name());
+    corrupt(path, "tensor {}: {} has {}, not a whole number from 0 to 2^63 - 1", quote(tensor), field, shown(value));
   }
   return value.get<std::uint64_t>();
 }
@@ -74,7 +73,7 @@ struct Parsed {
 
 /// One entry of the header. `limit`: bytes behind the header.
 Parsed parse_entry(const std::string& path, const std::string& name, const Json& entry, std::uint64_t limit) {
-  if (!entry.is_object()) corrupt(path, "tensor {}: its entry is {}, not an object", quote(name), entry.type_name());
+  if (!entry.is_object()) corrupt(path, "tensor {}: its entry is {}, not an object", quote(name), shown(entry));
   for (const auto& [field, value] : entry.items()) {
     if (field != "dtype" && field != "shape" && field != "data_offsets") {
       corrupt(path, "tensor {}: unknown field {}", quote(name), quote(field));
@@ -110,9 +109,9 @@ Parsed parse_entry(const std::string& path, const std::string& name, const Json&
 }
 
 void check_metadata(const std::string& path, const Json& metadata) {
-  if (!metadata.is_object()) corrupt(path, "__metadata__ is {}, not an object", metadata.type_name());
+  if (!metadata.is_object()) corrupt(path, "__metadata__ is {}, not an object", shown(metadata));
   for (const auto& [key, value] : metadata.items()) {
-    if (!value.is_string()) corrupt(path, "__metadata__: {} is {}, not text", quote(key), value.type_name());
+    if (!value.is_string()) corrupt(path, "__metadata__: {} is {}, not text", quote(key), shown(value));
   }
 }
 

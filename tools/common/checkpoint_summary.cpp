@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <q4/checkpoint.hpp>
 #include <q4/error.hpp>
@@ -20,7 +21,8 @@ Json summarize_checkpoint(const std::string& path) {
   std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, int> shapes;
   Json unsupported = Json::array();
   std::int64_t bytes = 0;
-  int loadable = 0, act_order = 0, bias = 0;
+  int loadable = 0, act_order = 0, bias = 0, other_groups = 0;
+  const std::int64_t said = checkpoint.config().group_size;
   for (const MatrixEntry& entry : checkpoint.matrices()) {
     std::string reason = entry.unsupported;
     try {
@@ -32,6 +34,7 @@ Json summarize_checkpoint(const std::string& path) {
     }
     ++loadable;
     bias += entry.has_bias;
+    other_groups += said == -1 ? entry.groups != 1 : entry.group_size != std::min(said, entry.k);
     ++packings[entry.packing];
     ++shapes[{entry.k, entry.n, entry.group_size}];
     bytes += entry.k * entry.n / 2 + entry.groups * entry.n * 5 / 2;
@@ -45,6 +48,7 @@ Json summarize_checkpoint(const std::string& path) {
           {"files", checkpoint::how_read(path)},
           {"tool", checkpoint.config().tool},
           {"group_size", checkpoint.config().group_size},
+          {"other_groups", other_groups},
           {"bits", 4},
           {"packings", packings},
           {"matrices", loadable},
@@ -73,6 +77,9 @@ std::string summary_text(const Json& summary) {
     text += fmt::format("  {:>6} x {:<6} group {:<5} {:>6} matrices\n", shape.at("k").get<std::int64_t>(),
                         shape.at("n").get<std::int64_t>(), shape.at("group_size").get<std::int64_t>(),
                         shape.at("count").get<std::int64_t>());
+  if (number("other_groups") > 0)
+    text += fmt::format("  {} of them have other groups than the configuration says; the tensors count\n",
+                        number("other_groups"));
   if (summary.at("unsupported").empty()) return text + "  every quantized matrix can be loaded\n";
   text += fmt::format("  {} cannot be loaded:\n", summary.at("unsupported").size());
   for (const Json& matrix : summary.at("unsupported"))

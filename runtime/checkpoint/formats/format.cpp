@@ -52,8 +52,8 @@ Located need(const FileSet& files, const Matrix& matrix, const std::string& name
   need_type(at, name, types);
   const auto& shape = at.tensor->shape;
   if (shape.size() != rank || std::count(shape.begin(), shape.end(), 0) != 0) {
-    wrong(ErrorCode::kUnsupported, at, name, "{}; q4 reads {} of at least 1 here", shape_of(*at.tensor),
-          rank == 1 ? "one dimension" : "two dimensions");
+    wrong(ErrorCode::kUnsupported, at, name, "{}; q4 reads {} of at least 1 here, fetch the checkpoint again",
+          shape_of(*at.tensor), rank == 1 ? "one dimension" : "two dimensions");
   }
   return at;
 }
@@ -75,8 +75,9 @@ void need_symmetric(const Matrix& matrix, const std::string& zeros_name, const C
 
 std::int64_t claimed_group_size(const Matrix& matrix, const ClaimedConfig& claimed) {
   if (!claimed.group_size) {
-    wrong(ErrorCode::kCorrupt, matrix.codes, matrix.name(matrix.suffix),
-          "the shapes of this format leave the group size open, and no configuration says group_size");
+    wrong(
+        ErrorCode::kCorrupt, matrix.codes, matrix.name(matrix.suffix),
+        "the shapes of this format leave the group size open, and no configuration says group_size; fetch config.json");
   }
   return *claimed.group_size == -1 ? matrix.entry.k : *claimed.group_size;
 }
