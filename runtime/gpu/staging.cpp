@@ -17,7 +17,7 @@ constexpr std::size_t kSlotBytes = 1 << 20;
 /// driver, which takes 4 us for each copy and one copy at a time, nor too much for a processor's cache.
 constexpr std::int64_t kLeastChunk = 256 << 10, kMostChunk = 1 << 20;
 /// A thread copies 5 to 10 GB/s, the bus takes 25 to 60.
-constexpr int kMostThreads = 12;
+constexpr int kMostThreads = 16;
 
 struct Words {
   std::vector<MatrixSource::Piece> pieces;

@@ -69,10 +69,11 @@ CudaDriver::~CudaDriver() {
     if (blas_) new std::shared_ptr<const CublasLt>(std::move(blas_));
     return;
   }
-  if (blas_ || !lanes_.empty()) {
+  if (blas_ || !copy_streams_.empty()) {
     const Pushed pushed(*api_, context_);
     blas_.reset();
-    for (const Lane& lane : lanes_) api_->event_destroy(lane.event), api_->stream_destroy(lane.stream);
+    for (const EventHandle event : arrived_) api_->event_destroy(event);
+    for (const auto& [stream, begun] : copy_streams_) api_->event_destroy(begun), api_->stream_destroy(stream);
     if (launched_) api_->event_destroy(launched_);
   }
   api_->context_release(device_);
@@ -91,16 +92,21 @@ Limits CudaDriver::limits() const {
 
 void* CudaDriver::take(std::size_t bytes) {
   const Current current(*api_, context_);
-  DevicePointer memory = 0;
-  api_->check(api_->allocate(&memory, bytes ? bytes : 1),
-              fmt::format("cuMemAlloc({} bytes) on {}", bytes, info_.device.str()).c_str());
-  return reinterpret_cast<void*>(memory);
+  const auto allocate = [&](std::size_t size) {
+    DevicePointer memory = 0;
+    api_->check(api_->allocate(&memory, size ? size : 1),
+                fmt::format("cuMemAlloc({} bytes) on {}", bytes, info_.device.str()).c_str());
+    return reinterpret_cast<void*>(memory);
+  };
+  return gpu::Heap::serves(bytes) ? heap_.take(bytes, allocate) : allocate(bytes);
 }
 
 void CudaDriver::give(void* memory) noexcept {
   if (!memory || api_->process.left()) return;
   const Pushed pushed(*api_, context_);
-  api_->release(address(memory));
+  const auto settle = [&] { api_->context_synchronize(); };  // as cuMemFree does: other streams may be reading it
+  const auto release = [&](void* block) { api_->release(address(block)); };
+  if (!heap_.give(memory, settle, release)) release(memory);
 }
 
 void CudaDriver::copy(void* to, const void* from, std::size_t bytes, CopyKind kind) {
@@ -146,31 +152,39 @@ EventHandle CudaDriver::make_event() {
   return event;
 }
 
-StreamHandle CudaDriver::lane(int number) {
-  const std::lock_guard lock(lanes_mutex_);
+CudaDriver::Lane CudaDriver::lane(int number) {
+  constexpr std::size_t kStreams = 2;  // the bus takes one copy at a time; more streams are slower
   constexpr unsigned kNonBlocking = 1;
-  while (lanes_.size() <= static_cast<std::size_t>(number)) {
-    Lane& made = lanes_.emplace_back();
+  const auto index = static_cast<std::size_t>(number);
+  const std::lock_guard lock(lanes_mutex_);
+  while (copy_streams_.size() < kStreams) {
+    CopyStream& made = copy_streams_.emplace_back();
     try {
-      made.event = make_event();
+      made.begun = make_event();
       api_->check(api_->stream_create(&made.stream, kNonBlocking), "cuStreamCreate");
     } catch (...) {
-      if (made.event) api_->event_destroy(made.event);
-      lanes_.pop_back();
+      if (made.begun) api_->event_destroy(made.begun);
+      copy_streams_.pop_back();
       throw;
     }
   }
-  return lanes_[static_cast<std::size_t>(number)].stream;
+  while (arrived_.size() <= index) {
+    arrived_.reserve(arrived_.size() + 1);
+    arrived_.push_back(make_event());
+  }
+  return {copy_streams_[index % kStreams].stream, arrived_[index]};
 }
 
-void CudaDriver::begin_copy(void* to, const void* pinned, std::size_t bytes, int lane) {
+void CudaDriver::begin_copy(void* to, const void* pinned, std::size_t bytes, int number) {
   const Current current(*api_, context_);
-  api_->check(api_->copy_begin(address(to), pinned, bytes, this->lane(lane)), "cuMemcpyHtoDAsync");
+  const Lane lane = this->lane(number);
+  api_->check(api_->copy_begin(address(to), pinned, bytes, lane.stream), "cuMemcpyHtoDAsync");
+  api_->check(api_->event_record(lane.arrived, lane.stream), "cuEventRecord");
 }
 
-void CudaDriver::finish_copy(int lane) {
+void CudaDriver::finish_copy(int number) {
   const Current current(*api_, context_);
-  api_->check(api_->stream_synchronize(this->lane(lane)), "cuStreamSynchronize");
+  api_->check(api_->event_synchronize(lane(number).arrived), "cuEventSynchronize");
 }
 
 void CudaDriver::cross() {
@@ -178,10 +192,10 @@ void CudaDriver::cross() {
   const std::lock_guard lock(lanes_mutex_);
   if (!launched_) launched_ = make_event();
   api_->check(api_->event_record(launched_, nullptr), "cuEventRecord");
-  for (const Lane& lane : lanes_) {
-    api_->check(api_->event_record(lane.event, lane.stream), "cuEventRecord");
-    api_->check(api_->stream_wait(nullptr, lane.event, 0), "cuStreamWaitEvent");
-    api_->check(api_->stream_wait(lane.stream, launched_, 0), "cuStreamWaitEvent");
+  for (const auto& [stream, begun] : copy_streams_) {
+    api_->check(api_->event_record(begun, stream), "cuEventRecord");
+    api_->check(api_->stream_wait(nullptr, begun, 0), "cuStreamWaitEvent");
+    api_->check(api_->stream_wait(stream, launched_, 0), "cuStreamWaitEvent");
   }
 }
 

@@ -8,6 +8,7 @@
 #include "runtime/backends/cuda/cublaslt.hpp"
 #include "runtime/backends/cuda/nvrtc.hpp"
 #include "runtime/gpu/driver.hpp"
+#include "runtime/gpu/heap.hpp"
 
 namespace q4::cuda {
 
@@ -60,13 +61,18 @@ class CudaDriver : public gpu::Driver {
 
  private:
   int attribute(int id) const;
-  /// A stream of begin_copy(), and an event for whatever waits for it.
-  struct Lane {
+  /// A stream of begin_copy(), which lanes share, and an event after what was begun in it.
+  struct CopyStream {
     StreamHandle stream = nullptr;
-    EventHandle event = nullptr;
+    EventHandle begun = nullptr;
+  };
+  /// Where a copy is in line, and its event.
+  struct Lane {
+    StreamHandle stream;
+    EventHandle arrived;
   };
   EventHandle make_event();
-  StreamHandle lane(int number);
+  Lane lane(int number);
 
   std::shared_ptr<const Api> api_;
   std::shared_ptr<SharedNvrtc> nvrtc_;
@@ -74,9 +80,11 @@ class CudaDriver : public gpu::Driver {
   int compute_capability_;  ///< 90 for 9.0
   DeviceHandle device_ = 0;
   Context context_ = nullptr;
+  gpu::Heap heap_;
   std::mutex lanes_mutex_;
-  std::vector<Lane> lanes_;
-  EventHandle launched_ = nullptr;  ///< of cross(), in the default stream
+  std::vector<CopyStream> copy_streams_;
+  std::vector<EventHandle> arrived_;  ///< one a lane
+  EventHandle launched_ = nullptr;    ///< of cross(), in the default stream
   std::mutex blas_mutex_;
   std::shared_ptr<const CublasLt> blas_;
 };
