@@ -3,27 +3,39 @@
     python make.py gptqmodel|llmcompressor|autoround|autoawq OUT [CASE ...]
 
 Writes OUT/TOOL-CASE: the checkpoint as the tool wrote it, and q4-expected.npz with token ids and the logits that the
-tool's own loader computes from it in fp32 (for single layers: x and y). A case that fails is reported, and the exit
-status is 1.
+tool's own loader computes from it in fp32 (for single layers: x and y). A case that fails is reported, and so is one
+that takes more than LIMIT seconds; what the tool printed is in OUT/TOOL.log, and the exit status is 1.
 """
 
 import argparse
 import importlib.metadata
 import json
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import traceback
 from pathlib import Path
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for name, value in {
+    "CUDA_VISIBLE_DEVICES": "",
+    "GPTQMODEL_CPU_WORKERS": "2",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "2",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads of a pool that spin keep those of another from running
+    "TORCHDYNAMO_DISABLE": "1",  # else GPTQModel has PyTorch's inductor compile C++ for each layer of its reference: most of an hour
+}.items():
+    os.environ.setdefault(name, value)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+LIMIT = 600  # seconds for one case
 VOCABULARY, HIDDEN, INNER, LAYERS, LENGTH = 64, 128, 256, 2, 32
 IDS = torch.arange(24)[None] * 7 % VOCABULARY
 
@@ -250,34 +262,91 @@ CASES = {
 }
 
 
+def make(tool, name, out):
+    family, case = CASES[tool][name]
+    folder = out / f"{tool}-{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    source = make_model(family, out / "sources" / family) if family else None
+    globals()[tool](case, family, folder, source)
+    (folder / "q4-made-by.json").write_text(json.dumps({"tool": tool, "case": name, "options": case, "versions": versions()}))
+
+
+def make_several(tool, names, out, report):
+    """Makes cases one after the other, and writes a line of JSON to `report` when one begins and when it ends."""
+    torch.set_num_threads(2)
+    for name in names:
+        report.write(json.dumps({"begun": name}) + "\n")
+        error = ""
+        try:
+            make(tool, name, out)
+        except BaseException as problem:  # noqa: BLE001  some tools call sys.exit()
+            traceback.print_exc()
+            error = f"{type(problem).__name__}: {problem}"
+        report.write(json.dumps({"ended": name, "error": error}) + "\n")
+
+
+def watch(tool, names, out):
+    """Has a child process make_several(), as importing a tool takes longer than a case, and ends it when a case takes too
+    long. Prints what became of each case; returns those that were made, and those that the child had not begun."""
+    reading, writing = os.pipe()
+    command = [sys.executable, __file__, tool, str(out), *names, "--report", str(writing)]
+    with (out / f"{tool}.log").open("a") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[writing], start_new_session=True)
+    os.close(writing)
+    made, left, now, text, start = [], list(names), None, b"", time.monotonic()
+    while True:
+        limit = max(0.0, start + LIMIT - time.monotonic())
+        in_time = bool(select.select([reading], [], [], limit)[0])
+        more = os.read(reading, 4096) if in_time else b""
+        if not more:
+            break
+        *lines, text = (text + more).split(b"\n")
+        for line in map(json.loads, lines):
+            if "begun" in line:
+                now = line["begun"]
+                left.remove(now)
+                continue
+            seconds, now = f"{time.monotonic() - start:.0f} s", None
+            start = time.monotonic()
+            if line["error"]:
+                print(f"NOT MADE {tool}-{line['ended']} ({seconds}): {line['error'][:300]}", flush=True)
+            else:
+                made.append(line["ended"])
+                print(f"made {tool}-{line['ended']} in {seconds}", flush=True)
+    os.close(reading)
+    try:
+        child.wait(60 if in_time else 0)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)  # and the compilers that it may have started
+        child.wait()
+        for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR", out)).rglob("lock"):
+            lock.unlink()  # of PyTorch's builds, for which the next child would wait without end
+    if now is None and left == list(names) and left:  # it did not come so far
+        now = left.pop(0)
+    if now is not None:
+        print(f"NOT MADE {tool}-{now} ({time.monotonic() - start:.0f} s of {LIMIT}, status {child.returncode})", flush=True)
+        shutil.rmtree(out / f"{tool}-{now}", ignore_errors=True)
+    return made, left
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tool", choices=CASES)
     parser.add_argument("out", type=Path)
     parser.add_argument("case", nargs="*")
+    parser.add_argument("--report", type=int, help=argparse.SUPPRESS)  # of watch()
     options = parser.parse_args()
-    if len(options.case) != 1:  # a process each: some tools end theirs when a case fails
-        status = 0
-        for name in options.case or CASES[options.tool]:
-            command = [sys.executable, __file__, options.tool, str(options.out), name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-            if (options.out / f"{options.tool}-{name}" / "q4-made-by.json").exists() and done.returncode == 0:
-                print(f"made {options.tool}-{name}", flush=True)
-                continue
-            status = 1
-            last = [line for line in done.stdout.splitlines() if "Error" in line][-1:] or done.stdout.splitlines()[-1:]
-            print(f"FAILED {options.tool}-{name}: {''.join(last)[:300]}", flush=True)
-        return status
-    name = options.case[0]
-    family, case = CASES[options.tool][name]
-    torch.set_num_threads(2)
-    folder = options.out / f"{options.tool}-{name}"
-    shutil.rmtree(folder, ignore_errors=True)
-    source = make_model(family, options.out / "sources" / family) if family else None
-    globals()[options.tool](case, family, folder, source)
-    text = json.dumps({"tool": options.tool, "case": name, "options": case, "versions": versions()})
-    (folder / "q4-made-by.json").write_text(text)
-    return 0
+    names = options.case or list(CASES[options.tool])
+    if options.report is not None:
+        with os.fdopen(options.report, "w", buffering=1) as report:
+            make_several(options.tool, names, options.out, report)
+        return 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    count, left = 0, names
+    while left:
+        made, left = watch(options.tool, left, options.out)
+        count += len(made)
+    return 0 if count == len(names) else 1
 
 
 def versions():
