@@ -98,6 +98,24 @@ TEST_CASE("heap: a model takes few blocks, and an eighth of its memory or less b
   CHECK(c.addresses.blocks.empty());
 }
 
+TEST_CASE("heap: pieces that were given back beside each other are one") {
+  constexpr std::size_t kPiece = 1 << 20;
+  Case c;
+  c.take(32 << 20);
+  std::vector<void*> pieces;
+  for (int i = 0; i < 8; ++i) pieces.push_back(c.take(kPiece));  // a block of 8 MB
+  REQUIRE(c.addresses.taken == 2);
+  for (const int i : {1, 2, 6, 5}) c.give(pieces[static_cast<std::size_t>(i)]);
+  CHECK(c.take(2 * kPiece) == pieces[1]);
+  CHECK(c.take(2 * kPiece) == pieces[5]);
+  c.give(pieces[1]);
+  c.give(pieces[5]);
+  c.give(pieces[3]);
+  c.give(pieces[4]);  // with free ones on both sides
+  CHECK(c.take(6 * kPiece) == pieces[1]);
+  CHECK(c.addresses.taken == 2);
+}
+
 TEST_CASE("heap: where a larger block is refused, one that is just enough will do") {
   Case c;
   std::vector<void*> all;
