@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -43,7 +44,9 @@ class LateDriver : public gpu::Driver {
     ::operator delete(memory);
   }
   void begin_copy(void* to, const void* from, std::size_t bytes, int lane) override {
+    CHECK_FALSE(beginning_.exchange(true));  // threads do not meet in the driver
     const std::lock_guard lock(mutex_);
+    beginning_ = false;
     if (copies++ == fail_at) fail(ErrorCode::kDevice, "the copy failed");
     CHECK(pending_.count(lane) == 0);  // each lane holds one piece
     const auto read = read_by_.find(to);
@@ -121,6 +124,7 @@ class LateDriver : public gpu::Driver {
   };
   DeviceInfo info_;
   mutable std::mutex mutex_;
+  std::atomic<bool> beginning_{false};
   std::map<int, Copy> pending_;
   mutable std::map<const void*, int> read_by_;  // how often crossed when it was launched
 };

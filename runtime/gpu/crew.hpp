@@ -69,7 +69,7 @@ class Crew {
   }
 
   static void wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
-    constexpr std::chrono::microseconds kLook{200};  // as long as it takes from one load to the next
+    constexpr std::chrono::microseconds kLook{1000};  // until the next load; waking takes long
     const auto end = std::chrono::steady_clock::now() + kLook;
     do {
       for (int look = 0; look < 64; ++look)

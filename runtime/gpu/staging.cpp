@@ -5,8 +5,9 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <optional>
 #include <thread>
-#include <utility>
+#include <vector>
 
 namespace q4::gpu {
 namespace {
@@ -56,9 +57,10 @@ struct Words {
 void Staging::trim() {
   const std::lock_guard lock(mutex_);
   crew_.stop();
+  const std::atomic<bool> none_failed{false};
   for (std::size_t lane = 0; lane < slots_.size(); ++lane) {
     try {
-      finish(lane);
+      finish(lane, none_failed);
     } catch (...) {  // nothing reads it any more
     }
     driver_->give_pinned(slots_[lane].memory);
@@ -67,15 +69,48 @@ void Staging::trim() {
   driver_.reset();
 }
 
-void Staging::finish(std::size_t lane) {
-  if (std::exchange(slots_[lane].busy, false)) driver_->finish_copy(static_cast<int>(lane));
+void Staging::begin_copies() {
+  const auto next = [&]() -> std::optional<std::size_t> {
+    const std::lock_guard lock(full_mutex_);
+    if (full_.empty()) return std::nullopt;
+    const std::size_t lane = full_.front();
+    full_.pop_front();
+    return lane;
+  };
+  // Who finds another at it may go: that one looks once more after it has said that it is not.
+  for (bool more = true; more;) {
+    if (beginning_.exchange(true, std::memory_order_acq_rel)) return;
+    try {
+      while (const auto lane = next()) {
+        Slot& slot = slots_[*lane];
+        driver_->begin_copy(slot.to, slot.memory, slot.bytes, static_cast<int>(*lane));
+        slot.state.store(State::kCopied, std::memory_order_release);
+      }
+    } catch (...) {
+      beginning_.exchange(false, std::memory_order_acq_rel);
+      throw;
+    }
+    beginning_.exchange(false, std::memory_order_acq_rel);
+    const std::lock_guard lock(full_mutex_);
+    more = !full_.empty();
+  }
+}
+
+void Staging::finish(std::size_t lane, const std::atomic<bool>& failed) {
+  Slot& slot = slots_[lane];
+  while (slot.state.load(std::memory_order_acquire) == State::kFull) {
+    if (failed) return;
+    begin_copies();
+    std::this_thread::yield();
+  }
+  if (slot.state.exchange(State::kFree) == State::kCopied) driver_->finish_copy(static_cast<int>(lane));
 }
 
 bool Staging::take_slots(std::size_t count) {
   while (slots_.size() < count) {
     void* memory = driver_->take_pinned(kSlotBytes);
     if (memory == nullptr) return false;
-    slots_.push_back({memory});
+    slots_.emplace_back(memory);
   }
   return true;
 }
@@ -112,10 +147,16 @@ void Staging::upload(const std::shared_ptr<Driver>& driver, const MatrixSource& 
       return driver->copy(place, ordinary, bytes, CopyKind::kToDevice);
     }
     Slot& slot = slots_[lane];
-    finish(lane);
+    finish(lane, failed);
+    if (failed) return;
     part->gather(first, count, static_cast<std::uint32_t*>(slot.memory));
-    driver->begin_copy(place, slot.memory, bytes, static_cast<int>(lane));
-    slot.busy = true;
+    slot.to = place, slot.bytes = bytes;
+    slot.state.store(State::kFull, std::memory_order_relaxed);
+    {
+      const std::lock_guard full_lock(full_mutex_);
+      full_.push_back(lane);
+    }
+    begin_copies();
   };
   const auto work = [&](int thread) {
     try {
@@ -129,6 +170,9 @@ void Staging::upload(const std::shared_ptr<Driver>& driver, const MatrixSource& 
   };
   crew_.run(threads, work);
   if (error) {
+    full_.clear();
+    for (Slot& slot : slots_)
+      if (slot.state == State::kFull) slot.state = State::kFree;
     driver->synchronize();  // no copy may still read the pinned memory
     std::rethrow_exception(error);
   }
