@@ -63,7 +63,10 @@ std::string check_relation(const Runner& on, const Product& p, const PlanOptions
       }
       if (p.lora) return {};  // whose A would have to be permuted too
       const auto matrix = p.tensors(other).load(runtime, on.device, p.matrix_options());
-      const HostRows permuted = on.run(MatmulPlan(runtime, matrix, options), matrix, x);
+      PlanOptions permutes = options;
+      if (on.device.kind != BackendKind::kCpu)
+        permutes.tactic.clear();  // a matrix with an order has tactics of its own
+      const HostRows permuted = on.run(MatmulPlan(runtime, matrix, permutes), matrix, x);
       const double excess = on.excess(values_of(permuted), exact, terms);
       return excess <= 1 ? "" : fmt::format("permuted rows are {} of the limit away", excess);
     }
@@ -188,9 +191,8 @@ std::string check_product(const RandomProblem& problem, const Runtime& runtime, 
   const auto matrix = t.load(runtime, device, p.matrix_options());
   if (const std::string text = check_unpacked(matrix.unpack(), t); !text.empty()) return text;
   PlanOptions options = p.plan;
-  if (p.tactic) {
-    PlanOptions open = options;
-    const auto tactics = MatmulPlan(runtime, matrix, open).tactics(p.m);
+  if (p.tactic) {  // a plan has it for all its rows, up to max_m
+    const auto tactics = MatmulPlan(runtime, matrix, options).tactics(options.max_m);
     options.tactic = tactics[static_cast<std::size_t>(p.tactic) % tactics.size()];
     options.reconstruct_from = 0;
   }
