@@ -6,6 +6,7 @@
 
 #include "checkpoint_maker.hpp"
 #include "format_maker.hpp"
+#include "reference.hpp"
 #include "runtime/cache/pack.hpp"
 #include "tools/common/npy.hpp"
 
@@ -27,6 +28,12 @@ void write_seeds(const std::string& root) {
     write_file(file("config", name + "b"), format.config);
     std::string length = {static_cast<char>(config.size() & 255), static_cast<char>(config.size() >> 8)};
     write_file(file("checkpoint", name), length + config + read_file(path));
+  }
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {  // random calls: capi_calls.hpp
+    Random random(seed);
+    std::string bytes(400, '\0');
+    for (char& byte : bytes) byte = static_cast<char>(random.below(256));
+    write_file(file("capi", std::to_string(seed)), bytes);
   }
   write_file(
       file("config", "rules"),

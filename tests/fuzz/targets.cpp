@@ -1,5 +1,5 @@
-// Every parser of files that come from elsewhere, fed with libFuzzer's bytes: $Q4_FUZZ_TARGET names which. A q4::Error is
-// what bad input should give; any other exception, a crash, a hang, a leak or a large allocation is a finding.
+// Every parser of files that come from elsewhere, and the C ABI, fed with libFuzzer's bytes: $Q4_FUZZ_TARGET names which. A
+// q4::Error is what bad input should give; any other exception, a crash, a hang, a leak or a large allocation is a finding.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 
+#include "capi_calls.hpp"
 #include "runtime/base/sha256.hpp"
 #include "runtime/cache/pack.hpp"
 #include "runtime/checkpoint/config.hpp"
@@ -173,6 +174,19 @@ void csv(std::string_view data) {
     } catch (const q4::Error&) {}
 }
 
+/// Beside a checkpoint with the bytes of the seeds, which is no input here.
+void capi(std::string_view data) {
+  static const bool once = [] {
+    for (const char* name : {"Q4_CUDA_DRIVER", "Q4_HIP_RUNTIME", "Q4_BLAS"}) ::setenv(name, "none", 1);
+    ::setenv("Q4_CACHE_DIR", folder().c_str(), 1);
+    if (const char* file = std::getenv("Q4_FUZZ_CHECKPOINT"))
+      std::filesystem::copy_file(file, folder() + "/m.safetensors");
+    return true;
+  }();
+  static_cast<void>(once);
+  q4::test::call_c_abi(data, folder());
+}
+
 using Target = void (*)(std::string_view);
 Target chosen() {
   static const std::map<std::string_view, Target> targets = {{"safetensors", safetensors},
@@ -183,7 +197,8 @@ Target chosen() {
                                                              {"entry", entry},
                                                              {"pack", pack},
                                                              {"npy", npy},
-                                                             {"csv", csv}};
+                                                             {"csv", csv},
+                                                             {"capi", capi}};
   const char* name = std::getenv("Q4_FUZZ_TARGET");
   if (const auto found = targets.find(name ? name : ""); found != targets.end()) return found->second;
   std::fprintf(stderr, "Q4_FUZZ_TARGET is none of:");
