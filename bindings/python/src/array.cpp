@@ -154,6 +154,31 @@ Device device_of(const char* call, const char* name, int type, int id) {
   }
 }
 
+/// Numbers that another library wrote: what no memory can have would overflow further on.
+void check_extents(const char* call, const Array& a) {
+  std::int64_t size = 1, last = 0, step = 0;
+  bool fits = true;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(a.dims); ++i) {
+    check(a.shape[i] >= 0, "{}: {} has shape {}, with a negative extent", call, a.name, a.shape_text());
+    fits = fits && !__builtin_mul_overflow(size, std::max<std::int64_t>(a.shape[i], 1), &size);
+    if (a.shape[i] > 1)
+      fits =
+          fits && !__builtin_mul_overflow(a.stride[i], a.shape[i], &step) && !__builtin_add_overflow(last, step, &last);
+  }
+  check(fits && size <= std::numeric_limits<std::int64_t>::max() / 8 &&
+            last <= std::numeric_limits<std::int64_t>::max() / 8,
+        "{}: {} of shape {} is larger than any memory", call, a.name, a.shape_text());
+}
+
+/// Without the offset that data() adds.
+template <class Exported>
+bool is_null(const Exported& array) {
+  if constexpr (requires { array.data_handle(); })
+    return array.data_handle() == nullptr;
+  else
+    return array.data() == nullptr;
+}
+
 Array read_dlpack(const char* call, const char* name, nb::handle object) {
   Array a;
   a.name = name;
@@ -198,10 +223,19 @@ Array read_dlpack(const char* call, const char* name, nb::handle object) {
     unknown_dtype(call, name, dtype_text(dtype.code, dtype.bits, dtype.lanes));
   check(array.ndim() <= a.shape.size(), "{}: {} has {} dimensions; at most {} are supported", call, name, array.ndim(),
         a.shape.size());
+  check(array.ndim() == 0 || array.shape_ptr() != nullptr, "{}: {} has {} dimensions and no shape", call, name,
+        array.ndim());
   a.dims = static_cast<int>(array.ndim());
   for (std::size_t i = 0; i < array.ndim(); ++i) a.shape[i] = array.shape(i), a.stride[i] = array.stride(i);
+  check_extents(call, a);
   a.device = device_of(call, name, array.device_type(), array.device_id());
-  a.data = const_cast<void*>(array.data());
+  a.data = is_null(array) ? nullptr : const_cast<void*>(array.data());
+  check(a.data != nullptr || a.size() == 0, "{}: {} of shape {} has no memory: its data pointer is null", call, name,
+        a.shape_text());
+  const auto address = reinterpret_cast<std::uintptr_t>(a.data);
+  check(address % size_of(a.dtype) == 0,
+        "{}: {} begins at {:#x}, which is not aligned to its elements of {} bytes: copy it", call, name, address,
+        size_of(a.dtype));
   return a;
 }
 
