@@ -1,6 +1,7 @@
 """LoraLinear, a Linear with a table of LoRA adapters, and load_peft, which fills it from PEFT's files. Imports torch."""
 
 import json
+import math
 import os
 import re
 import struct
@@ -88,9 +89,10 @@ class PeftAdapter:
     def __init__(self, path: "str | os.PathLike[str]") -> None:
         folder = os.fspath(path)
         self.path = folder
-        with open(os.path.join(folder, "adapter_config.json"), encoding="utf-8") as file:
-            self.config: "dict[str, Any]" = json.load(file)
-        config = self.config
+        name = os.path.join(folder, "adapter_config.json")
+        with open(name, "rb") as file:
+            config = _json(name, file.read())
+        self.config: "dict[str, Any]" = config
         kind = config.get("peft_type")
         self._refuse(kind != "LORA", f"peft_type is {kind}", "only LoRA is supported")
         self._refuse(bool(config.get("use_dora")), "use_dora is set", "merge DoRA into the model before quantizing it")
@@ -107,7 +109,10 @@ class PeftAdapter:
             found = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight", key)
             self._refuse(found is None, f"the tensor {key} is not lora_A or lora_B of a module", "it is not supported")
             assert found is not None
-            self.modules.setdefault(found[1], {})[found[2]] = tensor
+            matrices = self.modules.setdefault(found[1], {})
+            self._corrupt(found[2] in matrices, f"lora_{found[2]} of {found[1]} is there twice")
+            self._corrupt(tensor.dim() != 2, f"{key} has shape {list(tensor.shape)}; it must be a matrix")
+            matrices[found[2]] = tensor
         for name, parts in self.modules.items():
             self._refuse(len(parts) != 2, f"{name} has {''.join(parts)} alone", "it must have lora_A and lora_B")
 
@@ -115,23 +120,45 @@ class PeftAdapter:
         if wrong:
             raise q4.Unsupported(f"load_peft: {self.path}: {what}: {remedy}")
 
-    def _of(self, pattern: str, default: str, module: str) -> Any:
+    def _corrupt(self, wrong: bool, what: str) -> None:
+        if wrong:
+            raise q4.CorruptFile(f"load_peft: {self.path}: {what}")
+
+    def _of(self, pattern: str, default: str, module: str) -> float:
         """PEFT: the first key of the pattern that is the end of the module's name, as a regular expression."""
-        for key, value in (self.config.get(pattern) or {}).items():
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        return self.config[default]
+        keys = self.config.get(pattern) or {}
+        self._corrupt(not isinstance(keys, dict), f"{pattern} is {keys!r:.80}; it must be an object")
+        value: Any = self.config.get(default)
+        for key, special in keys.items():
+            # A file is not to decide how long matching takes: what repeats is few and stands beside each other.
+            open_ended = len(re.findall(r"[*+]|\{\d*,\d*\}", key))
+            self._refuse(
+                len(key) > 1000 or open_ended > 4 or re.search(r"\)[*+{]", key) is not None,
+                f"the key {key!r:.80} of {pattern} repeats too much",
+                "give the modules' names",
+            )
+            try:
+                found = re.match(rf"(.*\.)?({key})$", module)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise q4.CorruptFile(f"load_peft: {self.path}: the key {key!r:.80} of {pattern}: {error}") from error
+            if found:
+                value = special
+                break
+        wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9
+        self._corrupt(wrong, f"{default} of {module} is {value!r:.80}; it must be a number")
+        return float(value)
 
     def weights(self, module: str) -> "tuple[torch.Tensor, torch.Tensor, float]":
         """lora_A [rank, in], lora_B [out, rank] and the scale of a module."""
         a, b = self.modules[module]["A"], self.modules[module]["B"]
-        rank, alpha = int(self._of("rank_pattern", "r", module)), float(self._of("alpha_pattern", "lora_alpha", module))
+        rank, alpha = self._of("rank_pattern", "r", module), self._of("alpha_pattern", "lora_alpha", module)
+        self._corrupt(rank < 1, f"r of {module} is {rank:g}; it must be 1 or more")
         if a.shape[0] != rank or b.shape[1] != rank:
             raise q4.InvalidArgument(
                 f"load_peft: {self.path}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; by"
-                f" adapter_config.json its rank is {rank}"
+                f" adapter_config.json its rank is {rank:g}"
             )
-        return a, b, alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+        return a, b, alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
 
 def _safetensors(path: str) -> "Iterator[tuple[str, torch.Tensor]]":
@@ -141,24 +168,44 @@ def _safetensors(path: str) -> "Iterator[tuple[str, torch.Tensor]]":
     if len(data) < 8 or struct.unpack("<Q", data[:8])[0] > len(data) - 8:
         raise q4.CorruptFile(f"load_peft: {path}: the header is longer than the file")
     length = struct.unpack("<Q", data[:8])[0]
-    try:
-        header = json.loads(data[8 : 8 + length])
-    except ValueError as error:
-        raise q4.CorruptFile(f"load_peft: {path}: the header is not JSON: {error}") from error
     body = bytearray(data[8 + length :])
-    for name, entry in header.items():
+    for name, entry in _json(path, data[8 : 8 + length]).items():
         if name == "__metadata__":
             continue
-        dtype = _DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise q4.Unsupported(f"load_peft: {path}: {name} has dtype {entry['dtype']}; use F16, BF16 or F32")
-        begin, end = entry["data_offsets"]
-        count = 1
-        for extent in entry["shape"]:
-            count *= extent
-        if not 0 <= begin <= end <= len(body) or end - begin != count * torch.empty(0, dtype=dtype).element_size():
-            raise q4.CorruptFile(f"load_peft: {path}: {name} has bytes {begin} to {end} of {len(body)} for {count} elements")
-        yield name, torch.frombuffer(body, dtype=dtype, count=count, offset=begin).reshape(entry["shape"])
+        fields: "dict[str, Any]" = entry if isinstance(entry, dict) else {}
+        dtype: Any
+        shape: Any
+        offsets: Any
+        dtype, shape, offsets = (fields.get(field) for field in ("dtype", "shape", "data_offsets"))
+        numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 else [-1]
+        if len(numbers) > 18 or any(type(number) is not int or not 0 <= number < 2**40 for number in numbers):
+            raise q4.CorruptFile(f"load_peft: {path}: {name:.80} is {entry!r:.200}; it must have a shape and data_offsets")
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise q4.Unsupported(f"load_peft: {path}: {name:.80} has dtype {dtype!r:.40}; use F16, BF16 or F32")
+        begin, end = offsets
+        count = math.prod(shape)
+        size = torch.empty(0, dtype=_DTYPES[dtype]).element_size()
+        if not begin <= end <= len(body) or end - begin != count * size:
+            raise q4.CorruptFile(
+                f"load_peft: {path}: {name:.80} has bytes {begin} to {end} of {len(body)} for {count} elements of {size} bytes"
+            )
+        if count == 0:
+            yield name, torch.empty(shape, dtype=_DTYPES[dtype])
+        else:
+            aligned = body if begin % size == 0 else body[begin:end]
+            offset = begin if aligned is body else 0
+            yield name, torch.frombuffer(aligned, dtype=_DTYPES[dtype], count=count, offset=offset).reshape(shape)
+
+
+def _json(path: str, data: bytes) -> "dict[str, Any]":
+    """The object that a file, or its header, is."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise q4.CorruptFile(f"load_peft: {path}: it is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise q4.CorruptFile(f"load_peft: {path}: it is JSON of another kind than an object")
+    return value
 
 
 def _side_by_side(
