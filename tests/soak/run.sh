@@ -16,11 +16,11 @@ if [ -z "$sanitizer" ]; then
   echo "no compute-sanitizer here: its tools were not run"
   exit $status
 fi
-# Kernels are compiled before, so that a tool's time is the device's.
-"$build/bin/q4-soak" 1 cuda:0 >"$out/warm.txt" || status=1
+# Small matrices, and kernels are compiled before, so that a tool's time is the device's.
+"$build/bin/q4-soak" 1 cuda:0 1 >"$out/warm.txt" || status=1
 for tool in memcheck racecheck synccheck initcheck; do
   if timeout "${Q4_SOAK_TOOL_SECONDS:-300}" "$sanitizer" --tool "$tool" --error-exitcode 9 --print-limit 20 \
-    "$build/bin/q4-soak" 1 cuda:0 >"$out/$tool.txt" 2>&1; then
+    "$build/bin/q4-soak" 1 cuda:0 1 >"$out/$tool.txt" 2>&1; then
     echo "$tool: nothing found ($(grep -c . "$out/$tool.txt") lines)"
   else
     echo "$tool: exit status $?, see $out/$tool.txt: $(tail -n 1 "$out/$tool.txt")"

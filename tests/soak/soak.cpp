@@ -1,5 +1,6 @@
 // q4-soak: mixed problems through plans, graphs, updates and new matrices on one device for as long as is asked. Each result
 // has the bits that it had at first, and memory is what it was after the first round. Exit status 0, or 1 and what is wrong.
+// Usage: q4-soak [SECONDS [DEVICE [SCALE]]]; matrices of about 1000 x SCALE, by default 4 on a GPU, where rows are up to 1100.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -130,12 +131,12 @@ class Problem {
   std::vector<HostRows> first_;
 };
 
-int soak(const std::string& name, double seconds) {
+int soak(const std::string& name, double seconds, std::int64_t size) {
   Runtime runtime;
   const Device device = name.empty() ? runtime.best_device() : Device::parse(name);
   const OnDevice on{runtime, device, runtime.impl().open(device)};
   const bool gpu = device.kind != BackendKind::kCpu;
-  const std::int64_t most = gpu ? 1100 : 70, scale = gpu ? 4 : 1;
+  const std::int64_t scale = size > 0 ? size : gpu ? 4 : 1, most = scale == 1 ? 70 : 1100;
   std::vector<std::unique_ptr<Problem>> problems;
   const auto add = [&](MatrixSpec spec, DType type, Epilogue epilogue = {}, bool few = false) {
     spec.k *= scale, spec.n *= scale, spec.seed = problems.size() + 1;
@@ -197,7 +198,7 @@ int soak(const std::string& name, double seconds) {
 }  // namespace q4::test
 
 int main(int argc, char** argv) try {
-  return q4::test::soak(argc > 2 ? argv[2] : "", argc > 1 ? std::atof(argv[1]) : 60);
+  return q4::test::soak(argc > 2 ? argv[2] : "", argc > 1 ? std::atof(argv[1]) : 60, argc > 3 ? std::atoi(argv[3]) : 0);
 } catch (const std::exception& error) {
   std::printf("q4-soak: %s\n", error.what());
   return 1;
