@@ -22,6 +22,8 @@ Session::Session(const Supervisor::Options& worker, const SessionOptions& option
       watch_(watch),
       supervisor_(worker),
       turn_(supervisor_.hello().address),
+      neighbours_(device().info, device().address),
+      patience_s_(std::min(10.0, options.budget_s > 0 ? 0.05 * options.budget_s : 10.0)),
       file_("") {}
 
 double Session::elapsed() const {
@@ -65,6 +67,7 @@ TuningRun Session::run() {
     const std::jthread compiler = compile_ahead();
     for (std::size_t i = 0; i < rows_.size() && !worker_.interrupted(); ++i)
       if (!rows_[i].reached && wait_for_turn()) {
+        wait_for_others();
         tune_one(i);
         turn_.release();
       }
@@ -94,6 +97,24 @@ bool Session::wait_for_turn() {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
   return true;
+}
+
+/// Looks whether somebody else computes there. Patience is for the whole run, and short: who shares a device for good would
+/// never be measured. On a GPU before the first shape alone, since utilization lags behind what this run does.
+void Session::wait_for_others() {
+  const bool first = std::ranges::none_of(rows_, [](const Row& row) { return row.reached && !row.kept; });
+  if (left_s() < 2 || (traits_of(device().info.device).asynchronous && !first)) return;
+  for (bool announced = false;; announced = true) {
+    const double begun = elapsed();
+    others_ = neighbours_.look();
+    if (!others_.disturb() || patience_s_ <= 0 || left_s() <= 0 || worker_.interrupted()) return;
+    if (!announced)
+      watch_.line(fmt::format("{}: {}: waiting up to {:.1f} s for them", device().info.device.str(), others_.text(),
+                              patience_s_));
+    watch_.progress(options_.budget_s > 0 ? elapsed() / options_.budget_s : 0, "waiting for others on the device");
+    std::this_thread::sleep_for(std::chrono::milliseconds(150));
+    patience_s_ -= elapsed() - begun;
+  }
 }
 
 /// From the file, where this very shape may be, then from what this run measured.
@@ -205,6 +226,15 @@ void Session::tune_one(std::size_t index) {
   constexpr std::int64_t kLarge = 1 << 22;  // weights; for fewer, setting up is mostly what costs the same for all
   if (weights >= kLarge && (setup_s_per_weight_ == 0 || setup_s / weights < setup_s_per_weight_))
     setup_s_per_weight_ = setup_s / weights;
+  // Beside others a time may be longer than it is: whoever reads the record is to know.
+  if (!traits_of(device().info.device).asynchronous && left_s() > 1) {
+    const Neighbours after = neighbours_.look();
+    if (after.share > others_.share) others_ = after;
+  }
+  if (others_.disturb()) {
+    row.tuned.record.provenance["others"] = others_.text();
+    row.tuned.notes.push_back("measured beside others, so that times may be too long: " + others_.text());
+  }
   if (!row.tuned.record.buckets.empty() || !row.tuned.slow.empty())
     row.unsaved = error_of([&] { file_.store(row.tuned.record); });
   if (!row.unsaved.empty()) watch_.line(row.unsaved + "; tried again at the end");

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "autotune/neighbours.hpp"
 #include "autotune/process/device_turn.hpp"
 #include "autotune/process/supervisor.hpp"
 #include "autotune/process/tuning_file.hpp"
@@ -58,6 +59,7 @@ class Session {
   double seconds_for(std::size_t index) const;
   double grace_s() const;
   bool wait_for_turn();
+  void wait_for_others();
   std::jthread compile_ahead() const;
   TuneOptions options_for(std::size_t index) const;
   void tune_one(std::size_t index);
@@ -72,6 +74,9 @@ class Session {
   SessionWatch watch_;
   Supervisor supervisor_;
   DeviceTurn turn_;
+  NeighbourWatch neighbours_;
+  double patience_s_;  ///< that is left for waiting for others
+  Neighbours others_;
   TuningFile file_;
   std::vector<std::int64_t> m_;
   std::vector<Row> rows_;
