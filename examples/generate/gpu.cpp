@@ -27,7 +27,7 @@ class GpuEngine : public Engine {
         quantized_head_(linear(model.quantized_head)) {
     const KernelSource source = kernel_source(c_);
     cuda_.load(compile(source.text, cuda_.capability(), source.options));
-    add_norm_ = cuda_.function("add_norm"), store_ = cuda_.function("store"), attend_ = cuda_.function("attend");
+    norm_ = cuda_.function("rms_norm"), store_ = cuda_.function("store"), attend_ = cuda_.function("attend");
     silu_mul_ = cuda_.function("silu_mul"), likeliest_ = cuda_.function("likeliest");
 
     embedding_ = upload_halves(model.embedding);
@@ -37,14 +37,14 @@ class GpuEngine : public Engine {
     final_norm_ = upload_floats(model.final_norm);
     rope_ = upload_floats(rope_table(c_, capacity));
     for (const Layer& layer : model.layers)
-      layers_.push_back({linear(layer.qkv), linear(layer.o), linear(layer.gate_up, finish(layer.gate_up)),
-                         linear(layer.down), layer.gate_up[0].gate_up(), upload_floats(layer.attention_norm),
-                         upload_floats(layer.mlp_norm), halves(2LL * capacity * c_.kv_columns())});
+      layers_.push_back({linear(layer.qkv), linear(layer.o, {.residual = true}),
+                         linear(layer.gate_up, finish(layer.gate_up)), linear(layer.down, {.residual = true}),
+                         layer.gate_up[0].gate_up(), upload_floats(layer.attention_norm), upload_floats(layer.mlp_norm),
+                         halves(2LL * capacity * c_.kv_columns())});
     state_ = cuda_.allocate(sizeof(State));
     tokens_ = cuda_.allocate(sizeof(int) * (capacity + 1));
     std::tie(told_, told_device_) = cuda_.allocate_shared(sizeof(int) * (capacity + 1));
-    x_ = cuda_.allocate(sizeof(float) * kChunk * c_.hidden);
-    normed_ = halves(kChunk * c_.hidden), added_ = halves(kChunk * c_.hidden), mixed_ = halves(kChunk * c_.q_columns());
+    x_ = halves(kChunk * c_.hidden), normed_ = halves(kChunk * c_.hidden), mixed_ = halves(kChunk * c_.q_columns());
     qkv_ = halves(kChunk * (c_.q_columns() + 2 * c_.kv_columns()));
     gate_up_ = halves(kChunk * 2LL * c_.intermediate),
     product_ = halves(kChunk * static_cast<long long>(c_.intermediate));
@@ -92,8 +92,14 @@ class GpuEngine : public Engine {
     const q4::Device device = model.layers.at(0).o[0].device();
     if (device.kind != q4::BackendKind::kCuda)
       throw std::runtime_error("--device " + device.str() + ": the example runs on the CPU and on NVIDIA GPUs");
-    if (model.config.head_dim % 32 != 0 || model.config.hidden % 8 != 0)
-      throw std::runtime_error("the example's kernels take a head_dim that is a multiple of 32 and a hidden_size of 8");
+    const Config& c = model.config;
+    if (c.head_dim % 32 != 0 || c.head_dim > 256 || c.hidden % 8 != 0 || c.heads > 8 * c.kv_heads)
+      throw std::runtime_error(
+          "the example's kernels take a head_dim that is a multiple of 32 up to 256, a hidden_size of 8, and up to 8 "
+          "heads "
+          "of queries for one of keys: config.json has head_dim " +
+          std::to_string(c.head_dim) + ", hidden_size " + std::to_string(c.hidden) + " and " + std::to_string(c.heads) +
+          " heads for " + std::to_string(c.kv_heads));
     return device;
   }
 
@@ -129,23 +135,25 @@ class GpuEngine : public Engine {
   void read(int m, bool want_next) const {
     void* const none = nullptr;
     const q4::Stream stream = {cuda_.stream()};
-    const int fresh = m == 1, together = heads_together(c_);
-    void* added = nullptr;  // first the tokens' embeddings, from then on a layer's output
+    const int fresh = m == 1;
+    const auto [warps, tiles] = attend_shape(c_);
+    const int shares = std::min(kSplits, (capacity_ + 16 * warps * tiles - 1) / (16 * warps * tiles));
+    void* embedding = embedding_;  // of the tokens: what x begins with
     const auto norm = [&](void* weight) {
-      launch(add_norm_, m, 1, 1, 512, x_, added, added ? none : embedding_, tokens_, state_, weight, normed_);
-      added = added_;
+      launch(norm_, m, 1, 1, 512, x_, embedding, tokens_, state_, weight, normed_);
+      embedding = nullptr;
     };
     for (const LayerState& layer : layers_) {
       norm(layer.attention_norm);
       layer.qkv.run(stream, normed_, qkv_, m);
       if (!fresh) launch(store_, m, c_.kv_heads, 1, 16, qkv_, layer.cache, rope_, state_, capacity_);
-      launch(attend_, c_.kv_heads / together, kSplits, m, 256 * together, qkv_, layer.cache, rope_, state_, capacity_,
-             fresh, partial_, arrived_, mixed_);
-      layer.o.run(stream, mixed_, added_, m);
+      launch(attend_, c_.kv_heads, shares, m, 32 * warps, qkv_, layer.cache, rope_, state_, capacity_, fresh, partial_,
+             arrived_, mixed_);
+      layer.o.run(stream, mixed_, x_, m);
       norm(layer.mlp_norm);
       layer.gate_up.run(stream, normed_, layer.finished ? product_ : gate_up_, m);
       if (!layer.finished) launch(silu_mul_, (c_.intermediate / 4 + 1023) / 1024, m, 1, 1024, gate_up_, product_);
-      layer.down.run(stream, product_, added_, m);
+      layer.down.run(stream, product_, x_, m);
     }
     if (!want_next) return;
     norm(final_norm_);
@@ -160,12 +168,12 @@ class GpuEngine : public Engine {
   const Config& c_;
   const int capacity_;
   Cuda cuda_;
-  void *add_norm_, *store_, *attend_, *silu_mul_, *likeliest_;
+  void *norm_, *store_, *attend_, *silu_mul_, *likeliest_;
   void *embedding_, *head_, *final_norm_, *rope_;
   std::vector<LayerState> layers_;
   const Linear quantized_head_;
   void *state_, *tokens_, *told_, *told_device_;
-  void *x_, *normed_, *added_, *qkv_, *mixed_, *gate_up_, *product_, *logits_, *partial_, *arrived_;
+  void *x_, *normed_, *qkv_, *mixed_, *gate_up_, *product_, *logits_, *partial_, *arrived_;
   void *events_[2], *step_ = nullptr;
 };
 

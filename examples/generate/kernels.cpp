@@ -1,4 +1,4 @@
-// Norm, RoPE, attention and the output layer of one Llama as CUDA kernels.
+// Norm, RoPE and the output layer of one Llama as CUDA kernels, compiled together with attention.cpp's.
 #include "kernels.hpp"
 
 #include <cstdio>
@@ -6,9 +6,9 @@
 namespace generate {
 namespace {
 
-// Activations are fp16, what is added up from layer to layer (x) and all sums are fp32. Every kernel lets the next one
-// of the stream start at once (allow_next), so that q4's kernels ask for their weights while this one still computes,
-// and itself waits for the one before (wait_previous) before it touches what others write.
+// Activations are fp16, as in transformers also what is added up from layer to layer (x), and all sums are fp32. Every
+// kernel lets the next one of the stream start early (allow_next), so that q4's kernels ask for their weights while this
+// one still computes, and itself waits for the one before (wait_previous) before it touches what others write.
 const char* const kKernels = R"cuda(
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -16,7 +16,7 @@ typedef unsigned long long u64;
 constexpr int kGroup = HEADS / KV_HEADS;         // heads of queries that share one of keys and values
 constexpr int kPart = HEAD_DIM / 16;             // elements of a head in each of 16 lanes
 constexpr int kWidth = (HEADS + 2 * KV_HEADS) * HEAD_DIM;  // of a row of q, k and v
-static_assert(HEAD_DIM % 32 == 0 && HIDDEN % 8 == 0 && INTERMEDIATE % 8 == 0, "");
+static_assert(HEAD_DIM % 32 == 0 && HIDDEN % 8 == 0 && INTERMEDIATE % 8 == 0 && HEADS / KV_HEADS <= 8, "");
 
 struct State { int position; int blocks; u64 best; };  // of the text; of the output layer in this step
 
@@ -44,34 +44,32 @@ __device__ void unpack(uint4 v, float* out) {
   }
 }
 
-// A block a row: x = embedding[token] (where `embedding` is given) or x + added; normed = x / rms(x) * weight.
-extern "C" __global__ void __launch_bounds__(512) add_norm(float* x, const u16* added, const u16* embedding, const int* tokens,
-                                                           const State* state, const float* weight, u16* normed) {
+// A block a row: normed = x / rms(x) * weight, where x = embedding[token] first, if `embedding` is given.
+extern "C" __global__ void __launch_bounds__(512) rms_norm(u16* x, const u16* embedding, const int* tokens, const State* state,
+                                                       const float* weight, u16* normed) {
   constexpr int kEach = (HIDDEN / 4 + 511) / 512;  // pieces of 4 elements a thread
   __shared__ float sums[16];
   const int row = blockIdx.x, t = threadIdx.x;
   float4 v[kEach], w[kEach];
-  allow_next();
 #pragma unroll
   for (int i = 0; i < kEach; ++i)  // nobody writes the weights: before the wait
     if (t + 512 * i < HIDDEN / 4) w[i] = ((const float4*)weight)[t + 512 * i];
   wait_previous();
-  const u16* const from = embedding ? embedding + (long long)tokens[state->position + row] * HIDDEN : added + (long long)row * HIDDEN;
-  float4* const mine = (float4*)(x + (long long)row * HIDDEN);
+  uint2* const mine = (uint2*)(x + (long long)row * HIDDEN);
+  const uint2* const from = embedding ? (const uint2*)(embedding + (long long)tokens[state->position + row] * HIDDEN) : mine;
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int at = t + 512 * i;
     v[i] = make_float4(0, 0, 0, 0);
     if (at < HIDDEN / 4) {
-      const uint2 a = ((const uint2*)from)[at];
-      if (!embedding) v[i] = mine[at];
-      v[i].x += to_float((u16)a.x); v[i].y += to_float((u16)(a.x >> 16));
-      v[i].z += to_float((u16)a.y); v[i].w += to_float((u16)(a.y >> 16));
-      mine[at] = v[i];
+      const uint2 a = from[at];
+      v[i] = make_float4(to_float((u16)a.x), to_float((u16)(a.x >> 16)), to_float((u16)a.y), to_float((u16)(a.y >> 16)));
+      if (embedding) mine[at] = a;
       sum += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
     }
   }
+  allow_next();  // after these loads, which would else queue behind the weights that q4's next kernel asks for
   sum = warp_sum(sum);
   if (t % 32 == 0) sums[t / 32] = sum;
   __syncthreads();
@@ -138,119 +136,9 @@ extern "C" __global__ void __launch_bounds__(16) store(const u16* qkv, u16* cach
   store_part(cached(cache, 1, kv, position, capacity), threadIdx.x, v);
 }
 
-// mixed = softmax(q k^T / sqrt(HEAD_DIM)) v. Blocks: heads of keys, TOGETHER in each (x), shares of the positions (y), rows
-// (z). Half a warp takes every sixteenth position of its block's share for all heads of queries that use it. What the
-// blocks find is put together by the last of them. Few blocks: where one runs, q4's next kernel cannot ask for weights
-// yet. `fresh`: the row's own key and value are not in the cache yet and are put there.
-extern "C" __global__ void __launch_bounds__(256 * TOGETHER) attend(const u16* qkv, u16* cache, const float* rope, const State* state,
-                                                                     int capacity, int fresh, float* partial, int* arrived, u16* mixed) {
-  constexpr int kFound = HEAD_DIM + 2;  // the largest score, the sum of weights, the weighted sum of values
-  __shared__ float found_of[TOGETHER][8][kGroup][kFound];
-  __shared__ int last;
-  const int part = threadIdx.x / 256, kv = blockIdx.x * TOGETHER + part, split = blockIdx.y, row = blockIdx.z;
-  const int t = threadIdx.x % 256, warp = t / 32, half = t % 32 / 16, lane = t % 16;
-  auto& found = found_of[part];
-  allow_next();
-  // What earlier steps wrote can be read at once: the position, and with it which keys and values will be needed.
-  const int position = state->position + row, seen = position + 1;
-  const int splits = min(SPLITS, (seen + 255) / 256), share = (seen + splits - 1) / splits;
-  if (split >= splits) return;
-  const int begin = split * share, end = min(seen, begin + share);
-  const Angles angles(rope, position);
-  for (int p = begin + 2 * warp + half; p < end; p += 16)
-    for (int what = 0; what < 2; ++what)
-      asm volatile("prefetch.global.L2 [%0];" :: "l"((const Part*)cached(cache, what, kv, p, capacity) + lane));
-  wait_previous();
-  const u16* const mine = qkv + (long long)row * kWidth;
-  const u16* const new_key = mine + (HEADS + kv) * HEAD_DIM;
-  float q[kGroup][kPart], sum[kGroup][kPart] = {}, most[kGroup], weights[kGroup] = {};
-#pragma unroll
-  for (int g = 0; g < kGroup; ++g) {
-    angles.rotate(mine + (kv * kGroup + g) * HEAD_DIM, q[g]);
-    most[g] = -1e30f;
-    for (int e = 0; e < kPart; ++e) q[g][e] *= rsqrtf((float)HEAD_DIM);
-  }
-  for (int first = begin + 2 * warp; first < end; first += 16) {
-    const int p = min(first + half, end - 1);
-    float k[kPart], v[kPart];
-    u16* const key = cached(cache, 0, kv, p, capacity);
-    u16* const value = cached(cache, 1, kv, p, capacity);
-    const bool own = fresh && p == position;
-    load_part(own ? new_key + KV_HEADS * HEAD_DIM : value, lane, v);
-    if (own) {
-      angles.rotate(new_key, k);
-      store_part(key, lane, k);
-      store_part(value, lane, v);
-    } else {
-      load_part(key, lane, k);
-    }
-#pragma unroll
-    for (int g = 0; g < kGroup; ++g) {
-      float score = 0;
-      for (int e = 0; e < kPart; ++e) score += q[g][e] * k[e];
-      for (int d = 8; d > 0; d /= 2) score += __shfl_xor_sync(~0u, score, d);
-      if (first + half >= end) score = -1e30f;  // this half has no position left
-      const float top = fmaxf(most[g], score), old = __expf(most[g] - top), w = first + half < end ? __expf(score - top) : 0.f;
-      most[g] = top;
-      weights[g] = weights[g] * old + w;
-      for (int e = 0; e < kPart; ++e) sum[g][e] = sum[g][e] * old + w * v[e];
-    }
-  }
-#pragma unroll
-  for (int g = 0; g < kGroup; ++g) {  // what both halves of the warp found
-    const float top = fmaxf(most[g], __shfl_xor_sync(~0u, most[g], 16)), scale = __expf(most[g] - top);
-    most[g] = top;
-    weights[g] *= scale;
-    weights[g] += __shfl_xor_sync(~0u, weights[g], 16);
-    for (int e = 0; e < kPart; ++e) {
-      sum[g][e] *= scale;
-      sum[g][e] += __shfl_xor_sync(~0u, sum[g][e], 16);
-    }
-  }
-#pragma unroll
-  for (int g = 0; g < kGroup; ++g) {
-    found[warp][g][0] = most[g];
-    found[warp][g][1] = weights[g];
-    for (int e = 0; e < kPart; ++e) found[warp][g][2 + lane * kPart + e] = sum[g][e];  // the halves write the same
-  }
-  __syncthreads();
-  float* const parts = partial + ((long long)row * KV_HEADS + kv) * SPLITS * kGroup * kFound;
-  for (int i = t; i < kGroup * HEAD_DIM; i += 256) {
-    const int g = i / HEAD_DIM, d = i % HEAD_DIM;
-    float top = -1e30f, all = 0, value = 0;
-    for (int w = 0; w < 8; ++w) top = fmaxf(top, found[w][g][0]);
-    for (int w = 0; w < 8; ++w) {
-      const float scale = __expf(found[w][g][0] - top);
-      all += scale * found[w][g][1];
-      value += scale * found[w][g][2 + d];
-    }
-    float* const own = parts + (split * kGroup + g) * kFound;
-    if (d == 0) own[0] = top, own[1] = all;
-    own[2 + d] = value;
-    if (splits == 1) mixed[((long long)row * HEADS + kv * kGroup + g) * HEAD_DIM + d] = to_half(value / all);
-  }
-  if (splits == 1) return;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(&arrived[row * gridDim.x + blockIdx.x], 1) == splits - 1;
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  if (threadIdx.x == 0) arrived[row * gridDim.x + blockIdx.x] = 0;
-  for (int i = t; i < kGroup * HEAD_DIM; i += 256) {
-    const int g = i / HEAD_DIM, d = i % HEAD_DIM;
-    float top = -1e30f, all = 0, value = 0;
-    for (int s = 0; s < splits; ++s) top = fmaxf(top, __ldcg(parts + (s * kGroup + g) * kFound));
-    for (int s = 0; s < splits; ++s) {
-      const float* const one = parts + (s * kGroup + g) * kFound;
-      const float scale = __expf(__ldcg(one) - top);
-      all += scale * __ldcg(one + 1);
-      value += scale * __ldcg(one + 2 + d);
-    }
-    mixed[((long long)row * HEADS + kv * kGroup + g) * HEAD_DIM + d] = to_half(value / all);
-  }
-}
+)cuda";
 
+const char* const kOthers = R"cuda(
 // out = silu(gate) * up, of rows of gate and then up: 4 elements a thread, few blocks, as attend.
 extern "C" __global__ void __launch_bounds__(1024) silu_mul(const u16* gate_up, u16* out) {
   allow_next();
@@ -319,9 +207,10 @@ extern "C" __global__ void __launch_bounds__(256, 4) likeliest(const u16* head, 
 
 }  // namespace
 
-int heads_together(const Config& config) {
-  const int bytes = 2 * 8 * config.heads / config.kv_heads * (config.head_dim + 2) * 4;  // of shared memory
-  return config.kv_heads % 2 == 0 && bytes <= 48 << 10 ? 2 : 1;
+AttendShape attend_shape(const Config& config) {
+  int warps = 8;
+  while (warps > 1 && warps * config.heads / config.kv_heads * (config.head_dim + 4) * 4 > (40 << 10)) warps /= 2;
+  return {warps, config.head_dim <= 128 ? 2 : 1};  // shared memory, registers
 }
 
 KernelSource kernel_source(const Config& config) {
@@ -330,11 +219,11 @@ KernelSource kernel_source(const Config& config) {
   const auto define = [](const char* name, int value) {
     return std::string("-D") + name + "=" + std::to_string(value);
   };
-  return {
-      kKernels,
-      {define("HIDDEN", config.hidden), define("HEADS", config.heads), define("KV_HEADS", config.kv_heads),
-       define("HEAD_DIM", config.head_dim), define("INTERMEDIATE", config.intermediate), define("VOCAB", config.vocab),
-       define("SPLITS", kSplits), define("TOGETHER", heads_together(config)), epsilon}};
+  return {std::string(kKernels) + kAttention + kOthers,
+          {define("HIDDEN", config.hidden), define("HEADS", config.heads), define("KV_HEADS", config.kv_heads),
+           define("HEAD_DIM", config.head_dim), define("INTERMEDIATE", config.intermediate),
+           define("VOCAB", config.vocab), define("SPLITS", kSplits), define("WARPS", attend_shape(config).warps),
+           define("TILES", attend_shape(config).tiles), epsilon}};
 }
 
 }  // namespace generate

@@ -12,8 +12,8 @@ int main() {
   struct Case {
     int hidden, heads, kv_heads, head_dim, capability;
   };
-  for (const Case& c :
-       {Case{4096, 32, 8, 128, 90}, Case{576, 9, 3, 64, 80}, Case{64, 4, 1, 32, 75}, Case{3072, 32, 32, 96, 90}}) {
+  for (const Case& c : {Case{4096, 32, 8, 128, 90}, Case{576, 9, 3, 64, 80}, Case{64, 4, 1, 32, 75},
+                        Case{3072, 32, 32, 96, 90}, Case{2048, 8, 4, 256, 90}, Case{8192, 64, 8, 128, 90}}) {
     generate::Config config;
     config.hidden = c.hidden, config.heads = c.heads, config.kv_heads = c.kv_heads, config.head_dim = c.head_dim;
     config.intermediate = 3 * c.hidden, config.vocab = 49152, config.norm_epsilon = 1e-5f;
