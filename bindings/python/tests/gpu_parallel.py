@@ -9,6 +9,7 @@ wrong. --dry-run: small matrices on the CPU over gloo, without graphs: whether t
 
 import argparse
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -185,7 +186,7 @@ def one_process(folder: Path, devices: "list[str]") -> None:
         report("process", "16 threads", len(devices), 3, "bytes lost from the first to the last round", lost, 2 << 20)
 
 
-def warm(folder: Path, case: str, share: int, world: int, device: str) -> None:
+def warm(folder: Path, case: str, share: int, world: int, device: str, brief: bool) -> None:
     """Compiles what a rank's part of a case needs into the cache that all processes share."""
     checkpoint = q4.Checkpoint(folder / case)
     if case.startswith("experts-"):
@@ -204,7 +205,7 @@ def warm(folder: Path, case: str, share: int, world: int, device: str) -> None:
 
     def work(names: Any, slice: Any) -> None:
         matrix = checkpoint.load(names, device, slice=slice)
-        for rows in sorted({*ROWS, *(r // 2 for r in ROWS if r > 1), 1, 5, 64, 300}):
+        for rows in [1] if brief else sorted({*ROWS, *(r // 2 for r in ROWS if r > 1), 1, 5, 64, 300}):
             normal(device, 1, rows, matrix.k) @ matrix
         synchronize()
 
@@ -228,14 +229,16 @@ def rank_main(args: Any) -> bool:
     if not DRY:
         torch.cuda.set_device(device)
     if args.what == "warm":
-        warm(args.folder, args.case, args.share, args.ranks, device)
+        warm(args.folder, args.case, args.share, args.ranks, device, args.brief)
         return False
     if args.what == "process":
         one_process(args.folder, ["cpu"] if DRY else [f"cuda:{i}" for i in range(args.ranks)])
         return bool(wrong)
     limit = timedelta(seconds=10 if args.what == "killed" else 100)
-    if args.what == "killed":  # else PyTorch 2.11 writes what it knows first, and had not ended 50 s later
-        os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "0"
+    if args.what.startswith("killed"):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if args.what == "killed":  # else the watchdog gives PyTorch up to a minute to write what it knows, after the time limit
+        os.environ.setdefault("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "1000")
     more = {} if DRY else {"device_id": torch.device(device)}
     if args.what != "killed_graph":
         more["init_method"] = f"file://{args.folder}/store-{args.what}"
@@ -270,6 +273,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true")
     for name, default in (("rank", -1), ("device", -1), ("share", 1)):
         parser.add_argument(f"--{name}", type=int, default=default, help=argparse.SUPPRESS)
+    parser.add_argument("--brief", action="store_true", help=argparse.SUPPRESS)
     for name in ("what", "case"):
         parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -284,6 +288,7 @@ def main() -> int:
         folder = Path(temporary)
         command = [sys.executable, os.path.abspath(__file__), "--folder", temporary, "--ranks", str(args.ranks)]
         command += ["--dry-run"] if DRY else []
+        brief = ["--brief"] if "layers" not in args.parts else []  # the others multiply few rows
 
         def start(launch: "list[str]", *more: str) -> "subprocess.Popen[bytes]":
             return subprocess.Popen([*launch, *more])
@@ -298,8 +303,10 @@ def main() -> int:
             return [start(command, "--what", part, "--rank", str(rank), "--device", str(rank)) for rank in ranks]
 
         begin = time.monotonic()
-        makers = [threading.Thread(target=write_layer, args=(folder / c, m, o)) for m, o, c in cases(MODELS)]
-        names = [case for _, _, case in cases(MODELS)]
+        wanted = cases(MODELS) if "layers" in args.parts else [cases(MODELS)[0]] * ("killed" in args.parts)
+        wanted += [cases(MODELS)[-1]] * ("process" in args.parts and cases(MODELS)[-1] not in wanted)
+        makers = [threading.Thread(target=write_layer, args=(folder / c, m, o)) for m, o, c in wanted]
+        names = [case for _, _, case in wanted]
         if "experts" in args.parts:
             makers += [threading.Thread(target=write_experts, args=(folder / f"experts-{c}", m, o)) for m, o, c in cases(EXPERTS)]
             names += [f"experts-{case}" for _, _, case in cases(EXPERTS)]
@@ -310,7 +317,7 @@ def main() -> int:
         print(f"checkpoints after {time.monotonic() - begin:.0f} s", flush=True)
         jobs = [(case, share) for case in names for share in {1, args.ranks}]
         warmers = [
-            start(command, "--what", "warm", "--case", case, "--share", str(share), "--device", str(i % args.ranks))
+            start(command, "--what", "warm", "--case", case, "--share", str(share), "--device", str(i % args.ranks), *brief)
             for i, (case, share) in enumerate(jobs)
         ]
         statuses = ended(warmers, 120)
