@@ -185,7 +185,10 @@ Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Share
   float part[kRegs], scale[2] = {};
   const WeightPlace<C> weights(s, at);
   u32 held = 0;
-  bool add = false;
+  // Where a set is less than a slab the compiler may not peel off the first time round: it would copy the sums of a wgmma
+  // in flight from one loop to the other, and ptxas wait for each wgmma (C7514). So it does not know what `add` is.
+  u32 add = 0;
+  if constexpr (kSets > 1) keep_in_register(add);
 #pragma unroll
   for (int i = 0; i < kRegs; ++i) acc[i] = 0.f;
   const auto finish = [&](bool last) {  // the set before, perhaps the last of its slab
@@ -218,7 +221,8 @@ Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Share
       scale[1] = scaling.scale[1];
     }
     held = stage;
-    add = true;
+    add = 1;
+    if constexpr (kSets > 1) keep_in_register(add);
     rings.slab.advance(C.teams);
     slab += C.teams;
   } while (slab < work.end);

@@ -61,7 +61,8 @@ void check(const cuda::Nvrtc& nvrtc, const jit::Source& source, const std::strin
   CAPTURE(compiled.log);
   CHECK(compiled.log.find("warning") == std::string::npos);
   if (is_default) CHECK(compiled.info.stack_bytes <= kHarmlessStack);
-  const int granted = (compiled.info.registers + 7) / 8 * 8;  // the hardware hands them out by 8 a thread
+  CHECK(compiled.log.find("serialized") == std::string::npos);  // C7510 and others: ptxas waits for each wgmma
+  const int granted = (compiled.info.registers + 7) / 8 * 8;    // the hardware hands them out by 8 a thread
   CHECK(granted * threads <= 65536);
   CHECK(compiled.info.shared_bytes <= 1024);  // all of ours is dynamic
 }
