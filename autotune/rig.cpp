@@ -60,12 +60,18 @@ void Rig::add_copies(double setup_s, bool cold, const MatrixOptions& options) {
     matrices_.push_back(QuantizedMatrix::from_gptq(runtime_, device_, tensors, options));
 }
 
-void Rig::fill_x(std::int64_t rows) {
-  const std::size_t row_bytes = static_cast<std::size_t>(workload_.problem().k) * size_of(workload_.activation());
+void Rig::fill_x(std::int64_t rows, const std::vector<std::int32_t>& order) {
+  const std::size_t size = size_of(workload_.activation());
+  const std::size_t row_bytes = static_cast<std::size_t>(workload_.problem().k) * size;
+  std::vector<std::byte> x(workload_.x().begin(), workload_.x().end());
+  for (std::size_t r = 0; r * row_bytes < x.size(); ++r)
+    for (std::size_t c = 0; c < order.size(); ++c)
+      std::copy_n(workload_.x().data() + r * row_bytes + static_cast<std::size_t>(order[c]) * size, size,
+                  x.data() + r * row_bytes + c * size);
   x_ = Buffer(backend_, static_cast<std::size_t>(rows) * row_bytes);
   for (std::int64_t r = 0; r < rows; r += workload_.period()) {
     const auto count = static_cast<std::size_t>(std::min(workload_.period(), rows - r));
-    backend_->copy(static_cast<std::byte*>(x_.get()) + static_cast<std::size_t>(r) * row_bytes, workload_.x().data(),
+    backend_->copy(static_cast<std::byte*>(x_.get()) + static_cast<std::size_t>(r) * row_bytes, x.data(),
                    count * row_bytes, CopyKind::kToDevice);
   }
 }

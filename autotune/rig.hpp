@@ -6,6 +6,7 @@
 #include <memory>
 #include <q4/lora.hpp>
 #include <q4/matmul.hpp>
+#include <q4/order.hpp>
 #include <vector>
 
 #include "autotune/dense.hpp"
@@ -69,6 +70,8 @@ class Rig {
   std::size_t most_runs() const;   ///< and at most, later
   /// Seconds that the fp64 products for error() at this m will take, going by those so far.
   double reference_s(std::int64_t m) const { return workload_.reference_s(sampled_rows(m)); }
+  /// From now on x comes in the matrix's own order, for plans with kGatherGiven.
+  void order_x() { fill_x(max_m_, x_order(matrices_.front())); }
   /// Writes a few bytes and waits: throws kDevice when the device does not answer.
   void touch() const;
   /// One multiplication by one copy, on a stream.
@@ -78,7 +81,7 @@ class Rig {
  private:
   static std::vector<std::int64_t> sampled_rows(std::int64_t m);
   void add_copies(double setup_s, bool cold, const MatrixOptions& options);
-  void fill_x(std::int64_t rows);
+  void fill_x(std::int64_t rows, const std::vector<std::int32_t>& order = {});
   double replay(Variant& variant, std::int64_t m) const;
   double call(Variant& variant, std::int64_t m) const;
 

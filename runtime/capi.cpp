@@ -219,6 +219,13 @@ q4_status q4_matrix_unpack(q4_runtime* runtime, q4_matrix matrix, const q4_unpac
   });
 }
 
+q4_status q4_matrix_x_order(q4_runtime* runtime, q4_matrix matrix, int32_t* order) {
+  return guard(__func__, [&] {
+    const auto all = q4::x_order(find(required(runtime, "runtime").matrices, matrix, "matrix"));
+    std::copy(all.begin(), all.end(), &required(order, "order"));
+  });
+}
+
 q4_status q4_matrix_restore(q4_runtime* runtime, q4_matrix matrix) {
   return guard(__func__, [&] {
     q4::QuantizedMatrix found = find(required(runtime, "runtime").matrices, matrix, "matrix");

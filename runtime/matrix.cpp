@@ -18,6 +18,7 @@ std::shared_ptr<QuantizedMatrix::Impl> make(const Runtime& runtime, std::shared_
   impl->k = s.k, impl->n = s.n, impl->group_size = s.group_size, impl->groups = s.groups;
   impl->act_order = s.act_order, impl->has_bias = s.has_bias, impl->awq = s.awq;
   impl->detected = checked.zeros_detected, impl->zeros = checked.zeros, impl->plain_g_idx = checked.plain_g_idx;
+  impl->order = s.order.source;
   for (const auto& note : checked.notes) runtime.impl().say_once(LogLevel::kWarning, note);
   if (impl->detected)
     runtime.impl().log(
@@ -146,7 +147,7 @@ void QuantizedMatrix::Impl::update(CheckedSource to, void* stream, const char* c
         call);
   check(!restored, "{}: restore() was called: the matrix has no weights any more", call);
   packed->update(s, stream);
-  detected = to.zeros_detected, zeros = to.zeros, plain_g_idx = to.plain_g_idx;
+  detected = to.zeros_detected, zeros = to.zeros, plain_g_idx = to.plain_g_idx, order = s.order.source;
 }
 
 void QuantizedMatrix::update(const GptqTensors& tensors, Stream stream) {

@@ -25,6 +25,7 @@ class [[gnu::visibility("hidden")]] QuantizedMatrix::Impl {
   ZeroFormat zeros = ZeroFormat::kV1;
   bool awq = false;
   bool restored = false;
+  std::vector<std::int32_t> order;        ///< RowOrder::source; empty: rows are in order
   std::vector<std::int32_t> plain_g_idx;  ///< one that was given and says no more than the group size does
 };
 

@@ -19,6 +19,7 @@
 #include "runtime/base/jobs.hpp"
 #include "runtime/base/processors.hpp"
 #include "runtime/choose/epilogue.hpp"
+#include "runtime/choose/given.hpp"
 #include "runtime/choose/shape.hpp"
 #include "runtime/expert_layers.hpp"
 #include "runtime/experts.hpp"
@@ -148,7 +149,7 @@ MatrixShape planned_shape(const WarmupShape& shape, const PlanOptions& options) 
   check(!gated || matrix.n % kTileColumns == 0,
         "warmup: n = {} with the activation {}; gates and ups must each be a multiple of 8 columns", matrix.n,
         to_string(options.epilogue.activation));
-  return matrix;
+  return choose::as_read(matrix, options);
 }
 
 PlannedExperts planned_experts(const WarmupExperts& layer, Device device) {

@@ -36,6 +36,28 @@ TEST_CASE_FIXTURE(Fixture, "the C ABI: a plan without a workspace of its own run
   Q4_REQUIRE_OK(run(bare));
 }
 
+TEST_CASE_FIXTURE(Fixture, "the C ABI: a plan is given x in the matrix's own order") {
+  GptqMatrix shuffled = make_gptq({.k = 256, .n = 64, .group_size = 64, .act_order = ActOrder::kPermuted});
+  to_c(shuffled.tensors(), tensors);
+  q4_matrix ordered = 0;
+  Q4_REQUIRE_OK(q4_matrix_from_gptq(runtime, kHere, &tensors.all, &ordered));
+  std::vector<std::int32_t> order(256);
+  Q4_REQUIRE_OK(q4_matrix_x_order(runtime, ordered, order.data()));
+  HostRows permuted(DType::kF16, 4, 256);
+  for (std::int64_t r = 0; r < 4; ++r)
+    for (std::int64_t c = 0; c < 256; ++c) permuted.set(r, c, x.at(r, order[static_cast<std::size_t>(c)]));
+  q4_plan_options options = {};
+  options.size = sizeof options;
+  options.max_m = 4, options.gather = Q4_GATHER_GIVEN;
+  q4_plan given = 0;
+  Q4_REQUIRE_OK(q4_plan_create(runtime, ordered, &options, &given));
+  Q4_REQUIRE_OK(q4_plan_run(runtime, given, nullptr, permuted.data(), 0, out.data(), 0, 4));
+  CHECK(relative_error(out, product(x, unpack(shuffled.tensors()))) <= tolerance(DType::kF16));
+  rejects({"q4_matrix_x_order", "order is null"}, q4_matrix_x_order(runtime, ordered, nullptr));
+  options.gather = 4;
+  rejects({"q4_plan_create", "options.gather", "4", "0 to 3"}, q4_plan_create(runtime, ordered, &options, &given));
+}
+
 TEST_CASE_FIXTURE(Fixture, "the C ABI: epilogues mean the same as in C++") {
   q4_plan_options options = {};
   options.size = sizeof options;

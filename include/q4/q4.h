@@ -44,8 +44,9 @@ typedef int32_t q4_zeros; /* how stored zeros are read: detected, stored + 1, st
 enum { Q4_ZEROS_AUTO = 0, Q4_ZEROS_V1 = 1, Q4_ZEROS_V2 = 2 };
 typedef int32_t q4_math; /* products of the direct kernels; sums are always fp32 */
 enum { Q4_MATH_AUTO = 0, Q4_MATH_HALF2 = 1, Q4_MATH_FP32 = 2, Q4_MATH_INT8 = 3 }; /* INT8: see q4::Math */
-typedef int32_t q4_gather; /* act-order: x permuted inside the kernel or before it */
-enum { Q4_GATHER_AUTO = 0, Q4_GATHER_FUSED = 1, Q4_GATHER_SEPARATE = 2 };
+typedef int32_t
+    q4_gather; /* act-order: x permuted inside the kernel or before it; GIVEN: it comes in the matrix's order */
+enum { Q4_GATHER_AUTO = 0, Q4_GATHER_FUSED = 1, Q4_GATHER_SEPARATE = 2, Q4_GATHER_GIVEN = 3 };
 typedef int32_t q4_cache_mode;
 enum { Q4_CACHE_READ_WRITE = 0, Q4_CACHE_READ_ONLY = 1, Q4_CACHE_OFF = 2, Q4_CACHE_REQUIRE_PREBUILT = 3 };
 typedef int32_t q4_cache_layer; /* where a kernel came from; none: nowhere, it failed */
@@ -297,6 +298,9 @@ typedef struct q4_unpacked {
   float* bias;       /* n; not for a matrix without one */
 } q4_unpacked;
 Q4_API q4_status q4_matrix_unpack(q4_runtime* runtime, q4_matrix matrix, const q4_unpacked* to);
+/* order[k]: column c of x in the matrix's own order is column order[c] of x, for q4_column_remap() and plans with
+ * Q4_GATHER_GIVEN; see q4::x_order. */
+Q4_API q4_status q4_matrix_x_order(q4_runtime* runtime, q4_matrix matrix, int32_t* order);
 /* in_place: gives the tensors their content back; the matrix can then only be destroyed. */
 Q4_API q4_status q4_matrix_restore(q4_runtime* runtime, q4_matrix matrix);
 /* Plans made from it keep the weights alive. */

@@ -9,6 +9,7 @@
 #include <q4/matmul.hpp>
 #include <q4/matrix.hpp>
 #include <q4/moe.hpp>
+#include <q4/order.hpp>
 #include <q4/runtime.hpp>
 #include <q4/tuning.hpp>
 #include <q4/version.hpp>

@@ -6,6 +6,7 @@
 #include "kernels/reconstruct.h"
 #include "runtime/base/check.hpp"
 #include "runtime/choose/defaults/remap.hpp"
+#include "runtime/choose/given.hpp"
 #include "runtime/choose/sources.hpp"
 #include "runtime/gpu/adapters.hpp"
 
@@ -37,11 +38,12 @@ Plan::Plan(std::shared_ptr<Driver> driver, Kernels& kernels, std::shared_ptr<con
            const PlanOptions& options, const TuningRecord* tuned)
     : driver_(std::move(driver)),
       matrix_(std::move(matrix)),
+      shape_(choose::as_read(*matrix_, options)),
       options_(options),
       limits_(driver_->limits()),
       bf16_(options.activation == DType::kBF16) {
   matrix_->wait();
-  auto choices = choose::choose(*matrix_, options, gpu_of(*driver_), tuned);
+  auto choices = choose::choose(shape_, options, gpu_of(*driver_), tuned);
   acquire(std::move(choices), kernels);
   if (!options.own_workspace || !places_.total) return;
   workspace_ = Buffer(driver_, places_.total);
@@ -55,15 +57,14 @@ void Plan::acquire(std::vector<choose::Choice> choices, Kernels& kernels) {
   std::size_t blas = 0;
   for (std::size_t i = 0; i < choices.size(); ++i) {
     Path path{choices[i], functions[i], nullptr, nullptr};
-    if (path.choice.tactic.remap)
-      path.remap = kernels.keep(choose::remap_source(choose::stages_rows(*matrix_, limits_)));
+    if (path.choice.tactic.remap) path.remap = kernels.keep(choose::remap_source(choose::stages_rows(shape_, limits_)));
     if (path.choice.blas()) {
       path.gemm = driver_->gemm({matrix_->n, matrix_->k, path.choice.up_to, bf16_, matrix_->has_bias});
       blas = std::max(blas, path.gemm->workspace_bytes());
     }
     paths_.push_back(std::move(path));
   }
-  static_cast<choose::WorkspaceLayout&>(places_) = choose::layout(*matrix_, options_.max_m, choices, blas > 0);
+  static_cast<choose::WorkspaceLayout&>(places_) = choose::layout(shape_, options_.max_m, choices, blas > 0);
   places_.low = places_.blas + align(blas);
   places_.total = places_.low;
   if (!options_.epilogue.lora) return;
@@ -146,10 +147,18 @@ LoraArgs Plan::run_shrink(const Path& path, Call& call, const EpilogueInputs& in
 void Plan::run_remap(const Path& path, Call& call) const {
   auto* x_new = reinterpret_cast<std::uint16_t*>(call.workspace + places_.x);
   const auto k = matrix_->k, columns = matrix_->packed_k;
-  const auto launch = choose::remap_launch(*matrix_, call.m, limits_);
-  RemapArgs args{call.x,        x_new,          matrix_->x_map.as<const i32>(), call.x_stride,
-                 columns,       call.m,         static_cast<i32>(columns),      static_cast<i32>(k),
-                 launch.pieces, launch.together};
+  const auto launch = choose::remap_launch(shape_, call.m, limits_);
+  const i32* map = shape_.mapped ? matrix_->x_map.as<const i32>() : nullptr;  // null: x is copied as it is
+  RemapArgs args{call.x,
+                 x_new,
+                 map,
+                 call.x_stride,
+                 columns,
+                 call.m,
+                 static_cast<i32>(columns),
+                 static_cast<i32>(k),
+                 launch.pieces,
+                 launch.together};
   void* parameters[] = {&args};
   driver_->launch(*path.remap, launch.shape, call.stream, parameters);
   call.x = x_new, call.x_stride = columns;
@@ -214,7 +223,7 @@ void Plan::run_blas(const Path& path, const Call& call) const {
 
 std::vector<std::string> Plan::tactics(std::int64_t m) const {
   std::vector<std::string> names;
-  for (const auto& tactic : choose::all_tactics(*matrix_, options_, m, limits_)) names.push_back(tactic.str());
+  for (const auto& tactic : choose::all_tactics(shape_, options_, m, limits_)) names.push_back(tactic.str());
   return names;
 }
 

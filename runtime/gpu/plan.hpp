@@ -56,6 +56,7 @@ class Plan : public PlanBackend {
 
   std::shared_ptr<Driver> driver_;
   std::shared_ptr<const Matrix> matrix_;
+  const MatrixShape shape_;  ///< as the plan reads it
   PlanOptions options_;
   const Limits limits_;
   bool bf16_;

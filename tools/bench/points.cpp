@@ -58,6 +58,7 @@ PlanOptions plan_options(const BenchOptions& options, std::int64_t m) {
   plan.tactic = options.tactic;
   plan.math = options.math;
   plan.batch_invariant = options.batch_invariant;
+  if (options.x_ordered) plan.gather = kGatherGiven;
   return plan;
 }
 
@@ -140,7 +141,8 @@ void measure_points(const Runtime& runtime, Device device, const std::vector<Pro
     };
     show(0, "packing");
     autotune::Workload workload(problem, options.activation);
-    const Rig rig(runtime, device, workload, options.m.back(), 5, true, options.epilogue.gated());
+    Rig rig(runtime, device, workload, options.m.back(), 5, true, options.epilogue.gated());
+    if (options.x_ordered) rig.order_x();
     std::optional<Rig> without;  // gates and ups
     if (options.epilogue.gated()) without.emplace(runtime, device, workload, options.m.back(), 5);
     const bool cpu = !rig.gpu();

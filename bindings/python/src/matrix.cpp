@@ -324,6 +324,13 @@ void bind_matrix(nb::module_& m) {
           "group_size", [](const Matrix& self) { return self.weights.group_size(); }, "Rows of a group.")
       .def_prop_ro("groups", [](const Matrix& self) { return self.weights.groups(); })
       .def_prop_ro("act_order", [](const Matrix& self) { return self.weights.act_order(); })
+      .def(
+          "x_order", [](const Matrix& self) { return x_order(self.weights); },
+          "With act-order, for plans with gather='given': x[:, W.x_order()] is x in the order that the matrix wants.")
+      .def(
+          "same_x_order",
+          [](const Matrix& self, const Matrix& other) { return same_x_order(self.weights, other.weights); }, "other"_a,
+          "Whether x in the order of one is x in the order of the other.")
       .def_prop_ro(
           "gate_up", [](const Matrix& self) { return self.weights.gate_up(); },
           "Loaded with gate_up: columns are gates, then ups.")

@@ -70,8 +70,9 @@ std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, nb:
   o.activation = activation(kCall, dtype);
   o.math = choice<Math>(kCall, "math", word(kCall, "math", math),
                         {{"auto", Math::kAuto}, {"half2", Math::kHalf2}, {"fp32", Math::kFp32}, {"int8", Math::kInt8}});
-  o.gather = choice<Gather>(kCall, "gather", word(kCall, "gather", gather),
-                            {{"auto", Gather::kAuto}, {"fused", Gather::kFused}, {"separate", Gather::kSeparate}});
+  o.gather = choice<Gather>(
+      kCall, "gather", word(kCall, "gather", gather),
+      {{"auto", Gather::kAuto}, {"fused", Gather::kFused}, {"separate", Gather::kSeparate}, {"given", kGatherGiven}});
   o.reconstruct_from = reconstruct_from;
   o.batch_invariant = batch_invariant;
   o.overlap_previous = overlap_previous;
@@ -103,16 +104,16 @@ void bind_plan(nb::module_& m, nb::class_<Matrix>& matrix) {
           "dtype", [](const Plan& p) { return std::string(to_string(p.dtype)); }, "\"fp16\", \"bf16\", \"fp32\".")
       .def_prop_ro(
           "workspace_bytes", [](const Plan& p) { return p.plan.workspace_bytes(); }, "Device memory of the plan.");
-  matrix.def(
-      "plan", &make_plan, "max_m"_a, nb::kw_only(), "dtype"_a.none() = "float16", "math"_a.none() = "auto",
-      "gather"_a.none() = "auto", "reconstruct_from"_a = 0, "batch_invariant"_a = false, "overlap_previous"_a = false,
-      "tactic"_a = "", "activation"_a = none, "residual"_a = false,
-      "Prepares x @ W for up to max_m rows. dtype: of x, as a str or a dtype of NumPy or torch. math: 'auto', "
-      "'half2', 'fp32', 'int8'; gather (act-order): 'auto', "
-      "'fused', "
-      "'separate'; reconstruct_from: first m that is reconstructed (0: chosen, -1: never). activation, residual: "
-      "as "
-      "matmul's; run() is then given the residual.");
+  matrix.def("plan", &make_plan, "max_m"_a, nb::kw_only(), "dtype"_a.none() = "float16", "math"_a.none() = "auto",
+             "gather"_a.none() = "auto", "reconstruct_from"_a = 0, "batch_invariant"_a = false,
+             "overlap_previous"_a = false, "tactic"_a = "", "activation"_a = none, "residual"_a = false,
+             "Prepares x @ W for up to max_m rows. dtype: of x, as a str or a dtype of NumPy or torch. math: 'auto', "
+             "'half2', 'fp32', 'int8'; gather (act-order): 'auto', "
+             "'fused', "
+             "'separate', 'given': x comes in x_order(); reconstruct_from: first m that is reconstructed (0: chosen, "
+             "-1: never). activation, residual: "
+             "as "
+             "matmul's; run() is then given the residual.");
 }
 
 }  // namespace q4::python

@@ -27,6 +27,23 @@ def test_from_gptq(group: int, act_order: bool) -> None:
         assert_close(x @ W, x, sample.dense)
 
 
+def test_x_in_the_order_of_the_matrix() -> None:
+    samples = [gptq(256, 48, 32, act_order=True, seed=seed) for seed in (0, 1)]
+    W, V = (q4.Matrix.from_gptq(*s.tensors(), samples[0].g_idx, zeros="v1") for s in samples)
+    order = np.array(W.x_order())
+    assert sorted(order) == list(range(256)) and list(order) != sorted(order)
+    assert W.same_x_order(V) and V.x_order() == W.x_order()
+    assert not W.same_x_order(q4.Matrix.from_gptq(*samples[1].tensors(), zeros="v1"))
+    x = activations(5, 256)
+    permuted = np.ascontiguousarray(x[:, order])
+    for matrix in (W, V):
+        out = np.empty((5, 48), np.float16)
+        matrix.plan(5, gather="given").run(permuted, out)
+        assert np.array_equal(out, x @ matrix)
+    with pytest.raises(ValueError, match="given"):
+        W.plan(5, gather="mine")
+
+
 def test_last_group_may_be_shorter() -> None:
     sample = gptq(200, 16, 64)
     x = activations(3, 200)

@@ -45,7 +45,7 @@ void make_exact(const ExactJob& job) {
     job.kernels->dequantize(at, 1, matrix.segment, job.weights, kTile);
     for (int i = 0; i < kBlock; ++i) {
       const std::int64_t packed = block * kBlock + i;
-      const std::int64_t row = matrix.source.empty() ? packed : matrix.source[std::size_t(packed)];
+      const std::int64_t row = matrix.source.empty() || job.in_order ? packed : matrix.source[std::size_t(packed)];
       if (row < 0 || row >= matrix.k) continue;  // padding: 0 times infinity would be NaN
       const double x = element_at(job.x, job.element, row);
       for (int column = 0; column < kTile; ++column) sums[column] += x * double(job.weights[i * kTile + column]);

@@ -18,9 +18,10 @@ struct ExactJob {
   std::int64_t tile;
   const std::byte* x;  ///< one row as the caller gave it
   Element element;
-  float* y;        ///< the tile's sums of that row, [kTile]; those of `columns` get the bias, and are made right
-  int columns;     ///< of the tile that exist
-  float* weights;  ///< kScratch bytes to decode a block into
+  float* y;               ///< the tile's sums of that row, [kTile]; those of `columns` get the bias, and are made right
+  int columns;            ///< of the tile that exist
+  float* weights;         ///< kScratch bytes to decode a block into
+  bool in_order = false;  ///< x comes in the matrix's own order
 };
 
 /// Whether one of a row's sums [kTile], those past the last column included, is infinite or NaN.

@@ -7,6 +7,7 @@
 #include "runtime/backends/cpu/blas.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/choose/epilogue.hpp"
+#include "runtime/choose/given.hpp"
 
 namespace q4::cpu {
 namespace {
@@ -61,6 +62,7 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
       element_(element_of(options.activation)),
       int8_(options.math == Math::kInt8),
       batch_invariant_(options.batch_invariant),
+      given_(options.gather == kGatherGiven),
       epilogue_(options.epilogue),
       lora_rank_(options.epilogue.lora ? options.lora_rank : 0) {
   if (!options.tactic.empty()) {

@@ -109,7 +109,7 @@ class CpuPlan final : public PlanBackend {
   Kernels kernels_;
   ThreadPool& pool_;
   Element element_;
-  bool int8_, batch_invariant_;
+  bool int8_, batch_invariant_, given_;  ///< given_: x comes in the matrix's order
   Epilogue epilogue_;
   std::int64_t lora_rank_ = 0;  // 0: no adapters
   std::int64_t blas_from_ = 0;  // 0: never

@@ -53,7 +53,7 @@ PackX CpuPlan::pack_job(const Rows& rows, std::byte* workspace) const {
   job.x = rows.x;
   job.x_stride = rows.x_stride;
   job.element = element_;
-  job.source = matrix_->source.empty() ? nullptr : matrix_->source.data();
+  job.source = matrix_->source.empty() || given_ ? nullptr : matrix_->source.data();
   job.k = matrix_->k;
   job.blocks = matrix_->blocks;
   job.segment = matrix_->segment;
@@ -134,7 +134,7 @@ void CpuPlan::store(const Rows& rows, std::int64_t row, int count, std::int64_t 
        ++r, job.y += y_stride, job.out = static_cast<std::byte*>(job.out) + rows.out_stride * size) {
     if (!has_nonfinite(job.y)) continue;
     make_exact({matrix_.get(), &kernels_, tile, rows.x + (row + r) * rows.x_stride * size, element_, y + r * y_stride,
-                columns, reinterpret_cast<float*>(scratch)});
+                columns, reinterpret_cast<float*>(scratch), given_});
     kernels_.store(job);
   }
 }
@@ -148,7 +148,7 @@ void CpuPlan::finish_and_store(const Rows& rows, std::int64_t row, int count, st
     float* sums = y + r * y_stride;
     if (!int8_ && has_nonfinite(sums))
       make_exact({matrix_.get(), &kernels_, tile, rows.x + (row + r) * rows.x_stride * size, element_, sums, columns,
-                  reinterpret_cast<float*>(scratch)});
+                  reinterpret_cast<float*>(scratch), given_});
     else if (bias)
       for (int c = 0; c < columns; ++c) sums[c] += bias[c];
     if (!rows.adapters) continue;

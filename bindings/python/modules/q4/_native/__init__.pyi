@@ -83,7 +83,7 @@ class Matrix:
         *,
         dtype: _Dtype = "float16",
         math: Literal["auto", "half2", "fp32", "int8"] = "auto",
-        gather: Literal["auto", "fused", "separate"] = "auto",
+        gather: Literal["auto", "fused", "separate", "given"] = "auto",
         reconstruct_from: int = 0,
         batch_invariant: bool = False,
         overlap_previous: bool = False,
@@ -121,6 +121,8 @@ class Matrix:
     def groups(self) -> int: ...
     @property
     def act_order(self) -> bool: ...
+    def x_order(self) -> list[int]: ...
+    def same_x_order(self, other: Matrix) -> bool: ...
     @property
     def gate_up(self) -> bool: ...
     @property
