@@ -10,7 +10,7 @@ namespace q4::autotune {
 TuningKey key_of(const DeviceInfo& info, const std::string& kernels, const Problem& problem, DType activation,
                  const std::string& policy) {
   return tuning_key(info, kernels, problem.k, problem.n, problem.group, problem.act_order, activation, policy,
-                    problem.experts ? experts_text(problem.experts, problem.topk, problem.width) : "");
+                    problem.experts ? experts_text(problem.experts, problem.topk, problem.width) : problem.with.text());
 }
 
 Tuned partly_tuned(const TuningKey& key, const TuneOptions& options, std::vector<MeasuredBucket> buckets,

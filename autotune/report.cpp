@@ -32,7 +32,8 @@ std::string signed_percent(double share) {
 std::string size_of_shape(const Problem& p) {
   if (p.experts > 0)
     return fmt::format("{}x{} of {} experts g{}{}", p.k, p.width, p.experts, p.group, p.act_order ? " act-order" : "");
-  return fmt::format("{}x{} g{}{}", p.k, p.n, p.group, p.act_order ? " act-order" : "");
+  return fmt::format("{}x{} g{}{}{}", p.k, p.n, p.group, p.act_order ? " act-order" : "",
+                     p.with.any() ? " " + p.with.text() : "");
 }
 
 std::string name_of(const TunedShape& shape) {

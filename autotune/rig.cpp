@@ -33,10 +33,21 @@ constexpr double kLongReplayUs = 20000;  // replays are cut to fewer copies beyo
 Rig::Rig(const Runtime& runtime, Device device, Workload& workload, std::int64_t max_m, double setup_s, bool cold,
          bool gate_up)
     : runtime_(runtime), device_(device), workload_(workload), backend_(runtime.impl().open(device)), max_m_(max_m) {
-  add_copies(setup_s, cold, {.gate_up = gate_up});
+  add_copies(setup_s, cold, {.gate_up = gate_up || workload.problem().with.gated()});
   fill_x(max_m);
   const std::size_t size = size_of(workload.activation());
   out_ = Buffer(backend_, static_cast<std::size_t>(max_m * workload.problem().n) * size);
+  const EpilogueChoice& with = workload.problem().with;
+  if (with.any()) epilogue_.emplace(runtime, backend_, matrices_.front(), copies(), workload, with, max_m);
+}
+
+PlanOptions Rig::with_epilogue(const PlanOptions& options) const {
+  PlanOptions all = options;
+  if (!epilogue_) return all;
+  const EpilogueChoice& with = workload_.problem().with;
+  all.epilogue = with.epilogue();
+  if (with.rank > 0) all.lora_rank = with.rank;
+  return all;
 }
 
 void Rig::add_copies(double setup_s, bool cold, const MatrixOptions& options) {
@@ -78,7 +89,7 @@ void Rig::fill_x(std::int64_t rows, const std::vector<std::int32_t>& order) {
 
 std::unique_ptr<Variant> Rig::prepare(const PlanOptions& options) const {
   auto variant = std::make_unique<Variant>();
-  PlanOptions shared = options;
+  PlanOptions shared = with_epilogue(options);
   shared.own_workspace = gpu();  // thousands of copies of a small matrix would write a workspace each first
   variant->plans.push_back(plan(shared));
   const std::size_t workspace = std::max<std::size_t>(variant->plans.front().workspace_bytes(), 1);
@@ -89,6 +100,7 @@ std::unique_ptr<Variant> Rig::prepare(const PlanOptions& options) const {
   const std::size_t fit = shared.own_workspace ? backend_->info().memory_bytes / 8 / workspace : copies();
   while (variant->plans.size() < std::min(copies(), fit))
     variant->plans.emplace_back(runtime_, matrices_[variant->plans.size()], shared);
+  if (epilogue_) epilogue_->give(*variant, options.max_m);
   return variant;
 }
 
@@ -179,7 +191,7 @@ double Rig::error(const Variant& variant, std::int64_t m, const Workload::Finish
                    CopyKind::kToHost);
     outputs.push_back({rows[i], to});
   }
-  return workload_.error(outputs, finish, outs);
+  return workload_.error(outputs, !finish && epilogue_ ? epilogue_->finish() : finish, outs);
 }
 
 double Rig::sample(Variant& variant, std::int64_t m) const {

@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <q4/lora.hpp>
 #include <q4/matmul.hpp>
 #include <q4/order.hpp>
 #include <vector>
 
 #include "autotune/dense.hpp"
+#include "autotune/epilogue.hpp"
 #include "autotune/workload.hpp"
 #include "runtime/backends/backend.hpp"
 
@@ -45,11 +47,11 @@ class Rig {
   bool gpu() const { return backend_->traits().asynchronous; }
   const std::shared_ptr<DeviceBackend>& backend() const { return backend_; }
 
-  /// A plan of one copy; for asking what there is.
+  /// A plan of one copy; for asking what there is. With the problem's epilogue where it has one, as prepare()'s.
   MatmulPlan plan(const PlanOptions& options) const { return plan(options, runtime_); }
   /// With the tuning files of another runtime.
   MatmulPlan plan(const PlanOptions& options, const Runtime& runtime) const {
-    return {runtime, matrices_.front(), options};
+    return {runtime, matrices_.front(), with_epilogue(options)};
   }
   /// Plans over the copies (fewer where workspaces would fill the memory).
   std::unique_ptr<Variant> prepare(const PlanOptions& options) const;
@@ -68,6 +70,8 @@ class Rig {
   double sample(Variant& variant, std::int64_t m) const;
   std::size_t first_runs() const;  ///< how often sample() multiplies where the variant was not timed before
   std::size_t most_runs() const;   ///< and at most, later
+  /// How far errors may be above those of a product alone: a GPU rounds x A to the activations' type.
+  double more_rounding() const { return gpu() && workload_.problem().with.rank > 0 ? 1.5 : 1; }
   /// Seconds that the fp64 products for error() at this m will take, going by those so far.
   double reference_s(std::int64_t m) const { return workload_.reference_s(sampled_rows(m)); }
   /// From now on x comes in the matrix's own order, for plans with kGatherGiven.
@@ -80,6 +84,7 @@ class Rig {
 
  private:
   static std::vector<std::int64_t> sampled_rows(std::int64_t m);
+  PlanOptions with_epilogue(const PlanOptions& options) const;
   void add_copies(double setup_s, bool cold, const MatrixOptions& options);
   void fill_x(std::int64_t rows, const std::vector<std::int32_t>& order = {});
   double replay(Variant& variant, std::int64_t m) const;
@@ -92,6 +97,7 @@ class Rig {
   std::int64_t max_m_;
   std::vector<QuantizedMatrix> matrices_;
   Buffer x_, out_;
+  std::optional<EpilogueData> epilogue_;  ///< where the problem has one
 };
 
 }  // namespace q4::autotune

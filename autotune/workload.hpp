@@ -5,12 +5,24 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <q4/matmul.hpp>
 #include <q4/matrix.hpp>
 #include <span>
 #include <string>
 #include <vector>
 
 namespace q4::autotune {
+
+/// What is done to the products. Rows are dealt to so many adapters in turn; 0: none.
+struct EpilogueChoice {
+  std::int64_t adapters = 0, rank = 0;
+  Epilogue rest = {};  ///< without lora
+
+  bool any() const { return epilogue() != Epilogue{}; }
+  bool gated() const { return rest.activation >= Activation::kSiluMul; }
+  Epilogue epilogue() const { return {rest.activation, rest.residual, adapters > 0}; }
+  std::string text() const;  ///< as tuning records name it
+};
 
 /// What is multiplied. `label` is for people: "gate_up".
 struct Problem {
@@ -20,6 +32,7 @@ struct Problem {
   /// A layer of experts instead: W13 k x 2 width and W2 width x n of so many experts, topk of them a token; m counts
   /// tokens. 0: one matrix.
   std::int64_t experts = 0, topk = 0, width = 0;
+  EpilogueChoice with = {};  ///< in every plan
 
   std::int64_t groups() const { return (k + group - 1) / group; }
   /// Bytes that a multiplication must move: codes, fp16 scales and 4-bit zeros, x and out in 16 bits. Of experts those

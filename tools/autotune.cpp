@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <q4/q4.hpp>
 
+#include "autotune/epilogue.hpp"
 #include "autotune/process/session.hpp"
 #include "autotune/process/worker.hpp"
 #include "runtime/backends/traits.hpp"
@@ -34,6 +35,7 @@ constexpr const char* kExamples =
     "  q4-autotune --model llama-2-70b --budget 300     more time, fewer gaps\n"
     "  q4-autotune --checkpoint ~/models/my-gptq        exactly the shapes of a checkpoint\n"
     "  q4-autotune --m 1-16 --activation bf16           decode only: buckets 1, 2, 4, 8, 16\n"
+    "  q4-autotune --lora 8,16                          plans with adapters (their records are their own)\n"
     "  q4-autotune --out h200.jsonl                     a file to ship; use it with Q4_TUNING=h200.jsonl\n"
     "  q4-autotune --report tuning.html                 what was found as a page with plots\n"
     "  q4-autotune --model llama-2-70b --tp 4 --shard 0/8 --out h200.jsonl     one of eight jobs (docs/tuning.md)\n"
@@ -124,6 +126,17 @@ int main(int argc, char** argv) {
           "--activation", [&](const std::string& s) { request.activation = parse_activation(s); },
           "fp16 (default), bf16, or fp32 on the CPU")
       ->type_name("T");
+  tool.app
+      ->add_option_function<std::string>(
+          "--epilogue", [&](const std::string& s) { autotune::parse_epilogue(s, request.with); },
+          "tune plans with it: silu_mul, residual or both, as q4-bench --epilogue; their records are kept beside those "
+          "without")
+      ->type_name("PARTS");
+  tool.app
+      ->add_option_function<std::string>(
+          "--lora", [&](const std::string& s) { autotune::parse_lora(s, request.with); },
+          "tune plans with adapters, to which rows are dealt in turn, of this rank")
+      ->type_name("ADAPTERS,RANK");
   tool.app->add_option("--budget", request.budget, "seconds for everything, 0: until all is measured (default 60)")
       ->check(seconds_check(true))
       ->type_name("S");

@@ -173,12 +173,12 @@ int main(int argc, char** argv) {
       ->type_name("FILE");
   tool.app
       ->add_option_function<std::string>(
-          "--lora", [&](const std::string& s) { parse_lora(s, options.epilogue); },
+          "--lora", [&](const std::string& s) { autotune::parse_lora(s, options.epilogue); },
           "give the rows adapters, dealt in turn, and time the matmul alone in turn with that")
       ->type_name("ADAPTERS,RANK");
   tool.app
       ->add_option_function<std::string>(
-          "--epilogue", [&](const std::string& s) { parse_epilogue(s, options.epilogue); },
+          "--epilogue", [&](const std::string& s) { autotune::parse_epilogue(s, options.epilogue); },
           "an activation, a residual or both, and time the matmul alone in turn with that: silu_mul, gelu+residual")
       ->type_name("PARTS");
   tool.app->add_flag("--residual", options.epilogue.rest.residual, "the same as --epilogue residual");

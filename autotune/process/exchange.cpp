@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "autotune/epilogue.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/tuning_format.hpp"
 
@@ -56,6 +57,9 @@ Json to_json(const Job& job) {
           {"experts", p.experts},
           {"topk", p.topk},
           {"width", p.width},
+          {"epilogue", EpilogueChoice{0, 0, p.with.rest}.text()},
+          {"adapters", p.with.adapters},
+          {"rank", p.with.rank},
           {"m", o.m},
           {"activation", to_string(o.activation)},
           {"policy", o.policy},
@@ -77,6 +81,8 @@ Job job_of(const Json& j) {
   auto& [p, o] = job;
   j.at("label").get_to(p.label), j.at("k").get_to(p.k), j.at("n").get_to(p.n), j.at("group").get_to(p.group);
   j.at("experts").get_to(p.experts), j.at("topk").get_to(p.topk), j.at("width").get_to(p.width);
+  j.at("adapters").get_to(p.with.adapters), j.at("rank").get_to(p.with.rank);
+  if (const std::string text = j.at("epilogue"); !text.empty()) parse_epilogue(text, p.with);
   j.at("act_order").get_to(p.act_order), j.at("m").get_to(o.m), j.at("policy").get_to(o.policy);
   o.activation = activation_of(j.at("activation"));
   j.at("seconds").get_to(o.seconds), j.at("exhaustive").get_to(o.exhaustive), j.at("yardsticks").get_to(o.yardsticks);

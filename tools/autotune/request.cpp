@@ -36,6 +36,7 @@ std::vector<autotune::TunedShape> requested_shapes(const TuningRequest& request)
   for (const RecordedShape& shape : wanted) {
     autotune::TunedShape row;
     row.problem = shape.problem;
+    row.problem.with = request.with;
     row.activation = shape.activation;
     const auto& p = row.problem;
     if (!seen.insert({p.k, p.n, p.group, p.act_order, row.activation}).second) continue;

@@ -18,6 +18,7 @@ struct TuningRequest {
   double budget = 60, shape_budget = 0;  ///< seconds, 0: unlimited
   double launch_s = 30;                  ///< a tactic that does not answer for so long is quarantined
   Shard shard;
+  autotune::EpilogueChoice with = {};  ///< in the plans of all shapes but layers of experts
   bool again = false, exhaustive = false;
 };
 

@@ -116,7 +116,7 @@ Json bench_json(const BenchRun& run, const BenchOptions& options) {
 
 std::string bench_csv(const BenchRun& run, const BenchOptions& options) {
   std::string text = "kernel,k,n,group,act_order,m,us,tflops,gbps,rel_err";
-  const EpilogueChoice& with = options.epilogue;
+  const autotune::EpilogueChoice& with = options.epilogue;
   text += with.any() ? ",adapters,rank,residual,alone_us,x_alone\n" : "\n";
   for (const Point& p : run.points) {
     text += fmt::format("{},{},{},{},{},{},{:.3f},{:.3f},{:.1f},{:.2e}", p.kernel, p.problem.k, p.problem.n,

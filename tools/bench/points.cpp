@@ -14,6 +14,7 @@
 namespace q4::tools {
 namespace {
 
+using autotune::EpilogueData;
 using autotune::Problem;
 using autotune::Rig;
 using autotune::Variant;
@@ -63,7 +64,7 @@ PlanOptions plan_options(const BenchOptions& options, std::int64_t m) {
 }
 
 /// A plan with the epilogue, in turn with the same plan without, on `plain`.
-void measure_epilogue(const Rig& rig, const Rig& plain, const BenchEpilogue& epilogue, const BenchOptions& options,
+void measure_epilogue(const Rig& rig, const Rig& plain, const EpilogueData& epilogue, const BenchOptions& options,
                       Point& point) {
   PlanOptions plan = plan_options(options, point.m);
   plan.min_m = point.m;  // no kernel for other m is compiled
@@ -80,7 +81,7 @@ void measure_epilogue(const Rig& rig, const Rig& plain, const BenchEpilogue& epi
 }
 
 Point measure_point(const Rig& rig, const Rig& plain, const Runtime& untuned, const Problem& problem,
-                    const BenchOptions& options, const BenchEpilogue* epilogue, std::int64_t m) {
+                    const BenchOptions& options, const EpilogueData* epilogue, std::int64_t m) {
   Point point{problem, m, ""};
   if (epilogue) {
     measure_epilogue(rig, plain, *epilogue, options, point);
@@ -149,10 +150,11 @@ void measure_points(const Runtime& runtime, Device device, const std::vector<Pro
     if (cpu) run.ceilings.merge(measure_cpu_ceilings(rig.backend()));
     const double floor_us =
         cpu ? 0 : autotune::read_floor_us(rig.backend(), static_cast<std::size_t>(problem.bytes(0)));
-    std::optional<BenchEpilogue> epilogue;
+    std::optional<EpilogueData> epilogue;
     if (options.epilogue.any()) {
       show(0, "adapters");
-      epilogue.emplace(runtime, rig, workload, options.epilogue, options.m.back());
+      epilogue.emplace(runtime, rig.backend(), rig.matrix(), rig.copies(), workload, options.epilogue,
+                       options.m.back());
     }
     const std::size_t first = run.points.size();
     for (std::size_t i = 0; i < options.m.size() && !interrupted(); ++i) {

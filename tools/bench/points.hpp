@@ -7,12 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "autotune/epilogue.hpp"
 #include "autotune/rig.hpp"
 #include "autotune/statistics.hpp"
 #include "autotune/tolerance.hpp"
 #include "tools/bench/baseline.hpp"
 #include "tools/bench/cpu_ceilings.hpp"
-#include "tools/bench/epilogue.hpp"
 #include "tools/bench/scaling.hpp"
 #include "tools/common/shapes.hpp"
 
@@ -26,7 +26,7 @@ struct BenchOptions {
   std::string tactic, csv, baseline, versus;
   bool untuned = false, dense = false, batch_invariant = false, scaling = false, summary = false;
   bool x_ordered = false;  ///< with act-order: x comes in the matrix's order (kGatherGiven)
-  EpilogueChoice epilogue = {};
+  autotune::EpilogueChoice epilogue = {};
   double seconds = 1;      ///< of a point
   double peak_tflops = 0;  ///< of a GPU's tensor cores, for the floor; 0: the floor is the read alone
   std::int64_t chain = 0;  ///< layers; 0: points, no chain

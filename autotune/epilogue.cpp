@@ -1,16 +1,18 @@
 // Makes adapters and residuals out of a workload's activations, and says what an epilogue gives.
-#include "tools/bench/epilogue.hpp"
+#include "autotune/epilogue.hpp"
 
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
+#include "autotune/rig.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/base/convert.hpp"
 #include "runtime/choose/epilogue.hpp"
 
-namespace q4::tools {
+namespace q4::autotune {
 namespace {
 
 constexpr std::size_t kColdBytes = std::size_t{128} << 20;  // of all tables: more than twice the caches that there are
@@ -32,6 +34,8 @@ double activated(Activation a, double v) {
 }
 
 }  // namespace
+
+std::string EpilogueChoice::text() const { return choose::to_text(epilogue()); }
 
 void parse_epilogue(const std::string& text, EpilogueChoice& choice) {
   std::string_view left = text;
@@ -57,9 +61,10 @@ void parse_lora(const std::string& text, EpilogueChoice& choice) {
         "--lora = {}: it must be ADAPTERS,RANK with 1 to 65536 adapters of a rank in 1 to 256: 8,16", text);
 }
 
-BenchEpilogue::BenchEpilogue(const Runtime& runtime, const autotune::Rig& rig, const autotune::Workload& workload,
-                             const EpilogueChoice& choice, std::int64_t max_m)
-    : rig_(rig),
+EpilogueData::EpilogueData(const Runtime& runtime, std::shared_ptr<DeviceBackend> backend,
+                           const QuantizedMatrix& matrix, std::size_t copies, const Workload& workload,
+                           const EpilogueChoice& choice, std::int64_t max_m)
+    : backend_(std::move(backend)),
       workload_(workload),
       choice_(choice),
       k_(workload.problem().k),
@@ -73,10 +78,10 @@ BenchEpilogue::BenchEpilogue(const Runtime& runtime, const autotune::Rig& rig, c
   while (source_.size() < largest * size) source_.insert(source_.end(), x.begin(), x.end());
   if (choice.adapters == 0) return;
   const auto bytes = static_cast<std::size_t>(choice.adapters * choice.rank * (k_ + n_)) * size;
-  const std::size_t count = std::clamp<std::size_t>(kColdBytes / bytes + 1, 1, rig.copies());
+  const std::size_t count = std::clamp<std::size_t>(kColdBytes / bytes + 1, 1, copies);
   while (tables_.size() < count) {
     LoraAdapters& table = tables_.emplace_back(
-        runtime, rig.matrix(),
+        runtime, matrix,
         LoraOptions{.adapters = choice.adapters, .max_rank = choice.rank, .type = workload.activation()});
     for (std::int64_t i = 0; i < choice.adapters; ++i)
       table.set(i, {{source_.data() + a_begin(i) * size, workload.activation(), choice.rank, k_},
@@ -85,14 +90,14 @@ BenchEpilogue::BenchEpilogue(const Runtime& runtime, const autotune::Rig& rig, c
   }
 }
 
-std::size_t BenchEpilogue::a_begin(std::int64_t adapter) const {
+std::size_t EpilogueData::a_begin(std::int64_t adapter) const {
   return static_cast<std::size_t>(2 * adapter % 2048 + 1) * kStep;
 }
-std::size_t BenchEpilogue::b_begin(std::int64_t adapter) const {
+std::size_t EpilogueData::b_begin(std::int64_t adapter) const {
   return static_cast<std::size_t>(2 * adapter % 2048) * kStep;
 }
 
-double BenchEpilogue::value(std::size_t at) const {
+double EpilogueData::value(std::size_t at) const {
   const DType type = workload_.activation();
   const std::byte* from = source_.data() + at * size_of(type);
   std::uint16_t bits;
@@ -102,23 +107,22 @@ double BenchEpilogue::value(std::size_t at) const {
   return type == DType::kBF16 ? float_from_bf16(bits) : float_from_half(bits);
 }
 
-void BenchEpilogue::give(autotune::Variant& variant, std::int64_t m) const {
-  const auto& backend = rig_.backend();
+void EpilogueData::give(Variant& variant, std::int64_t m) const {
   if (choice_.adapters > 0) {
     variant.adapters = tables_;
     std::vector<std::int32_t> numbers;
     for (std::int64_t r = 0; r < m; ++r) numbers.push_back(static_cast<std::int32_t>(r % choice_.adapters));
-    variant.adapter_of_row = Buffer(backend, numbers.size() * 4);
-    backend->copy(variant.adapter_of_row.get(), numbers.data(), numbers.size() * 4, CopyKind::kToDevice);
+    variant.adapter_of_row = Buffer(backend_, numbers.size() * 4);
+    backend_->copy(variant.adapter_of_row.get(), numbers.data(), numbers.size() * 4, CopyKind::kToDevice);
   }
   if (choice_.rest.residual) {
     const auto bytes = static_cast<std::size_t>(m * outs_) * size_of(workload_.activation());
-    variant.residual = Buffer(backend, bytes);
-    backend->copy(variant.residual.get(), source_.data(), bytes, CopyKind::kToDevice);
+    variant.residual = Buffer(backend_, bytes);
+    backend_->copy(variant.residual.get(), source_.data(), bytes, CopyKind::kToDevice);
   }
 }
 
-autotune::Workload::Finish BenchEpilogue::finish() const {
+Workload::Finish EpilogueData::finish() const {
   return [this](std::int64_t row, std::span<const std::int64_t> columns, std::span<double> sums) {
     if (choice_.adapters > 0) add_adapter(row, columns, sums);
     const Activation activation = choice_.rest.activation;
@@ -131,7 +135,7 @@ autotune::Workload::Finish BenchEpilogue::finish() const {
   };
 }
 
-void BenchEpilogue::add_adapter(std::int64_t row, std::span<const std::int64_t> columns, std::span<double> sums) const {
+void EpilogueData::add_adapter(std::int64_t row, std::span<const std::int64_t> columns, std::span<double> sums) const {
   const std::int64_t adapter = row % choice_.adapters;
   const auto x = static_cast<std::size_t>(row % workload_.period() * k_);  // the source begins with x
   for (std::int64_t rank = 0; rank < choice_.rank; ++rank) {
@@ -143,4 +147,4 @@ void BenchEpilogue::add_adapter(std::int64_t row, std::span<const std::int64_t> 
   }
 }
 
-}  // namespace q4::tools
+}  // namespace q4::autotune
