@@ -8,7 +8,7 @@
 #pragma once
 #include "batch_sum.h"
 #include "dequantize.h"
-#include "lora_mma.h"
+#include "lora_tile.h"
 
 namespace q4 {
 namespace batch_detail {
@@ -129,7 +129,7 @@ Q4_DEVICE void batch(const MatmulArgs& a) {
         const int tile = (at.first_strip + at.strip) * kStripTiles + i;
         LoraTile<C.p, Sums<C>::kOctets> lora;
         lora.ask(a, tile, row, at.lane, 0, 1);
-        lora.add(sums.v[i], a, tile, row, at.lane, 0, 1);
+        lora.add(sums.v[i], a, LoraLow(a.lora, row), tile, row, at.lane, 0, 1);
       }
     }
   }

@@ -100,12 +100,16 @@ Q4_BOTH constexpr int lora_shared_bytes(const DecodeConfig& c) {
   return c.p.lora ? lora_shrink_bytes(lora_shape(c)) + lora_group(lora_shape(c)) * rows(c) * kLoraRanks * 4 : 0;
 }
 /// Blocks of a launch that shrink, before those of the grid, where as many multiprocessors are left and they have little
-/// to do: few adapters to read, few rows to send to every block; 0: none.
+/// to do: few adapters to read, few rows to send to every block, as many stores a thread as a short matmul leaves time
+/// for; 0: none.
 Q4_BOTH constexpr int lora_blocks(const DecodeConfig& c, const LoraLoad& load, const Limits& limits) {
   const bool fits = c.cluster <= kLoraParts && grid(c, 1) + kLoraParts <= limits.units;
   const int m = load.invariant ? rows(c) : static_cast<int>(load.m);
   const bool few = load.chunks * smaller(load.adapters, m) <= 4 && load.chunks * m <= 8;
-  return c.p.lora && !c.p.grouped && fits && few ? kLoraParts : 0;
+  const int stores = ceil_div(load.chunks * m * column_blocks(c) * 8, threads(c));
+  const double read_us = static_cast<double>(c.p.k) * c.p.n / 6.5e6;  // of the weights, on an H200
+  const bool short_time = few && stores + 2 * (load.chunks - 1) <= 6 + read_us;
+  return c.p.lora && !c.p.grouped && fits && short_time ? kLoraParts : 0;
 }
 /// Blocks of such a launch in all.
 Q4_BOTH constexpr i64 lora_grid(const DecodeConfig& c, const LoraLoad& load, const Limits&) {

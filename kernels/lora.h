@@ -3,7 +3,7 @@
 //
 //   shrink        low[t] = scale x[t] A, rounded to the activations' type: a launch before the matmul, or its own first
 //                 blocks (LoraMaker)
-//   the matmul    sums += low[t] B: on tensor cores where it has them (lora_mma.h), else by lora_sum
+//   the matmul    sums += low[t] B: on tensor cores where it has them (lora_tile.h), else by lora_sum
 //
 // Both are stored as mma.m16n8k16 wants them as its A operand, 16 bytes a lane 4 g + t; ranks are padded to 16 with
 // zeros, k to 32, columns to 16 in the matmul's packed order.
@@ -114,11 +114,13 @@ struct LoraShrinkConfig {
   int rows = 64;   ///< of x that blocks share: eights, at most 128
   int octets = 2;  ///< of rows that meet a fragment of A, at most: a power of two
   int ring = 0;    ///< bytes of the queues of A and x
-  int cuts = 0;    ///< 1: the blocks of a cluster may share k, from sm_90 on
+  int cuts = 0;    ///< blocks of a cluster that may share k, from sm_90 on; 0: none
+  int warps = kLoraShrinkWarps;
 
   template <class V>
   Q4_BOTH constexpr void fields(V&& v) {
     v("bf16", bf16), v("mma", mma), v("rows", rows), v("octets", octets), v("ring", ring), v("cuts", cuts);
+    v("warps", warps);
   }
 };
 
@@ -131,7 +133,7 @@ struct LoraShrinkArgs {
   LoraSplit split;
 };
 
-Q4_BOTH constexpr int threads(const LoraShrinkConfig&) { return 32 * kLoraShrinkWarps; }
+Q4_BOTH constexpr int threads(const LoraShrinkConfig& c) { return 32 * c.warps; }
 Q4_BOTH constexpr i64 grid(const LoraShrinkConfig& c, i64 m, const LoraSplit& s) {
   return (m + c.rows - 1) / c.rows * s.parts * s.k;
 }
@@ -141,10 +143,10 @@ Q4_BOTH constexpr int lora_stages(const LoraShrinkConfig& c, int octets) {
   return smaller(7, c.ring / lora_stage_bytes(c, octets));
 }
 /// [octet, warp, 128 floats]
-Q4_BOTH constexpr int lora_sum_bytes(const LoraShrinkConfig& c) { return c.octets * kLoraShrinkWarps * 512; }
+Q4_BOTH constexpr int lora_sum_bytes(const LoraShrinkConfig& c) { return c.octets * c.warps * 512; }
 /// [block of a cluster, octet, 128 floats] [barrier]
 Q4_BOTH constexpr int lora_gather_bytes(const LoraShrinkConfig& c) {
-  return (kLoraMostSplit - 1) * c.octets * 512 + 16;
+  return larger(0, c.cuts - 1) * c.octets * 512 + 16;
 }
 /// [row: A, scale, adapter, chunks, rows, first] [4 counts] [row: sorted, 16 units]
 Q4_BOTH constexpr int lora_list_bytes(const LoraShrinkConfig& c) { return c.rows * (8 + 5 * 4 + 2 + 16 * 2) + 16; }
@@ -169,8 +171,8 @@ Q4_BOTH constexpr LoraSplit lora_split(const LoraShrinkConfig& c, const LoraLoad
   const int pieces = ceil_div(rows, lists < 4 ? 8 * c.octets : 8);
   const int wanted = load.chunks * larger(pieces, smaller(load.adapters, rows));
   LoraSplit s{larger(1, smaller(wanted, limits.units / larger(1, lists))), 1};
-  while (c.cuts && !load.invariant && s.k < kLoraMostSplit && lists * s.parts <= lora_clusters(2 * s.k, limits) &&
-         ceil_div(k, kLoraRows) >= s.k * kLoraShrinkWarps)
+  while (!load.invariant && 2 * s.k <= c.cuts && lists * s.parts <= lora_clusters(2 * s.k, limits) &&
+         ceil_div(k, kLoraRows) >= s.k * c.warps)
     s.k *= 2;
   return s;
 }

@@ -4,7 +4,7 @@
 
 namespace q4 {
 
-/// Launch: as lora_shrink of lora_mma.h, with m chunks blocks.
+/// Launch: as lora_shrink of lora_shrink.h, with m chunks blocks.
 template <LoraShrinkConfig C>
 Q4_DEVICE void lora_shrink_plain(const LoraShrinkArgs& a) {
   static_assert(kLoraShrinkWarps == kLoraRanks, "a warp a rank");

@@ -29,10 +29,10 @@ class Units {
     sorted_ = reinterpret_cast<u16*>(counts_ + 4);
     units_ = sorted_ + C.rows;
     make(l, row, rows);
-    shift_ = counts_[0], count_ = (counts_[1] - part + parts - 1) / parts;
+    shift_ = counts_[0], count_ = (counts_[1] - part + parts - 1) / parts, octets_ = counts_[2];
   }
-  Q4_DEVICE int count() const { return count_; }        ///< of this block
-  Q4_DEVICE int octets() const { return 1 << shift_; }  ///< of a unit at most
+  Q4_DEVICE int count() const { return count_; }    ///< of this block
+  Q4_DEVICE int octets() const { return octets_; }  ///< of a unit at most
   Q4_DEVICE Unit unit(int i) const {
     const int v = units_[part_ + i * parts_], lead = v & 127, skip = (v >> 11) << (3 + shift_);
     return {lead, v >> 7 & 15, firsts_[lead] + skip, smaller(8 << shift_, totals_[lead] - skip)};
@@ -45,7 +45,7 @@ class Units {
 
  private:
   static constexpr int kLanes = C.rows <= 32 ? 4 : 8;  // that make a row's part of the list
-  static_assert(C.rows % 8 == 0 && C.rows <= 128 && C.rows * kLanes <= 32 * kLoraShrinkWarps * 2);
+  static_assert(C.rows % 8 == 0 && C.rows <= 128 && C.rows * kLanes <= 32 * C.warps * 4);
 
   Q4_DEVICE static int sum_lanes(int v) {
 #pragma unroll
@@ -103,14 +103,17 @@ class Units {
       octets = sum_lanes(octets), first = sum_lanes(first);
       int shift = 0;
       while ((1 << shift) < C.octets && parts_ << shift < octets) ++shift;
-      int earlier = 0, all = 0;
+      int earlier = 0, all = 0, most = 0;
 #pragma unroll
       for (int i = 0; i < kRead; ++i) {
         const int units = pieces(totals[i], shift) * chunks[i];
         earlier += i * kLanes + j < row ? units : 0, all += units;
+        most = larger(most, pieces(totals[i], 0));
       }
       earlier = sum_lanes(earlier), all = sum_lanes(all);
-      if (row == 0 && j == 0) counts_[0] = shift, counts_[1] = all;
+#pragma unroll
+      for (int step = 1; step < kLanes; step *= 2) most = larger(most, shuffle_xor(most, step));
+      if (row == 0 && j == 0) counts_[0] = shift, counts_[1] = all, counts_[2] = smaller(most, 1 << shift);
       if (lead[turn] < 0) continue;
       if (j == 0) sorted_[first + before[turn]] = static_cast<u16>(row);
       if (lead[turn] != row) continue;
@@ -127,9 +130,9 @@ class Units {
   float* scales_;           // the same
   i32 *adapter_, *chunks_;  // the same; -1: none
   i32 *totals_, *firsts_;   // of the first row of an adapter: its rows, and where they begin among the sorted; else 0
-  i32* counts_;             // shift, units
+  i32* counts_;             // shift, units, octets of the largest
   u16 *sorted_, *units_;    // rows; units: first row | chunk << 7 | number of its rows' piece << 11
-  int shift_, count_;
+  int shift_, count_, octets_;
 };
 
 /// What a block of a cluster of `of` is.
@@ -137,6 +140,7 @@ struct Cluster {
   int rank, of;
   u32 bar;          // of the first block: counts what comes from the others
   float* gathered;  // there: [block - 1][octet][128]
+  u32 phase = 0;    // of the barrier
 };
 
 /// Asks for the blocks of 32 of k that warps have of each unit, in order.
@@ -149,7 +153,8 @@ struct Queue {
   const i64 x_stride;
   const int k, begin, end;
   const u32 to;
-  int unit, block, octets = 0;
+  u8* const ring;
+  int unit, block, slot = 0, octets = 0;
   const u16 *a = nullptr, *rows[kOctets] = {};
   u32 inside = 0;  // octets in which this lane has a row
 
@@ -160,10 +165,13 @@ struct Queue {
         k(k),
         begin(begin + (thread_index() >> 5)),
         end(end),
-        to(shared_address(ring) + thread_index() * 16) {
+        to(shared_address(ring) + thread_index() * 16),
+        ring(ring) {
     block = this->begin;
     unit = block < end ? 0 : units.count();
     turn();
+#pragma unroll
+    for (int i = 0; i < kStages - 1; ++i) ask(i);
   }
   Q4_DEVICE void turn() {
     if (unit >= units.count()) return;
@@ -189,7 +197,7 @@ struct Queue {
       for (int o = 0; o < kOctets; ++o)
         if (o < octets)
           async_copy16(at + (2 + o) * kPiece, rows[o] + (within ? first : 0), within && (inside >> o & 1) ? 16 : 0);
-      block += kLoraShrinkWarps;
+      block += C.warps;
       if (block >= end) {
         block = begin, ++unit;
         turn();
@@ -197,18 +205,38 @@ struct Queue {
     }
     async_commit();
   }
+  /// A unit's.
+  Q4_DEVICE void multiply(float (&acc)[kOctets][4], int of_unit) {
+    const u8* from = ring + thread_index() * 16;
+#pragma unroll 1
+    for (int b = begin; b < end; b += C.warps) {
+      ask(slot == 0 ? kStages - 1 : slot - 1);  // what was read last is free
+      async_wait<kStages - 1>();
+      const u8* at = from + slot * kStage;
+      const Words4 p = *reinterpret_cast<const Words4*>(at), q = *reinterpret_cast<const Words4*>(at + kPiece);
+      const u32 low_k[4] = {p.x, p.y, p.z, p.w}, high_k[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+      for (int o = 0; o < kOctets; ++o) {
+        if (o >= of_unit) continue;
+        const Words4 v = *reinterpret_cast<const Words4*>(at + (2 + o) * kPiece);
+        mma_16816<C.bf16 != 0>(acc[o], low_k, v.x, v.y);
+        mma_16816<C.bf16 != 0>(acc[o], high_k, v.z, v.w);
+      }
+      slot = slot + 1 == kStages ? 0 : slot + 1;
+    }
+  }
 };
 
 /// v: the sums of this block, becomes those of the cluster in its first block, where that returns true.
 template <LoraShrinkConfig C, int kOctets>
-Q4_DEVICE bool sum_cluster(float (&v)[4], const Cluster& cluster, int octet, int lane, u32 phase) {
+Q4_DEVICE bool sum_cluster(float (&v)[4], const Cluster& cluster, int octet, int lane) {
   if constexpr (C.cuts) {
     if (cluster.rank > 0) {
       const u32 to = shared_address(cluster.gathered + ((cluster.rank - 1) * kOctets + octet) * 128 + lane * 4);
       store_remote(remote_address(to, 0), v, remote_address(cluster.bar, 0));
       return false;
     }
-    if (cluster.of > 1) mbar_wait_cluster(cluster.bar, phase);
+    if (cluster.of > 1) mbar_wait_cluster(cluster.bar, cluster.phase);
 #pragma unroll 1
     for (int b = 0; b < cluster.of - 1; ++b) {
       const Words4 f = *reinterpret_cast<const Words4*>(cluster.gathered + (b * kOctets + octet) * 128 + lane * 4);
@@ -220,14 +248,12 @@ Q4_DEVICE bool sum_cluster(float (&v)[4], const Cluster& cluster, int octet, int
 
 /// All units of a block, whose part of k is blocks [begin, end).
 template <LoraShrinkConfig C, int kOctets>
-Q4_DEVICE void multiply_units(const LoraShrinkArgs& args, i64 row, const Units<C>& units, const Cluster& cluster,
-                              int begin, int end, u8* ring, float* sums) {
-  using Q = Queue<C, kOctets>;
+Q4_DEVICE void multiply_units(const LoraShrinkArgs& args, i64 row, const Units<C>& units, Cluster& cluster, int begin,
+                              int end, u8* ring, float* sums) {
   const int warp = thread_index() >> 5, lane = thread_index() & 31;
-  const u8* from = ring + thread_index() * 16;
   const auto expect = [&] {  // what the other blocks of the cluster will send to the first
     if constexpr (C.cuts) {
-      if (cluster.of == 1) return;
+      if (cluster.of == 1 || units.count() == 0) return;
       if (cluster.rank == 0 && thread_index() == 0) mbar_expect(cluster.bar, (cluster.of - 1) * kOctets * 512);
       sync_warp();
       cluster_arrive();
@@ -239,45 +265,26 @@ Q4_DEVICE void multiply_units(const LoraShrinkArgs& args, i64 row, const Units<C
     }
   };
   expect();
-  Q queue(units, args.x + row * args.x_stride, args.x_stride, args.k, begin, end, ring);
-#pragma unroll
-  for (int i = 0; i < Q::kStages - 1; ++i) queue.ask(i);
-  int slot = 0;
+  Queue<C, kOctets> queue(units, args.x + row * args.x_stride, args.x_stride, args.k, begin, end, ring);
 #pragma unroll 1
   for (int i = 0; i < units.count(); ++i) {
     const typename Units<C>::Unit u = units.unit(i);
-    const int octets = ceil_div(u.rows, 8);
     float acc[kOctets][4] = {};
-#pragma unroll 1
-    for (int block = begin + warp; block < end; block += kLoraShrinkWarps) {
-      queue.ask(slot == 0 ? Q::kStages - 1 : slot - 1);  // what was read last is free
-      async_wait<Q::kStages - 1>();
-      const u8* at = from + slot * Q::kStage;
-      const Words4 p = *reinterpret_cast<const Words4*>(at), q = *reinterpret_cast<const Words4*>(at + Q::kPiece);
-      const u32 low_k[4] = {p.x, p.y, p.z, p.w}, high_k[4] = {q.x, q.y, q.z, q.w};
-#pragma unroll
-      for (int o = 0; o < kOctets; ++o) {
-        if (o >= octets) continue;
-        const Words4 v = *reinterpret_cast<const Words4*>(at + (2 + o) * Q::kPiece);
-        mma_16816<C.bf16 != 0>(acc[o], low_k, v.x, v.y);
-        mma_16816<C.bf16 != 0>(acc[o], high_k, v.z, v.w);
-      }
-      slot = slot + 1 == Q::kStages ? 0 : slot + 1;
-    }
+    queue.multiply(acc, ceil_div(u.rows, 8));
 #pragma unroll
     for (int o = 0; o < kOctets; ++o)
-      *reinterpret_cast<Floats4*>(sums + (o * kLoraShrinkWarps + warp) * 128 + lane * 4) = {acc[o][0], acc[o][1],
-                                                                                            acc[o][2], acc[o][3]};
+      *reinterpret_cast<Floats4*>(sums + (o * C.warps + warp) * 128 + lane * 4) = {acc[o][0], acc[o][1], acc[o][2],
+                                                                                   acc[o][3]};
     sync_block();
     all_expect();
     if (warp < kOctets) {
       float v[4] = {};
 #pragma unroll
-      for (int w = 0; w < kLoraShrinkWarps; ++w) {
-        const Words4 f = *reinterpret_cast<const Words4*>(sums + (warp * kLoraShrinkWarps + w) * 128 + lane * 4);
+      for (int w = 0; w < C.warps; ++w) {
+        const Words4 f = *reinterpret_cast<const Words4*>(sums + (warp * C.warps + w) * 128 + lane * 4);
         v[0] += bits_to_float(f.x), v[1] += bits_to_float(f.y), v[2] += bits_to_float(f.z), v[3] += bits_to_float(f.w);
       }
-      if (sum_cluster<C, kOctets>(v, cluster, warp, lane, i & 1)) {
+      if (sum_cluster<C, kOctets>(v, cluster, warp, lane)) {
         const float scale = units.scale(u);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {  // rank g + 8 (e / 2) of row 2 t + e % 2
@@ -289,11 +296,45 @@ Q4_DEVICE void multiply_units(const LoraShrinkArgs& args, i64 row, const Units<C
       }
     }
     sync_block();  // the sums' place is used again, and the first block's for what comes
+    cluster.phase ^= 1;
     if (i + 1 < units.count()) expect();
   }
   async_wait<0>();
-  if (units.count() == 0) all_expect();
 }
+
+/// A block that shrinks, of a cluster or alone: the rank-th of `of` that share k.
+template <LoraShrinkConfig C>
+class Shrinker {
+ public:
+  Q4_DEVICE Shrinker(u8* shared, int rank, int of) : ring_(shared), sums_(reinterpret_cast<float*>(shared + C.ring)) {
+    float* gathered = sums_ + lora_sum_bytes(C) / 4;
+    list_ = reinterpret_cast<u8*>(gathered) + lora_gather_bytes(C);
+    cluster_ = {rank, of, shared_address(list_ - 16), gathered};
+    if constexpr (C.cuts) {
+      if (thread_index() == 0) {
+        mbar_init(cluster_.bar, 1);
+        mbar_fence_init();
+      }
+    }
+  }
+  /// Part `part` of `parts` of the list of C.rows rows from `row` on.
+  Q4_DEVICE void shrink(const LoraShrinkArgs& a, i64 row, int part, int parts) {
+    const int blocks = ceil_div(a.k, kLoraRows), of = cluster_.of;
+    const int begin = blocks * cluster_.rank / of, end = blocks * (cluster_.rank + 1) / of;
+    const Units<C> units(a.lora, row, static_cast<int>(a.m - row), part, parts, list_);
+    constexpr int kFew = C.octets > 2 ? 2 : 1;
+    if (C.octets == kFew || units.octets() <= kFew)
+      multiply_units<C, kFew>(a, row, units, cluster_, begin, end, ring_, sums_);
+    else
+      multiply_units<C, C.octets>(a, row, units, cluster_, begin, end, ring_, sums_);
+  }
+
+ private:
+  u8* ring_;
+  float* sums_;
+  u8* list_;
+  Cluster cluster_;
+};
 
 }  // namespace lora_detail
 
@@ -301,27 +342,11 @@ Q4_DEVICE void multiply_units(const LoraShrinkArgs& args, i64 row, const Units<C
 /// memory, clusters of split.k blocks (1 without cuts); programmatic stream serialization is allowed.
 template <LoraShrinkConfig C>
 Q4_DEVICE void lora_shrink(const LoraShrinkArgs& a) {
-  using namespace lora_detail;
-  float* sums = reinterpret_cast<float*>(shared_memory() + C.ring);
-  float* gathered = sums + lora_sum_bytes(C) / 4;
-  u8* list = reinterpret_cast<u8*>(gathered) + lora_gather_bytes(C);
-  const Cluster cluster{block_index() % a.split.k, a.split.k, shared_address(list - 16), gathered};
-  if constexpr (C.cuts) {
-    if (thread_index() == 0) {
-      mbar_init(cluster.bar, 1);
-      mbar_fence_init();
-    }
-  }
-  const int group = block_index() / a.split.k, blocks = ceil_div(a.k, kLoraRows);
-  const i64 row = static_cast<i64>(group / a.split.parts) * C.rows;
+  lora_detail::Shrinker<C> shrinker(shared_memory(), block_index() % a.split.k, a.split.k);
+  const int group = block_index() / a.split.k;
   wait_previous_kernel();
   allow_next_kernel();  // not before: the next kernel reads x at once
-  const Units<C> units(a.lora, row, static_cast<int>(a.m - row), group % a.split.parts, a.split.parts, list);
-  const int begin = blocks * cluster.rank / cluster.of, end = blocks * (cluster.rank + 1) / cluster.of;
-  if (C.octets == 1 || units.octets() == 1)
-    multiply_units<C, 1>(a, row, units, cluster, begin, end, shared_memory(), sums);
-  else
-    multiply_units<C, C.octets>(a, row, units, cluster, begin, end, shared_memory(), sums);
+  shrinker.shrink(a, static_cast<i64>(group / a.split.parts) * C.rows, group % a.split.parts, a.split.parts);
 }
 
 }  // namespace q4

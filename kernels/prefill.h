@@ -29,8 +29,8 @@ Q4_DEVICE void produce(const MatmulArgs& a, const TensorMap* x_map, const Shared
   const bool leader = elect_one();
   if (warp == 0) produce_weights<C>(a, s, rank, leader);
   if (warp == 1) produce_x<C>(a, x_map, s, rank, leader);
-  if constexpr (C.p.lora) {
-    if (warp == 2) await_low<C>(a, s, rank);
+  if constexpr (C.p.lora && !C.cut) {
+    if (warp == 2) bring_low<C>(a, s, rank);
   }
   sync_warp();
   if constexpr (C.split > 1) {  // all threads of a cluster meet at its barriers: this pairs with sum_parts'
@@ -106,27 +106,33 @@ Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shar
       else if (!C.cut || work.end - work.begin == slabs(C.p.k))
         load_residual<C>(a, s, at, column, row);
     }
-    [[maybe_unused]] LoraTile<C.p, C.rows / 8> lora;
+    [[maybe_unused]] LoraTile<C.p, C.rows / 8, consumers(C) <= 2 ? 8 : 4> lora;
     [[maybe_unused]] const auto lora_tile = [&] {
       return (first_strip<C>(work, at.rank) + at.strip) * kStripTiles + at.tile;
     };
-    if constexpr (C.p.lora) lora.ask(a, lora_tile(), work.tile_m * C.rows, at.lane, lora_part, lora_parts);
+    // Two trips to memory: until then the rings fill, and stop asking (kLoraFirst).
+    if (C.p.lora && (C.cut || a.lora.maker == kLoraFirst))
+      lora.ask(a, lora_tile(), work.tile_m * C.rows, at.lane, lora_part, lora_parts);
     if constexpr (C.fold)
       multiply_folded<C>(acc, rings, s, at, work);
     else
       multiply<C>(acc, rings, s, at, work);
     const int column = (first_strip<C>(work, at.rank) + at.strip) * kStripColumns, row = work.tile_m * C.rows;
     [[maybe_unused]] const auto add_lora = [&] {
-      lora.add(reinterpret_cast<float(*)[4]>(acc), a, lora_tile(), row, at.lane, lora_part, lora_parts);
+      lora.add(reinterpret_cast<float(*)[4]>(acc), a, StagedLow<C>(a, s, row, at), lora_tile(), row, at.lane, lora_part,
+               lora_parts);
     };
-    if constexpr (C.p.lora) {
+    if constexpr (C.p.lora && C.cut) {
       if (beside) wait_previous_kernel();
-      if (a.lora.maker == kLoraWithin) {
-        mbar_wait(s.low_ready, low_phase);
-        low_phase ^= 1;
-        if (at.lane == 0) mbar_arrive(s.low_taken);
-      }
-      if (!C.cut || work.end - work.begin == slabs(C.p.k)) add_lora();
+      if (work.end - work.begin == slabs(C.p.k)) add_lora();
+    } else if constexpr (C.p.lora) {
+      mbar_wait(s.low_ready, low_phase);
+      low_phase ^= 1;
+      const TileAdapter found = tile_adapter(s);
+      lora.take(found.b, found.chunks, found.adapter, lora_tile(), at.lane, lora_part, lora_parts);
+      add_lora();
+      sync_warp();
+      if (at.lane == 0) mbar_arrive(s.low_taken);
     }
     if constexpr (one_tile(C)) {  // the only one
       sum_parts<C>(acc, residual, a, s, at, column, row);
@@ -150,7 +156,7 @@ Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shar
 template <PrefillConfig C, class Args>
 Q4_DEVICE void prefill(const Args& a, const TensorMap* x_map, const TensorMap* out_map) {
   using namespace prefill_detail;
-  if constexpr (C.p.lora) {
+  if constexpr (lora_fits(C)) {
     if (block_index() < a.lora.blocks) return shrink_items<C>(a);
   }
   const Shared<C> s;

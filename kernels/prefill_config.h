@@ -115,9 +115,30 @@ Q4_BOTH constexpr int x_stages(const PrefillConfig& c) {
   const int fit = (ring_space(c) - stage_bytes(c)) / (x_tile_bytes(c) + stage_bytes(c) / 2);
   return whole_turns(smaller(8, fit), 2 * c.teams);
 }
-Q4_BOTH constexpr int shared_bytes(const PrefillConfig& c) {
+/// The first tile begins at a multiple of 1024, the block's memory at one of 128.
+Q4_BOTH constexpr int plain_bytes(const PrefillConfig& c) {
   const int x_ring = one_ring(c) ? 0 : x_stages(c) * (x_tile_bytes(c) + 16);  // with its barriers
-  return 1024 + x_ring + out_bytes(c) + stages(c) * stage_bytes(c) + 8 * (c.p.lora ? 3 : 1) + 4 * c.strips;
+  return 896 + x_ring + out_bytes(c) + stages(c) * stage_bytes(c) + 8 * (c.p.lora ? 3 : 1) + 4 * c.strips;
+}
+/// With LoRA, behind all that: which adapter a tile's rows have, then for each of some chunks low of its rows and, where
+/// all rows have one adapter, B of its columns. What has no room is read from memory.
+constexpr int kLoraInfoBytes = 16;
+Q4_BOTH constexpr int lora_low_bytes(const PrefillConfig& c) { return c.rows * kLoraRanks * 2; }
+Q4_BOTH constexpr int lora_b_bytes(const PrefillConfig& c) { return c.strips * kStripTiles * 512; }
+Q4_BOTH constexpr int lora_room(const PrefillConfig& c) {
+  return kPrefillShared - round_up(plain_bytes(c), 16) - kLoraInfoBytes;
+}
+/// Chunks of low, and of them those with B.
+Q4_BOTH constexpr int lora_staged(const PrefillConfig& c) {
+  return c.p.lora && !c.cut && consumers(c) <= 3 ? smaller(4, lora_room(c) / lora_low_bytes(c)) : 0;
+}
+Q4_BOTH constexpr int lora_staged_b(const PrefillConfig& c) {
+  return smaller(lora_staged(c), larger(0, lora_room(c) - lora_staged(c) * lora_low_bytes(c)) / lora_b_bytes(c));
+}
+Q4_BOTH constexpr int shared_bytes(const PrefillConfig& c) {
+  if (!c.p.lora || c.cut) return plain_bytes(c);
+  return round_up(plain_bytes(c), 16) + kLoraInfoBytes + lora_staged(c) * lora_low_bytes(c) +
+         lora_staged_b(c) * lora_b_bytes(c);
 }
 
 // ---- the launch -----------------------------------------------------------------------------------------------------
@@ -147,49 +168,93 @@ Q4_BOTH constexpr i64 grid(const PrefillConfig& c, i64 m, const Limits& limits) 
   return (one_tile(c) || (all < most && !c.cut) ? all : most) * cluster(c);
 }
 // ---- LoRA within the launch (prefill_lora.h) ------------------------------------------------------------------------
-/// Rows that a block shrinks at once: an item. Few where there are few, more read A less often.
-Q4_BOTH constexpr int lora_rows(const PrefillConfig& c) { return c.rows <= 32 ? 8 : c.rows == 64 ? 16 : 32; }
-Q4_BOTH constexpr LoraShape lora_shape(const PrefillConfig& c) {
-  return {c.p.bf16, lora_rows(c) / 8, threads(c), ceil_div(ceil_div(c.p.x_k, kLoraRows), threads(c) / 32)};
+/// How the first blocks shrink: rows of an item, which is a tile's or a part of it.
+Q4_BOTH constexpr LoraShrinkConfig lora_shrink_config(const PrefillConfig& c) {
+  LoraShrinkConfig s{c.p.bf16, 1, smaller(c.rows, 128), c.rows > 16 ? 4 : 2};
+  s.cuts = cluster(c) > 1 ? cluster(c) : 0, s.warps = threads(c) / 32;
+  s.ring = lora_ring(s, shared_bytes(c));
+  return s;
 }
-/// Microseconds on an H200 that the shrinking blocks need, each of which reads some 45 KB in one, and that the matmul
-/// has, roughly.
-Q4_BOTH constexpr double lora_us(const PrefillConfig& c, const LoraLoad& load, int blocks) {
-  const i64 items = (load.m + lora_rows(c) - 1) / lora_rows(c);
-  const int pairs = load.chunks * smaller(load.adapters, lora_rows(c));
-  const double bytes = 2.0 * c.p.x_k * (kLoraRanks * pairs + lora_rows(c));
-  return 1 + static_cast<double>((items + blocks - 1) / blocks) * (1 + bytes / 4.5e4);
+/// Whether its queues fit.
+Q4_BOTH constexpr bool lora_fits(const PrefillConfig& c) {
+  return shared_bytes(lora_shrink_config(c)) <= shared_bytes(c) && c.p.lora && !c.p.grouped && !c.cut;
 }
+Q4_BOTH constexpr i64 lora_items(const PrefillConfig& c, i64 m) {
+  const int rows = smaller(c.rows, 128);
+  return (m + rows - 1) / rows;
+}
+constexpr int kLoraMostParts = 16;
+/// Clusters that share an item, of so many that shrink.
+Q4_BOTH constexpr int lora_parts(i64 items, int clusters) {
+  return items >= clusters ? 1 : smaller(kLoraMostParts, clusters / static_cast<int>(items));
+}
+/// Microseconds on an H200 of the matmul alone, roughly.
 Q4_BOTH constexpr double matmul_us(const PrefillConfig& c, i64 m) {
-  const double weights = static_cast<double>(c.p.k) * c.p.n, read = weights / 8e6;
-  const double product = weights * m / (m <= 64 ? 220e6 : m <= 128 ? 320e6 : 390e6);
+  const double weights = static_cast<double>(c.p.k) * c.p.n, read = weights / 6.5e6;
+  const double product = weights * static_cast<double>(m) / (m <= 64 ? 280e6 : m <= 128 ? 360e6 : 390e6);
   return 3.5 + (read > product ? read : product);
 }
+/// What a launch before adds to it (measured from 2048x2048 to 8192x8192: 4.4 to 5 at m <= 64).
+Q4_BOTH constexpr double lora_before_us(const PrefillConfig& c, i64 m) {
+  return 4.6 + (m > 64 ? 2 : 0) + 0.6e-6 * static_cast<double>(m) * c.p.x_k;
+}
+/// From the start until low of m rows is there, of so many clusters within the launch: trips to memory, the units of a
+/// block one after the other, and its bytes. Beside a short matmul, whose blocks all fill their rings meanwhile, a
+/// multiprocessor reads some 28 KB a microsecond, beside a long one 60.
+Q4_BOTH constexpr double lora_within_us(const PrefillConfig& c, const LoraLoad& load, i64 m, int clusters) {
+  const i64 items = lora_items(c, m);
+  const int most_rows = smaller(c.rows, 128), rows = m < most_rows ? static_cast<int>(m) : most_rows;
+  const int parts = lora_parts(items, clusters), adapters = smaller(load.adapters, rows), octets = ceil_div(rows, 8);
+  const int of_adapter = ceil_div(octets, adapters);  // octets
+  int of_unit = 1;
+  while (2 * of_unit <= lora_shrink_config(c).octets && parts * of_unit < load.chunks * larger(octets, adapters))
+    of_unit *= 2;
+  of_unit = smaller(of_unit, of_adapter);
+  const int units = ceil_div(load.chunks * adapters * ceil_div(of_adapter, of_unit), parts);
+  const i64 at_once = clusters / parts, turns = (items + at_once - 1) / at_once;
+  const double kilobytes = 2e-3 * c.p.x_k / cluster(c) * (kLoraRanks + smaller(8 * of_unit, ceil_div(rows, adapters)));
+  const double free = 20 + 1.5 * matmul_us(c, load.m), rate = free < 60 ? free : 60;
+  const double all = static_cast<double>(turns * units);
+  return 4.5 + (all - 1) * (cluster(c) > 1 ? 1.5 : 0.6) + all * kilobytes / rate;
+}
+/// How much later than without adapters such a launch ends. The first wave of tiles meets the first band of rows.
+Q4_BOTH constexpr double lora_late_us(const PrefillConfig& c, const LoraLoad& load, int clusters, i64 waves) {
+  const double matmul = matmul_us(c, load.m), late = lora_within_us(c, load, load.m, clusters) - matmul;
+  if (waves <= 1) return late;
+  const double first = lora_within_us(c, load, load.m < 1024 ? load.m : 1024, clusters) - matmul / waves;
+  return late > first ? late : first;
+}
 /// Blocks of a launch that shrink, before those of the grid: what multiprocessors are left, or few of those that tiles
-/// go round on, where that costs no wave; 0: none, or too few for so much: a launch before adds 3 us at least.
+/// go round on, where that costs no wave; 0: none, or a launch before is faster.
 Q4_BOTH constexpr int lora_blocks(const PrefillConfig& c, const LoraLoad& load, const Limits& limits) {
-  if (!c.p.lora || c.p.grouped || c.cut || load.invariant || load.chunks > kLoraMostChunks || load.m > 512) return 0;
+  if (!lora_fits(c) || load.invariant || load.chunks > kLoraMostChunks || load.m <= 0) return 0;
   const i64 all = workers(c, limits), used = grid(c, load.m, limits) / cluster(c), few = ceil_div(4, cluster(c));
   const auto waves = [&](i64 clusters) {
     return clusters > 0 ? (tiles(c, load.m) + clusters - 1) / clusters : 1 << 30;
   };
-  i64 clusters = all - used < ceil_div(16, cluster(c)) ? all - used : ceil_div(16, cluster(c));
+  i64 clusters = all - used < kLoraMostParts / cluster(c) ? all - used : kLoraMostParts / cluster(c);
   if (clusters < few) {
     if (waves(all - few) != waves(all)) return 0;
     clusters = few;
   }
-  const int blocks = static_cast<int>(clusters) * cluster(c);
-  return lora_us(c, load, blocks) <= matmul_us(c, load.m) + 3 ? blocks : 0;
+  const int count = static_cast<int>(clusters);
+  return lora_late_us(c, load, count, waves(all)) <= lora_before_us(c, load.m) ? count * cluster(c) : 0;
+}
+/// Whether low comes later than the matmul's own sums (kLoraFirst): then blocks ask for less at their start (4096x4096,
+/// m = 16: 7.84 us to 7.72; m = 32 and 64 as without).
+Q4_BOTH constexpr bool lora_first(const PrefillConfig& c, const LoraLoad& load, int blocks) {
+  return blocks > 0 && lora_within_us(c, load, load.m, blocks / cluster(c)) > matmul_us(c, load.m);
 }
 Q4_BOTH constexpr i64 lora_grid(const PrefillConfig& c, const LoraLoad& load, const Limits& limits) {
   const i64 blocks = lora_blocks(c, load, limits), sum = grid(c, load.m, limits) + blocks;
   return one_tile(c) || sum < workers(c, limits) * cluster(c) ? sum : workers(c, limits) * cluster(c);
 }
-/// Blocks that a word waits for, of the tiles of one row of tiles; of low and these words.
+/// Blocks that a word waits for, of the tiles of one row of tiles; of low and these words, a row of them for each part of
+/// each item.
 Q4_BOTH constexpr int lora_readers(const PrefillConfig& c) { return tiles_n(c) * cluster(c); }
 Q4_BOTH constexpr i64 lora_bytes(const PrefillConfig& c, const LoraLoad& load) {
-  const i64 items = (load.m + lora_rows(c) - 1) / lora_rows(c);
-  return load.m * load.chunks * kLoraRanks * 2 + items * lora_readers(c) * 4;
+  const i64 items = lora_items(c, load.m), words = items > kLoraMostParts ? items : kLoraMostParts;
+  return load.m * load.chunks * kLoraRanks * 2 + words * lora_readers(c) * 4;
 }
 
 /// The workspace: counters, then two fp32 tiles a block.

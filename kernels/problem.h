@@ -45,15 +45,16 @@ struct LoraEntry {
   float scale;
 };
 /// Who makes low = scale x A for a matmul: a launch before it has; the launch right before it, which may still run and
-/// lets this one start when x is there; or the first `blocks` blocks of this launch (lora_decode.h, prefill_lora.h).
-enum LoraMaker : int { kLoraBefore = 0, kLoraBeside = 1, kLoraWithin = 2 };
+/// lets this one start when x is there; or the first `blocks` blocks of this launch (lora_decode.h, prefill_lora.h), with
+/// kLoraFirst while the others hold back at their start, as low is what they will wait for.
+enum LoraMaker : int { kLoraBefore = 0, kLoraBeside = 1, kLoraWithin = 2, kLoraFirst = 3 };
 struct LoraArgs {
   const LoraEntry* table;  ///< [adapters]
   const i32* adapter;      ///< [m] of each row
   const u16* low;          ///< [m, low_stride]: scale x A; kLoraWithin: the blocks' inboxes
   i32 low_stride, adapters;
   i32 maker;   ///< a LoraMaker
-  i32 blocks;  ///< kLoraWithin; else 0
+  i32 blocks;  ///< kLoraWithin, kLoraFirst; else 0
 };
 
 /// Arguments of every matmul kernel. Pointers are 16-byte aligned, strides in elements and multiples of 8.

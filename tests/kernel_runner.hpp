@@ -165,10 +165,10 @@ struct EmulatedAdapters {
     if (args.m == 0) return;
     if (args.m % 2) return bf16 ? run.operator()<{.bf16 = 1, .mma = 0}>() : run.operator()<{.mma = 0}>();
     if (args.m > 8)
-      return bf16 ? run.operator()<{.bf16 = 1, .ring = 65536, .cuts = 1}>()
-                  : run.operator()<{.ring = 131072, .cuts = 1}>();
-    return bf16 ? run.operator()<{.bf16 = 1, .rows = 8, .octets = 1, .ring = 49152, .cuts = 1}>()
-                : run.operator()<{.rows = 8, .octets = 1, .ring = 49152, .cuts = 1}>();
+      return bf16 ? run.operator()<{.bf16 = 1, .ring = 65536, .cuts = 4}>()
+                  : run.operator()<{.ring = 131072, .cuts = 4}>();
+    return bf16 ? run.operator()<{.bf16 = 1, .rows = 8, .octets = 1, .ring = 49152, .cuts = 4}>()
+                : run.operator()<{.rows = 8, .octets = 1, .ring = 49152, .cuts = 4}>();
   }
 };
 

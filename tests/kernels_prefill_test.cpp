@@ -16,6 +16,7 @@ constexpr Limits kHopper{.arch = 90, .units = 6, .shared_bytes = 232448};
 struct PrefillTest {
   EmulatedCase matrix;
   int rows = 64, strips = 1, teams = 1, split = 1, share = 1, cut = 0, fold = 0;
+  int shrinking = 2;  ///< clusters that shrink, with matrix.within
   constexpr PrefillConfig config() const {
     return {.p = matrix.problem(),
             .rows = rows,
@@ -31,13 +32,14 @@ struct PrefillTest {
 template <PrefillTest T>
 void check_prefill(const std::string& name, std::vector<int> m) {
   constexpr PrefillConfig C = T.config();
-  static_assert(valid(C, kHopper));
+  static_assert(valid(C, kHopper) && (!T.matrix.within || lora_fits(C)));
   CAPTURE(name);
   std::size_t workspace = 0;
   for (const int rows : m) workspace = std::max(workspace, static_cast<std::size_t>(workspace_bytes(C, rows, kHopper)));
   const double error = largest_error(T.matrix, m, workspace, [](MatmulArgs args) {
     constexpr PrefillConfig C = T.config();
-    args.lora.blocks = T.matrix.within ? round_up(2, cluster(C)) : 0;
+    if (T.matrix.within && args.m % 2) args.lora.maker = kLoraFirst;
+    args.lora.blocks = T.matrix.within ? T.shrinking * cluster(C) : 0;
     const TensorMap x_map =
         emulation::map_of({const_cast<u16*>(args.x), args.m, C.p.x_k, args.x_stride, x_box_rows(C, args.m)});
     const TensorMap out_map = emulation::map_of(
@@ -195,6 +197,17 @@ TEST_CASE("prefill: adapters") {
   // Units of up to eight octets, of a list that blocks share (130: of two lists, a block each).
   CHECK_PREFILL(M({128, 130}), .matrix = {.k = 288, .n = 72, .lora = true, .within = true}, .rows = 128, .split = 2);
   CHECK_PREFILL(M({201}), .matrix = {.k = 128, .n = 64, .bf16 = true, .lora = true, .within = true}, .rows = 256);
+  // Three clusters share an item; five items over three clusters; more clusters than parts of two items.
+  CHECK_PREFILL(M({61}), .matrix = {.k = 512, .n = 72, .lora = true, .within = true}, .rows = 64, .split = 2,
+                .shrinking = 3);
+  CHECK_PREFILL(M({300, 96}), .matrix = {.k = 256, .n = 72, .bf16 = true, .lora = true, .within = true}, .rows = 64,
+                .shrinking = 3);
+  CHECK_PREFILL(M({30}), .matrix = {.k = 512, .n = 80, .lora = true, .within = true}, .rows = 16, .split = 2,
+                .shrinking = 5);
+  // Items without adapters before items with them; several spans of k, the last one short.
+  CHECK_PREFILL(M({203}), .matrix = {.k = 512, .n = 72, .lora = true, .within = true}, .rows = 64, .split = 2,
+                .shrinking = 1);
+  CHECK_PREFILL(M({20, 27}), .matrix = {.k = 1288, .n = 72, .lora = true, .within = true}, .rows = 32, .shrinking = 1);
   // Several tiles a block, so that the next one's words come before this one's are used.
   CHECK_PREFILL(M({500}), .matrix = {.k = 128, .n = 256, .lora = true, .within = true}, .rows = 64, .share = 2);
 }

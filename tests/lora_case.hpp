@@ -24,11 +24,14 @@ struct LoraCase {
   }
   int adapters() const { return static_cast<int>(a.size()); }
 
-  /// Of each row: one for all where m is a multiple of 3, else any, none and numbers outside the table too.
+  /// Of each row: one for all where m is a multiple of 3, else any, none and numbers outside the table too; none in the
+  /// first 130 where m is a multiple of 7.
   std::vector<std::int32_t> rows(std::int64_t m) const {
     std::vector<std::int32_t> all;
     for (std::int64_t r = 0; r < m; ++r)
-      all.push_back(m % 3 == 0 ? adapters() - 1 : static_cast<std::int32_t>(r * 7 % (adapters() + 3)) - 1);
+      all.push_back(m % 3 == 0              ? adapters() - 1
+                    : m % 7 == 0 && r < 130 ? -1
+                                            : static_cast<std::int32_t>(r * 7 % (adapters() + 3)) - 1);
     return all;
   }
 

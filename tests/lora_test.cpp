@@ -8,6 +8,7 @@
 #include "kernels/lora.h"
 #include "lora_case.hpp"
 #include "on_device.hpp"
+#include "runtime/choose/defaults/prefill.hpp"
 
 namespace q4::test {
 namespace {
@@ -149,13 +150,39 @@ TEST_CASE("lora: a row's bits do not depend on the others where that is asked fo
     }
 }
 
+// On an H200 each form was timed at these points, and the other was slower.
+TEST_CASE("lora: prefill shrinks within its launch, or after another, as was measured to be faster") {
+  constexpr Limits kH200{.arch = 90, .units = 132, .shared_bytes = 232448};
+  const struct {
+    int k, n, m, adapters;
+    bool within;
+  } points[] = {{4096, 4096, 16, 1, true},    {4096, 4096, 64, 1, true},    {4096, 4096, 128, 1, false},
+                {4096, 4096, 2048, 1, false}, {4096, 4096, 64, 8, false},   {4096, 4096, 64, 64, false},
+                {14336, 4096, 32, 1, true},   {14336, 4096, 128, 1, true},  {4096, 14336, 64, 1, true},
+                {8192, 8192, 128, 1, true},   {8192, 8192, 2048, 1, false}, {4096, 6144, 16, 8, true},
+                {4096, 6144, 512, 1, true},   {2048, 2048, 64, 1, true},    {2048, 2048, 128, 1, false}};
+  for (const auto& p : points) {
+    CAPTURE(p.k);
+    CAPTURE(p.n);
+    CAPTURE(p.m);
+    CAPTURE(p.adapters);
+    const PrefillConfig c = choose::prefill_default({.k = p.k, .n = p.n, .x_k = p.k, .lora = 1}, p.m, kH200);
+    const LoraLoad load{p.m, 1, p.adapters};
+    const int blocks = lora_blocks(c, load, kH200);
+    CHECK((blocks > 0) == p.within);
+    CHECK(blocks % cluster(c) == 0);
+    CHECK(lora_grid(c, load, kH200) <= 132);
+    CHECK(lora_blocks(c, {p.m, 1, p.adapters, true}, kH200) == 0);  // bits must not depend on m
+  }
+}
+
 TEST_CASE(
     "lora: a launch before cuts k as far as all of its clusters run at once, and never where bits must not change") {
   constexpr Limits kH200{.arch = 90, .units = 132, .shared_bytes = 232448};
   constexpr int kResident[] = {0, 132, 66, 39, 30, 0, 17, 0, 15};
   int cut = 0;
   for (const int rows : {8, 64}) {
-    const LoraShrinkConfig config{0, 1, rows, rows > 8 ? 2 : 1, 65536, 1};
+    const LoraShrinkConfig config{0, 1, rows, rows > 8 ? 2 : 1, 65536, kLoraMostSplit};
     for (const std::int64_t m : {1, 5, 8, 16, 64, 100, 512, 4096})
       for (const int adapters : {1, 3, 8, 64, 1000})
         for (const int chunks : {1, 4, 16}) {

@@ -46,6 +46,7 @@ class BoundKernel {
   struct LoraWithin {
     int blocks = 0;
     std::int64_t grid = 0, bytes = 0;
+    bool first = false;  ///< they take longer than the matmul (kLoraFirst)
   };
   virtual LoraWithin lora_within(const LoraLoad& load) const = 0;
   virtual jit::Source source() const = 0;

@@ -97,7 +97,9 @@ template <class C>
 BoundKernel::LoraWithin lora_within_of(const C& config, const LoraLoad& load, const Limits& limits) {
   if constexpr (requires { lora_blocks(config, load, limits); }) {
     const int count = lora_blocks(config, load, limits);
-    return {count, count ? lora_grid(config, load, limits) : 0, lora_bytes(config, load)};
+    BoundKernel::LoraWithin within{count, count ? lora_grid(config, load, limits) : 0, lora_bytes(config, load)};
+    if constexpr (requires { lora_first(config, load, count); }) within.first = lora_first(config, load, count);
+    return within;
   } else {
     return {};
   }

@@ -106,7 +106,7 @@ std::vector<ShrinkKernel> shrink_kernels(bool bf16, std::int64_t max_m, const Li
   std::vector<ShrinkKernel> kernels;
   for (const int rows : {8, 64}) {
     LoraShrinkConfig config{bf16, 1, rows, rows > 8 ? 2 : 1};
-    config.cuts = limits.arch >= 90;
+    config.cuts = limits.arch >= 90 ? kLoraMostSplit : 0;
     config.ring = lora_ring(config, smaller(limits.shared_bytes - 1024, 160 << 10));
     kernels.push_back({rows > 8 ? INT64_MAX : rows, config,
                        jit::generate("lora_shrink", "lora_shrink.h", "LoraShrinkConfig", jit::initializer(config),

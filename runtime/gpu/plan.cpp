@@ -128,7 +128,7 @@ LoraArgs Plan::run_shrink(const Path& path, Call& call, const EpilogueInputs& in
   const auto within = shrinks_within(path, {call.m, chunks, count});
   call.blocks = within.blocks ? within.grid : path.choice.kernel->grid(call.m);
   auto* low = reinterpret_cast<u16*>(call.workspace + (within.blocks ? places_.within : places_.low));
-  const i32 maker = within.blocks ? kLoraWithin : path.remap ? kLoraBefore : kLoraBeside;
+  const i32 maker = within.first ? kLoraFirst : within.blocks ? kLoraWithin : path.remap ? kLoraBefore : kLoraBeside;
   const LoraArgs lora{adapters.table(), inputs.adapter_of_row, low, chunks * kLoraRanks, count, maker, within.blocks};
   if (within.blocks) return lora;
   const Shrink* shrink = &shrink_.front();
@@ -183,7 +183,7 @@ void Plan::run_kernel(const Path& path, const Call& call) const {
   const auto& kernel = *path.choice.kernel;
   LaunchShape shape = path.choice.shape;
   shape.blocks = call.blocks ? call.blocks : kernel.grid(call.m);
-  if (call.lora.maker == kLoraWithin) {
+  if (call.lora.blocks > 0) {
     shape.overlap_previous = shape.overlap_previous && options_.overlap_previous;  // no launch of ours is before it
   }
   if (!path.choice.tactic.kernel->tensor_maps) {
