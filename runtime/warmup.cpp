@@ -162,6 +162,9 @@ PlannedExperts planned_experts(const WarmupExperts& layer, Device device) {
   };
   check(layer.experts >= 1 && layer.experts <= kMostExperts, "{}: experts = {} is outside [1, {}]", kCall,
         layer.experts, kMostExperts);
+  constexpr std::int64_t kMostWidth = std::int64_t{1} << 31;  // twice as many columns are still a number
+  check(layer.width >= 1 && layer.width <= kMostWidth, "{}: width = {} is outside [1, {}]", kCall, layer.width,
+        kMostWidth);
   set(planned.w13, layer.k, gated ? 2 * layer.width : layer.width);
   set(planned.w2, layer.width, layer.n ? layer.n : layer.k);
   planned.w13.gate_up = gated;

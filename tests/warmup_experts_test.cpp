@@ -1,4 +1,5 @@
 // Warm-up of layers of experts on the fake driver's GPU: what it compiles is what plans take and what packs hold.
+#include <limits>
 #include <q4/q4.hpp>
 #include <set>
 
@@ -59,6 +60,8 @@ TEST_CASE("warmup: layers of experts that no plan accepts, and the CPU") {
   auto bad = good;
   bad.experts = 0, refused(bad, "experts = 0");
   bad = good, bad.width = 30, refused(bad, "n = 60");
+  bad = good, bad.width = std::numeric_limits<std::int64_t>::max(), refused(bad, "width = 9223372036854775807");
+  bad = good, bad.width = 0, refused(bad, "width = 0");
   bad = good, bad.plan.topk = 33, refused(bad, "topk = 33");
   bad = good, bad.plan.max_tokens = 0, refused(bad, "max_tokens = 0");
   bad = good, bad.plan.expert_map = {4}, refused(bad, "expert_map[0] = 4");
