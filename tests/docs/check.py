@@ -59,12 +59,14 @@ def variables() -> list[str]:
         for path in tracked(f"{folder}/*"):
             if path.suffix in (".cpp", ".hpp", ".py"):
                 read |= set(re.findall(r'"(Q4_[A-Z0-9_]+)"', path.read_text()))
-    for path in tracked(".ci/run", "tools/*", "tests/*.sh", "tests/*.cpp", "tests/*.hpp", "bindings/python/tests/run.sh"):
+    for path in tracked(".ci/run", "tools/*", "tests/*.sh", "tests/*.cpp", "tests/*.hpp", "bindings/python/tests/*"):
         if path.suffix in (".cpp", ".hpp"):  # of tests: those that only they read
             read |= set(re.findall(r'(?:getenv|setting)\("(Q4_[A-Z0-9_]+)"\)', path.read_text()))
+        elif path.suffix == ".py":
+            read |= set(re.findall(r'environ(?:\.get\(|\[)"(Q4_[A-Z0-9_]+)"', path.read_text()))
         elif "." not in path.name or path.suffix == ".sh":
             read |= set(re.findall(r"\$\{?(Q4_[A-Z0-9_]+)", path.read_text()))
-    read -= {"Q4_FRESH_INSIDE", "Q4_FAULTY_DRIVER", "Q4_AMDGPU_TARGETS", "Q4_TEST_OF_SETTINGS"}  # what a script or a test says to its own child
+    read -= {"Q4_FRESH_INSIDE", "Q4_FAULTY_DRIVER", "Q4_AMDGPU_TARGETS", "Q4_TEST_OF_SETTINGS", "Q4_PARALLEL_CSV"}  # what a script or a test says to its own child
     return [f"{name} is read, and not in docs/reference/environment.md" for name in sorted(read - listed)] + [
         f"{name} is in docs/reference/environment.md, and nothing reads it" for name in sorted(listed - read)
     ]
