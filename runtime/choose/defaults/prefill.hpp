@@ -17,13 +17,19 @@ constexpr bool batch_invariant(const PrefillConfig& c) { return c.cut == 0; }
 constexpr double prefill_estimate(const PrefillConfig& c, i64 m, const Limits& limits) {
   // One strip x 16 rows of k on one SM: its codes, their conversion and its wgmma hardly hide one another.
   const double step = c.rows == 16 ? 17.7 : c.rows == 32 ? 20.2 : c.rows == 64 ? 28.2 : c.rows == 128 ? 43.4 : 83;
-  double part = 1;        // small things, as factors
+  double part = 1;  // small things, as factors
+  // Where k is long and little is converted, fewer warps do as well, and save the sums of a second team.
+  const bool long_part = c.split > 1 && slabs(c.p.k) / c.split >= (consumers(c) == 2 && c.rows == 32 ? 14 : 32) &&
+                         !c.p.bf16 && c.p.unit % kSlabRows == 0;
   if (consumers(c) == 1)  // latencies show
-    part *= c.rows == 128 ? 1.25 : c.rows == 64 ? 1.35 : c.rows == 256 || c.split == 1 ? 1.5 : 1.13;
+    part *= c.rows == 128 ? 1.25 : c.rows == 64 ? 1.35 : c.rows == 256 || c.split == 1 ? 1.5 : long_part ? 1.09 : 1.13;
   if (c.strips == 1 && slabs(c.p.k) / c.split > 32)  // each block reads all of x for 64 columns
     part *= c.rows == 16 ? 1.3 : c.rows == 32 ? 1.2 : c.rows == 64 ? 1 : 1.05;
   if (c.split > 2 && c.teams == 2 && c.strips > 1 && (c.rows > 16 || c.split > 3)) part *= 1.12;
-  if (consumers(c) == 2 && c.rows <= 128 && !(c.rows == 128 && (one_tile(c) || slabs(c.p.k) <= 32))) part *= 1.04;
+  if (consumers(c) == 2 && c.teams == 1 && long_part && c.rows <= 32)
+    part *= 0.97;
+  else if (consumers(c) == 2 && c.rows <= 128 && !(c.rows == 128 && (one_tile(c) || slabs(c.p.k) <= 32)))
+    part *= 1.04;
   if (c.rows <= 32 && !c.fold) part *= 1.1;
   if (c.rows == 256 ? c.share == 1 : c.share == 2) part *= 1.04;  // traffic of x
   if (c.strips == 4) part *= c.rows == 128 ? 1.03 : c.rows <= 32 && !c.cut && c.split == 1 ? 0.94 : 1.03;
