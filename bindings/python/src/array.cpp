@@ -317,19 +317,31 @@ nb::handle loaded_torch() {
   return t ? nb::handle(t->module) : nb::handle();
 }
 
+/// What PyTorch answers about a device; where it knows no such device, as a capsule may claim one, an error of ours.
+template <class Ask>
+auto ask_about(Device device, const Ask& ask) {
+  try {
+    return ask(torch()->module.attr("cuda"));
+  } catch (nb::python_error& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    fail(ErrorCode::kInvalidArgument, "an array is on {}, which PyTorch lacks ({}): use a device that it has",
+         device.str(), nb::str(error.value()).c_str());
+  }
+}
+
 void* torch_stream(Device device) {
   const Torch* t = torch();
   if (!t || !t->gpu || traits_of(device).host_addressable) return nullptr;
-  nb::object stream =
-      t->raw_stream.is_none()
-          ? nb::object(t->module.attr("cuda").attr("current_stream")(device.ordinal).attr("cuda_stream"))
-          : nb::object(t->raw_stream(device.ordinal));
-  return reinterpret_cast<void*>(PyLong_AsSize_t(stream.ptr()));
+  return ask_about(device, [&](nb::handle cuda) {
+    nb::object raw(t->raw_stream), on = nb::int_(device.ordinal);
+    raw = raw.is_none() ? cuda.attr("current_stream")(on).attr("cuda_stream") : raw(on);
+    return reinterpret_cast<void*>(PyLong_AsSize_t(raw.ptr()));
+  });
 }
 
 void finish_torch_stream(Device device) {
   if (!torch_stream(device)) return;  // tensors are read by work of the default stream itself
-  torch()->module.attr("cuda").attr("current_stream")(device.ordinal).attr("synchronize")();
+  ask_about(device, [&](nb::handle cuda) { return cuda.attr("current_stream")(device.ordinal).attr("synchronize")(); });
 }
 
 void* current_stream(const Array& a) {
