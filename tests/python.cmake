@@ -1,7 +1,8 @@
 # The Python modules as one test: the wheel, a fresh virtual environment, pytest. Labelled as what builds q4 once more.
 add_test(NAME "python: wheel and tests" COMMAND bash ${PROJECT_SOURCE_DIR}/bindings/python/tests/run.sh
                                                 ${PROJECT_BINARY_DIR}/python $<TARGET_FILE:q4-make-checkpoint>)
-set_tests_properties("python: wheel and tests" PROPERTIES SKIP_RETURN_CODE 77 LABELS consumer RUN_SERIAL ON TIMEOUT 1800)
+# Minutes of one core: so it begins first, and the others run beside it.
+set_tests_properties("python: wheel and tests" PROPERTIES SKIP_RETURN_CODE 77 LABELS consumer COST 1000 TIMEOUT 1800)
 
 # pytest skips what needs PyTorch where it is not: so that this is seen in the list of what was skipped.
 add_test(NAME "python: PyTorch was there for its tests"

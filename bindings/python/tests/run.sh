@@ -50,4 +50,4 @@ CC=${CC:-cc} CXX=${CXX:-c++} PATH=$folder/venv/bin:$PATH CMAKE_CXX_COMPILER_LAUN
 cd "$folder"
 cmake -DFILES="$(echo venv/lib/python3*/site-packages/q4/_native*.so)" -DREADELF=readelf -DFORTIFIED=1 \
   -P "$source/../../tests/hardened.cmake"
-"$python" -m pytest -q -p no:cacheprovider -rs "$source/tests"
+"$python" -m pytest -q -p no:cacheprovider -rs --durations=12 "$source/tests"
