@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -236,6 +237,11 @@ TEST_CASE("q4-autotune: repeated with a budget that is too short, a shape makes 
     const Ended ended = box.run("q4-autotune --device cpu --shape 2048x1024 --m 1,16,64,256 --json " + budget(seconds) +
                                 "--out " + box.file("t.jsonl"));
     complete = only_shape(ended)["complete"];
+    if (complete && runs == 0 && seconds > 0.01) {  // a quick machine: again from nothing, with less
+      std::filesystem::remove(box.file("t.jsonl"));
+      seconds /= 3, complete = false, --runs;
+      continue;
+    }
     std::size_t known = 0;
     TuningDb db;
     db.load(box.file("t.jsonl"));
