@@ -20,7 +20,9 @@ python=$folder/venv/bin/python
 "$python" -m pip install -q build scikit-build-core nanobind ninja numpy pytest mypy >>"$folder/log.txt" 2>&1 ||
   skip "no packages: $(tail -n 1 "$folder/log.txt")"
 
-# PyTorch and what belongs to it, if .ci/run is bringing them: see there.
+# PyTorch and what belongs to it, if .ci/run is bringing them: see there. Dozens of processes import it, each in 4 s where its
+# bytecode is kept, 6 where it is not.
+unset PYTHONDONTWRITEBYTECODE
 if [ -n "${Q4_PYTORCH:-}" ]; then
   for ((i = 0; i < 900; i++)); do
     [ -e "$Q4_PYTORCH/status" ] && break
