@@ -1,8 +1,6 @@
 // The few NVML and driver functions that this needs, declared by hand: neither header is required to build.
 #include "autotune/device_clock.hpp"
 
-#include <dlfcn.h>
-
 #include <cstdlib>
 
 #include "runtime/base/settings.hpp"
@@ -12,17 +10,12 @@ namespace {
 
 constexpr int kSmClock = 1;  // NVML_CLOCK_SM
 
-template <class F>
-F* function(void* library, const char* name) {
-  return library ? reinterpret_cast<F*>(::dlsym(library, name)) : nullptr;
-}
-
 /// Empty when there is no driver.
 std::string pci_address(int ordinal) {
   void* const cuda = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);  // stays open: the backend has it too
-  const auto init = function<int(unsigned)>(cuda, "cuInit");
-  const auto get = function<int(int*, int)>(cuda, "cuDeviceGet");
-  const auto address = function<int(char*, int, int)>(cuda, "cuDeviceGetPCIBusId");
+  const auto init = library_function<int(unsigned)>(cuda, "cuInit");
+  const auto get = library_function<int(int*, int)>(cuda, "cuDeviceGet");
+  const auto address = library_function<int(char*, int, int)>(cuda, "cuDeviceGetPCIBusId");
   int device = 0;
   char text[64] = {};
   if (!init || !get || !address || init(0) != 0 || get(&device, ordinal) != 0) return {};
@@ -40,20 +33,13 @@ DeviceClock::DeviceClock(Device device) : address_(device.str()) {
   const std::string pci = pci_address(device.ordinal);
   if (pci.empty()) return;
   address_ = pci;
-  void* const library = ::dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
-  const auto init = function<int()>(library, "nvmlInit_v2");
-  const auto by_address = function<int(const char*, void**)>(library, "nvmlDeviceGetHandleByPciBusId_v2");
-  if (!init || !by_address || init() != 0) return;
-  nvml_ = std::shared_ptr<void>(library, [](void* l) {
-    if (const auto shutdown = function<int()>(l, "nvmlShutdown")) shutdown();
-  });
-  if (by_address(pci.c_str(), &handle_) != 0) handle_ = nullptr;
+  nvml_ = Nvml(pci);
 }
 
 double DeviceClock::sm_mhz() const {
-  const auto clock = function<int(void*, int, unsigned*)>(nvml_.get(), "nvmlDeviceGetClockInfo");
+  const auto clock = nvml_.function<int(void*, int, unsigned*)>("nvmlDeviceGetClockInfo");
   unsigned mhz = 0;
-  return handle_ && clock && clock(handle_, kSmClock, &mhz) == 0 ? mhz : 0;
+  return nvml_.device() && clock && clock(nvml_.device(), kSmClock, &mhz) == 0 ? mhz : 0;
 }
 
 }  // namespace q4::autotune

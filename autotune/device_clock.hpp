@@ -1,9 +1,10 @@
 // The SM clock of a GPU while it is measured, and its address, which is the same in every process.
 #pragma once
 
-#include <memory>
 #include <q4/device.hpp>
 #include <string>
+
+#include "autotune/nvml.hpp"
 
 namespace q4::autotune {
 
@@ -18,8 +19,7 @@ class DeviceClock {
 
  private:
   std::string address_;
-  std::shared_ptr<void> nvml_;
-  void* handle_ = nullptr;  ///< nvmlDevice_t
+  Nvml nvml_;
 };
 
 }  // namespace q4::autotune

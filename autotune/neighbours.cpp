@@ -1,7 +1,6 @@
 // NVML's utilization and processes, and the times of /proc/stat.
 #include "autotune/neighbours.hpp"
 
-#include <dlfcn.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,11 +19,6 @@
 
 namespace q4::autotune {
 namespace {
-
-template <class F>
-F* function(void* library, const char* name) {
-  return library ? reinterpret_cast<F*>(::dlsym(library, name)) : nullptr;
-}
 
 struct Utilization {  // nvmlUtilization_t, percent
   unsigned gpu, memory;
@@ -104,19 +98,11 @@ double lacking_processors(const std::string& before, const std::string& after, i
 NeighbourWatch::NeighbourWatch(const DeviceInfo& device, const std::string& address, const std::string& nvml,
                                const std::string& stat)
     : device_(device), stat_(stat) {
-  if (device.device.kind != BackendKind::kCuda) return;
-  void* const library = ::dlopen(nvml.c_str(), RTLD_NOW | RTLD_LOCAL);
-  const auto init = function<int()>(library, "nvmlInit_v2");
-  const auto by_address = function<int(const char*, void**)>(library, "nvmlDeviceGetHandleByPciBusId_v2");
-  if (!init || !by_address || init() != 0) return;
-  nvml_ = std::shared_ptr<void>(library, [](void* l) {
-    if (const auto shutdown = function<int()>(l, "nvmlShutdown")) shutdown();
-  });
-  if (by_address(address.c_str(), &handle_) != 0) handle_ = nullptr;
+  if (device.device.kind == BackendKind::kCuda) nvml_ = Nvml(address, nvml);
 }
 
 Neighbours NeighbourWatch::look() const {
-  return traits_of(device_.device).host_addressable ? on_cpu() : handle_ ? on_gpu() : Neighbours{};
+  return traits_of(device_.device).host_addressable ? on_cpu() : nvml_.device() ? on_gpu() : Neighbours{};
 }
 
 Neighbours NeighbourWatch::on_cpu() const {
@@ -127,19 +113,19 @@ Neighbours NeighbourWatch::on_cpu() const {
 
 Neighbours NeighbourWatch::on_gpu() const {
   Neighbours found;
-  const auto rates = function<int(void*, Utilization*)>(nvml_.get(), "nvmlDeviceGetUtilizationRates");
+  const auto rates = nvml_.function<int(void*, Utilization*)>("nvmlDeviceGetUtilizationRates");
   for (int i = 0; i < 2 && rates; ++i) {  // each is that of up to a second before: the least is not what just ended
     if (i) std::this_thread::sleep_for(std::chrono::milliseconds(250));
     Utilization now{};
-    if (rates(handle_, &now) != 0) break;
+    if (rates(nvml_.device(), &now) != 0) break;
     const double share = now.gpu / 100.0;
     found.share = found.share < 0 ? share : std::min(found.share, share);
   }
   for (const char* name : {"nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"}) {
-    const auto list = function<int(void*, unsigned*, Process*)>(nvml_.get(), name);
+    const auto list = nvml_.function<int(void*, unsigned*, Process*)>(name);
     std::vector<Process> processes(64);
     unsigned count = 64;
-    if (!list || list(handle_, &count, processes.data()) != 0) continue;
+    if (!list || list(nvml_.device(), &count, processes.data()) != 0) continue;
     processes.resize(std::min<std::size_t>(count, processes.size()));
     found.who = others(processes);
     break;

@@ -1,9 +1,10 @@
 // What others do on a device while nothing of ours runs there: whoever measures beside them measures them too.
 #pragma once
 
-#include <memory>
 #include <q4/device.hpp>
 #include <string>
+
+#include "autotune/nvml.hpp"
 
 namespace q4::autotune {
 
@@ -30,8 +31,7 @@ class NeighbourWatch {
   Neighbours on_gpu() const;
   DeviceInfo device_;
   std::string stat_;
-  std::shared_ptr<void> nvml_;
-  void* handle_ = nullptr;  ///< nvmlDevice_t
+  Nvml nvml_;
 };
 
 }  // namespace q4::autotune
