@@ -147,6 +147,22 @@ void check_table(const std::string& arch, std::size_t sample, std::size_t each =
   for (const std::size_t v : {0, 3, 7}) check(*nvrtc, choose::reconstruct_source(problem(v)), arch, 256);
 }
 
+// A set of 64 rows ends within a slab, where a loop that is badly cut makes ptxas wait for each wgmma (C7514).
+TEST_CASE("sm_90a: products of groups of 64 do not wait for each wgmma") {
+  const cuda::Nvrtc* nvrtc = compiler("sm_90a");
+  if (nvrtc == nullptr) return;
+  const Limits limits = limits_of("sm_90a");
+  const choose::Kernel& prefill = *choose::find_matmul_kernel("prefill");
+  const Problem p{.k = 8192, .n = 8192, .unit = 64, .x_k = 8192};
+  for (const std::int64_t m : {16, 32, 64}) {
+    const auto values = prefill.defaults(p, m, limits);
+    REQUIRE(values);
+    const auto bound = prefill.bind(p, *values, limits);
+    REQUIRE(bound != nullptr);
+    check(*nvrtc, bound->source(), "sm_90a", bound->threads());
+  }
+}
+
 TEST_CASE("sm_75: every kernel compiles, no default spills") { check_table("sm_75", 0); }
 TEST_CASE("sm_80: every kernel compiles, no default spills") { check_table("sm_80", 3, 5); }
 TEST_CASE("sm_86: every kernel compiles, no default spills") { check_table("sm_86", 0, 11); }
