@@ -74,7 +74,7 @@ class Rig {
   double more_rounding() const { return gpu() && workload_.problem().with.rank > 0 ? 1.5 : 1; }
   /// Seconds that the fp64 products for error() at this m will take, going by those so far.
   double reference_s(std::int64_t m) const { return workload_.reference_s(sampled_rows(m)); }
-  /// From now on x comes in the matrix's own order, for plans with kGatherGiven.
+  /// From now on x comes in the matrix's own order, for plans with Gather::kGiven.
   void order_x() { fill_x(max_m_, x_order(matrices_.front())); }
   /// Writes a few bytes and waits: throws kDevice when the device does not answer.
   void touch() const;

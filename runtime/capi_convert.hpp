@@ -21,7 +21,7 @@ static_assert(Q4_LAYER_COMPILER == int(CacheLayer::kCompiler) && Q4_LAYER_PACK =
               Q4_LAYER_NONE == int(CacheLayer::kNone));
 static_assert(Q4_F32 == int(DType::kF32) && Q4_U8 == int(DType::kU8) && Q4_HIP == int(BackendKind::kHip) &&
               Q4_ZEROS_V2 == int(ZeroFormat::kV2) && Q4_MATH_INT8 == int(Math::kInt8) &&
-              Q4_GATHER_SEPARATE == int(Gather::kSeparate) && Q4_GATHER_GIVEN == int(kGatherGiven) &&
+              Q4_GATHER_SEPARATE == int(Gather::kSeparate) && Q4_GATHER_GIVEN == int(Gather::kGiven) &&
               Q4_CACHE_REQUIRE_PREBUILT == int(CacheMode::kRequirePrebuilt) && Q4_LOG_DEBUG == int(LogLevel::kDebug));
 
 template <class T>
@@ -184,7 +184,7 @@ inline PlanOptions plan_options(const q4_plan_options& given) {
   if (given.max_m != 0) options.max_m = given.max_m;
   options.activation = enumerated(given.activation, DType::kU8, "options.activation");
   options.math = enumerated(given.math, Math::kInt8, "options.math");
-  options.gather = enumerated(given.gather, kGatherGiven, "options.gather");
+  options.gather = enumerated(given.gather, Gather::kGiven, "options.gather");
   options.reconstruct_from = given.reconstruct_from;
   options.batch_invariant = given.batch_invariant != 0;
   options.overlap_previous = given.overlap_previous != 0;

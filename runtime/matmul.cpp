@@ -61,7 +61,7 @@ void check_options(const PlanOptions& options, Device device) {
         options.min_m, options.max_m);
   check(options.activation == DType::kF16 || options.activation == DType::kBF16 || options.activation == DType::kF32,
         "{}: activation is {}; it must be fp16, bf16 or (on the CPU) fp32", kCall, to_string(options.activation));
-  check(options.math <= Math::kInt8 && options.gather <= kGatherGiven,
+  check(options.math <= Math::kInt8 && options.gather <= Gather::kGiven,
         "{}: math = {} or gather = {} is no value of its enumeration", kCall, static_cast<int>(options.math),
         static_cast<int>(options.gather));
   check(options.math != Math::kInt8 || (traits_of(device).quantizes_activations && options.reconstruct_from <= 0),
@@ -79,7 +79,7 @@ void check_options(const PlanOptions& options, Device device) {
   check(traits_of(device).blas_finishes || choose::is_plain(options.epilogue) || options.reconstruct_from <= 0,
         "{}: reconstruct_from = {} with the epilogue '{}'; the BLAS of a GPU has none: leave reconstruct_from 0 or -1",
         kCall, options.reconstruct_from, choose::to_text(options.epilogue));
-  check(options.gather != kGatherGiven || !options.epilogue.lora,
+  check(options.gather != Gather::kGiven || !options.epilogue.lora,
         "{}: gather = given with epilogue.lora; adapters meet x as it comes: leave gather as it is", kCall);
   check(!options.batch_invariant || (options.reconstruct_from <= 0 && options.tactic.empty()),
         "{}: batch_invariant excludes reconstruct_from = {} and tactic = '{}': one direct kernel serves every m", kCall,
@@ -103,7 +103,7 @@ MatmulPlan::MatmulPlan(const Runtime& runtime, const QuantizedMatrix& matrix, co
         to_string(options.epilogue.activation), m.shape.gate_up,
         gated ? "load it with gate_up = true"
               : "its plans need an activation of gate and up, such as silu_mul: load it without gate_up for others");
-  if (options.gather == kGatherGiven) check_order(matrix, "MatmulPlan");
+  if (options.gather == Gather::kGiven) check_order(matrix, "MatmulPlan");
   const bool free_choice = options.tactic.empty() && !options.batch_invariant;
   const TuningRecord* const tuned = free_choice ? find_tuned(runtime, *m.device, m.k, m.n, m.group_size,
                                                              choose::as_read(m.shape, options).act_order, options)

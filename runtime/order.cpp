@@ -47,7 +47,7 @@ bool same_x_order(const QuantizedMatrix& a, const QuantizedMatrix& b) {
 namespace choose {
 
 MatrixShape as_read(MatrixShape shape, const PlanOptions& options) {
-  if (options.gather == kGatherGiven) shape.mapped = shape.act_order = false;
+  if (options.gather == Gather::kGiven) shape.mapped = shape.act_order = false;
   return shape;
 }
 

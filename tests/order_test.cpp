@@ -61,7 +61,7 @@ TEST_CASE("x's order: a plan that is given x in it agrees with fp64, on every de
         CAPTURE(k);
         CAPTURE(m);
         const HostRows x = random_rows(DType::kF16, m, k, 7, (k + 7) / 8 * 8);
-        const HostRows given = run(info.device, matrix, {.gather = kGatherGiven}, in_order(x, columns));
+        const HostRows given = run(info.device, matrix, {.gather = Gather::kGiven}, in_order(x, columns));
         CHECK(relative_error(given, product(x, unpack(source.tensors()))) <= tolerance(DType::kF16));
         if (info.device == Device::parse("cpu")) CHECK(same_values(given, run(info.device, matrix, {}, x)));
       }
@@ -77,7 +77,7 @@ TEST_CASE("x's order: infinities and other math, on the CPU") {
       HostRows x = random_rows(type, 5, 256);
       x.set(1, 17, std::numeric_limits<double>::infinity());
       x.set(2, 100, -std::numeric_limits<double>::infinity()), x.set(2, 3, std::numeric_limits<double>::infinity());
-      const PlanOptions plain{.math = math}, given{.math = math, .gather = kGatherGiven};
+      const PlanOptions plain{.math = math}, given{.math = math, .gather = Gather::kGiven};
       CHECK(same_values(run(cpu, matrix, given, in_order(x, x_order(matrix))), run(cpu, matrix, plain, x)));
     }
 }
@@ -100,7 +100,7 @@ TEST_CASE("x's order: the same for matrices of one g_idx, and that of other weig
   CHECK(x_order(q) != before);
   CHECK_FALSE(same_x_order(q, v));
   const HostRows x = random_rows(DType::kF16, 3, 256);
-  CHECK(same_values(run(cpu, q, {.gather = kGatherGiven}, in_order(x, x_order(q))), run(cpu, q, {}, x)));
+  CHECK(same_values(run(cpu, q, {.gather = Gather::kGiven}, in_order(x, x_order(q))), run(cpu, q, {}, x)));
 }
 
 TEST_CASE("x's order: what has none is refused, and so are adapters") {
@@ -111,12 +111,12 @@ TEST_CASE("x's order: what has none is refused, and so are adapters") {
     rejects("padded groups", ErrorCode::kUnsupported, {"x_order", "padded", "16, 32, 64", "gather"},
             [&] { (void)x_order(matrix); });
     rejects("padded groups in a plan", ErrorCode::kUnsupported, {"MatmulPlan", "padded"},
-            [&] { MatmulPlan(shared_runtime(), matrix, {.gather = kGatherGiven}); });
+            [&] { MatmulPlan(shared_runtime(), matrix, {.gather = Gather::kGiven}); });
     CHECK_FALSE(same_x_order(matrix, matrix));
   }
   const auto matrix = load(cpu, make_gptq({.act_order = ActOrder::kPermuted}));
   rejects("adapters", {"MatmulPlan", "gather", "lora"},
-          [&] { MatmulPlan(shared_runtime(), matrix, {.gather = kGatherGiven, .epilogue = {.lora = true}}); });
+          [&] { MatmulPlan(shared_runtime(), matrix, {.gather = Gather::kGiven, .epilogue = {.lora = true}}); });
   rejects("no matrix", {"x_order", "empty"}, [&] { (void)x_order({}); });
 }
 
@@ -130,7 +130,7 @@ TEST_CASE("x's order: on a GPU the kernels are those of a matrix without act-ord
       all.push_back(source.name);
     return all;
   };
-  CHECK(names(true, kGatherGiven) == names(false, Gather::kAuto));
+  CHECK(names(true, Gather::kGiven) == names(false, Gather::kAuto));
   CHECK(names(true, Gather::kAuto) != names(false, Gather::kAuto));
 }
 

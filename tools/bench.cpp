@@ -154,7 +154,7 @@ int main(int argc, char** argv) {
   tool.app->add_flag("--batch-invariant", options.batch_invariant,
                      "plans whose rows have the same bits whatever m is (PlanOptions::batch_invariant)");
   tool.app->add_flag("--x-ordered", options.x_ordered,
-                     "with --act-order: x comes in the matrix's own order (kGatherGiven of q4/order.hpp)");
+                     "with --act-order: x comes in the matrix's own order (Gather::kGiven of q4/order.hpp)");
   tool.app->add_flag("--untuned", options.untuned, "read no tuning file");
   tool.app
       ->add_option("--versus", options.versus, "time this tactic too, or the \"default\" one, in turn with what runs")

@@ -21,11 +21,14 @@ enum class Math : std::uint8_t {
   /// independent of the batch; infinity or NaN makes its row NaN. Excludes reconstruct_from > 0.
   kInt8,
 };
+/// Act-order: where the columns of x are permuted.
 enum class Gather : std::uint8_t {
   kAuto,
-  kFused,
-  kSeparate
-};  ///< act-order: x permuted inside the kernel, where one that serves this m can, or before it
+  kFused,     ///< inside the kernel, where one that serves this m can
+  kSeparate,  ///< before it, by a kernel of its own
+  kGiven      ///< by the caller: run() is given x in x_order() (q4/order.hpp), and a plan runs what it does
+              ///< without act-order. Excludes Epilogue::lora, whose adapters meet x as it comes
+};
 
 /// A function of each sum, or of each pair of sums. ...Mul: W's columns are n / 2 gates, then their n / 2 ups, and out has
 /// n / 2 columns, activation(gate) * up; such a matrix is loaded with MatrixOptions::gate_up, the others without.

@@ -6,7 +6,7 @@
 //
 //   const std::vector<std::int32_t> order = x_order(q);   // on the host; column_remap() wants it on the device
 //   if (same_x_order(q, k) && same_x_order(q, v)) ...     // one permuted x for all three
-//   MatmulPlan plan(runtime, q, {.max_m = 16, .gather = kGatherGiven});
+//   MatmulPlan plan(runtime, q, {.max_m = 16, .gather = Gather::kGiven});
 //   column_remap(runtime, device, stream, x, q.k(), x_new, device_order, q.k(), m);
 //   plan.run(stream, x_new, out, m);
 #pragma once
@@ -16,10 +16,6 @@
 #include <vector>
 
 namespace q4 {
-
-/// Of PlanOptions::gather: run() is given x with its columns in x_order(), so that plans run what they run for a matrix
-/// without act-order. Excludes Epilogue::lora, as adapters meet x as it comes. Throws kUnsupported where x_order() does.
-inline constexpr Gather kGatherGiven = Gather{3};
 
 /// [k]: column c of x in the matrix's order is column x_order(matrix)[c] of x. 0, 1, 2, ... without act-order. The same on
 /// every device; update() with another g_idx changes it. Groups that the packed weights pad have no such order, which

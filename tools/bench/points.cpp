@@ -59,7 +59,7 @@ PlanOptions plan_options(const BenchOptions& options, std::int64_t m) {
   plan.tactic = options.tactic;
   plan.math = options.math;
   plan.batch_invariant = options.batch_invariant;
-  if (options.x_ordered) plan.gather = kGatherGiven;
+  if (options.x_ordered) plan.gather = Gather::kGiven;
   return plan;
 }
 

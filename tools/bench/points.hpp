@@ -25,7 +25,7 @@ struct BenchOptions {
   Math math = Math::kAuto;
   std::string tactic, csv, baseline, versus;
   bool untuned = false, dense = false, batch_invariant = false, scaling = false, summary = false;
-  bool x_ordered = false;  ///< with act-order: x comes in the matrix's order (kGatherGiven)
+  bool x_ordered = false;  ///< with act-order: x comes in the matrix's order (Gather::kGiven)
   autotune::EpilogueChoice epilogue = {};
   double seconds = 1;      ///< of a point
   double peak_tflops = 0;  ///< of a GPU's tensor cores, for the floor; 0: the floor is the read alone

@@ -72,7 +72,7 @@ std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, nb:
                         {{"auto", Math::kAuto}, {"half2", Math::kHalf2}, {"fp32", Math::kFp32}, {"int8", Math::kInt8}});
   o.gather = choice<Gather>(
       kCall, "gather", word(kCall, "gather", gather),
-      {{"auto", Gather::kAuto}, {"fused", Gather::kFused}, {"separate", Gather::kSeparate}, {"given", kGatherGiven}});
+      {{"auto", Gather::kAuto}, {"fused", Gather::kFused}, {"separate", Gather::kSeparate}, {"given", Gather::kGiven}});
   o.reconstruct_from = reconstruct_from;
   o.batch_invariant = batch_invariant;
   o.overlap_previous = overlap_previous;

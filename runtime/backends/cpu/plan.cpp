@@ -62,7 +62,7 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
       element_(element_of(options.activation)),
       int8_(options.math == Math::kInt8),
       batch_invariant_(options.batch_invariant),
-      given_(options.gather == kGatherGiven),
+      given_(options.gather == Gather::kGiven),
       epilogue_(options.epilogue),
       lora_rank_(options.epilogue.lora ? options.lora_rank : 0) {
   if (!options.tactic.empty()) {
