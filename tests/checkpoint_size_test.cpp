@@ -158,11 +158,12 @@ TEST_CASE("checkpoint: a hundred files need few descriptors, and a limit that is
   const TempFolder folder;
   make_many(folder.path(), 100, 100);
   CHECK(under_limit(RLIMIT_NOFILE, 24, [&] { return Checkpoint::open(folder.path()).matrices().size() == 100; }));
+#if !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__)  // which need descriptors, and address space without limit
   CHECK(under_limit(RLIMIT_NOFILE, 0, [&] {
     const std::string error = error_of([&] { Checkpoint::open(folder / "model-1.safetensors"); });
     return error.find("its limit of 0 files open (ulimit -n)") != std::string::npos;
   }));
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which need address space without limit
   const std::string large = folder / "large.safetensors";
   write_safetensors(large, {});
   std::filesystem::resize_file(large, std::uintmax_t{1} << 38);  // sparse
@@ -172,7 +173,7 @@ TEST_CASE("checkpoint: a hundred files need few descriptors, and a limit that is
            error.find("limited to 17179869184 bytes (ulimit -v)") != std::string::npos;
   }));
 #else
-  skip("a limit of address space: sanitizers need it without limit");
+  skip("no descriptors, and little address space: sanitizers need them");
 #endif
 }
 

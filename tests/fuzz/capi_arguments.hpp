@@ -75,9 +75,8 @@ struct Arguments {
   void* rows(std::int64_t rows, std::int64_t cols, std::int64_t stride, int element, std::uint32_t fill) {
     if (stride == 0 || stride == -1) stride = cols;
     __int128 elements = rows <= 0 || cols <= 0 ? 0 : static_cast<__int128>(rows - 1) * stride + cols;
-    elements *= element;
-    if (elements < 0 || elements > std::numeric_limits<std::int64_t>::max()) return block(16, fill);
-    return block(static_cast<std::int64_t>(elements), fill);
+    if (elements < 0 || elements > std::numeric_limits<std::int64_t>::max() / element) return block(16, fill);
+    return block(static_cast<std::int64_t>(elements) * element, fill);
   }
 
   q4_device device() {
