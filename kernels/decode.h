@@ -175,6 +175,7 @@ Q4_DEVICE void decode(const MatmulArgs& a) {
 #pragma unroll
   for (int b = 0; b < kBricks; ++b) source[b] = brick_source<C>(a, at.first_tile + b * C.brick, at.lane);
   x.load_maps(a, at);
+  if constexpr (C.p.norm) x.bring_weights(a, at);
   const auto load_all_words = [&] {
 #pragma unroll
     for (int d = 0; d < C.depth; ++d)
@@ -193,6 +194,7 @@ Q4_DEVICE void decode(const MatmulArgs& a) {
   if (!late) load_all_words();
   if constexpr (C.cluster > 1) open_inbox<C>(inbox, a.m);
   allow_next_kernel();
+  if constexpr (C.p.norm) x.wait_weights();
   if (!C.p.lora || a.lora.maker != kLoraBeside) wait_previous_kernel();  // weights are constant, x is not
   [[maybe_unused]] LoraRows<C> lora;
   if constexpr (C.p.lora) {
@@ -235,6 +237,7 @@ Q4_DEVICE void decode(const MatmulArgs& a) {
   Words2 residual{};
   if constexpr (C.p.residual) residual = *first_residual<C>(a, at);
   store_sums<C>(acc, sums, at, a.m);
+  if constexpr (C.p.norm) x.store_squares(a);
   sync_block();
   if constexpr (C.p.lora) {
     if (at.rank == 0 && a.lora.maker == kLoraWithin) lora.clear(a, at);

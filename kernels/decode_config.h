@@ -24,7 +24,7 @@ struct DecodeConfig {
   int cluster = 1;  ///< blocks that split k; above 1 from sm_90 on
   int stagger = 1;  ///< the upper half of the warps asks for weights later than the lower half
   int early = 0;    ///< half a slab is asked for when the half in its registers is unpacked, not after the slab
-  int staged = 0;   ///< act-order: rows of x for which there is room to gather from, so the most rows; else 0
+  int staged = 0;   ///< act-order, norm: rows of x that there is room to gather from, or to normalize: the most; else 0
 
   /// Each tunable with the values worth trying.
   template <class V>
@@ -44,7 +44,7 @@ Q4_BOTH constexpr int rows(const DecodeConfig& c) { return 8 * c.batch; }
 Q4_BOTH constexpr int tile_rows(const DecodeConfig& c) { return rows(c); }
 /// Whether it can take so many rows of x; grouped: any number of row tiles.
 Q4_BOTH constexpr bool serves(const DecodeConfig& c, i64 m) {
-  return c.p.grouped || m <= (c.p.gather ? c.staged : rows(c));
+  return c.p.grouped || m <= (c.staged > 0 ? c.staged : rows(c));
 }
 Q4_BOTH constexpr int threads(const DecodeConfig& c) { return 32 * c.side * c.teams; }
 Q4_BOTH constexpr int cluster(const DecodeConfig& c) { return c.cluster; }
@@ -78,7 +78,8 @@ Q4_BOTH constexpr bool sums_itself(const DecodeConfig& c) {
 }
 
 // ---- shared memory: [x: team, slot, row] [sums of x: team, parity, set, row] [sums: team, row, column] --------------
-//                     [inbox: sender, row, own column] [its barrier] [act-order: x as it comes: row, column] [routed: lists]
+//                     [inbox: sender, row, own column] [its barrier] [norm: weights: team, slab; squares: row, team]
+//                     [act-order: x as it comes: row, column] [routed: lists]
 constexpr int kXRowBytes = kSlabRows * 2 + 16;  // 4 banks further each row: ldmatrix meets no conflict
 Q4_BOTH constexpr int x_slot_bytes(const DecodeConfig& c) { return rows(c) * kXRowBytes; }
 Q4_BOTH constexpr int x_bytes(const DecodeConfig& c) { return c.teams * c.x_slots * x_slot_bytes(c); }
@@ -89,7 +90,18 @@ Q4_BOTH constexpr int sum_bytes(const DecodeConfig& c) { return c.teams * rows(c
 Q4_BOTH constexpr int inbox_bytes(const DecodeConfig& c) {
   return c.cluster > 1 ? rows(c) * c.tiles * kTileColumns * 4 + 16 : 0;
 }
-Q4_BOTH constexpr int staged_bytes(const DecodeConfig& c) { return c.staged * c.p.x_k * 2; }
+/// Norm: the weights of a team's slabs, and the sums of squares of what each team has of a row.
+constexpr int kNormSlabBytes = kSlabRows * 2;
+Q4_BOTH constexpr int norm_weight_bytes(const DecodeConfig& c) {
+  return c.p.norm ? c.teams * most_slabs(c) * kNormSlabBytes : 0;
+}
+Q4_BOTH constexpr int norm_parts(const DecodeConfig& c) { return round_up(c.teams, 4); }
+Q4_BOTH constexpr int norm_bytes(const DecodeConfig& c) {
+  return norm_weight_bytes(c) + (c.p.norm ? rows(c) * norm_parts(c) * 4 : 0);
+}
+/// Rows of a slab that a lane brings, and normalizes.
+Q4_BOTH constexpr int norm_rows(const DecodeConfig& c) { return c.p.norm ? ceil_div(c.staged, 2 * c.side) : 0; }
+Q4_BOTH constexpr int staged_bytes(const DecodeConfig& c) { return c.p.gather ? c.staged * c.p.x_k * 2 : 0; }
 // ---- LoRA within the launch (lora_decode.h) -------------------------------------------------------------------------
 Q4_BOTH constexpr LoraShape lora_shape(const DecodeConfig& c) {
   const int blocks = ceil_div(ceil_div(c.p.x_k, kLoraRows), kLoraParts);
@@ -121,8 +133,9 @@ Q4_BOTH constexpr i64 lora_bytes(const DecodeConfig& c, const LoraLoad& load) {
 }
 
 Q4_BOTH constexpr int shared_bytes(const DecodeConfig& c) {
-  return larger(x_bytes(c) + x_sum_bytes(c) + sum_bytes(c) + inbox_bytes(c) + staged_bytes(c) + routed_bytes(c.p),
-                lora_shared_bytes(c));
+  return larger(
+      x_bytes(c) + x_sum_bytes(c) + sum_bytes(c) + inbox_bytes(c) + norm_bytes(c) + staged_bytes(c) + routed_bytes(c.p),
+      lora_shared_bytes(c));
 }
 
 /// Registers of a thread: blocks are given out by fours of warps.
@@ -134,7 +147,8 @@ Q4_BOTH constexpr int thread_registers(const DecodeConfig& c, const Limits& limi
 Q4_BOTH constexpr int wanted_registers(const DecodeConfig& c) {
   const int weights = c.depth * warp_bricks(c) * (8 * c.brick + kept_sets(c) * (c.brick + 1));
   const int map = c.p.gather ? 4 * x_ahead(c) : 0;
-  return weights + warp_tiles(c) * 4 * c.batch + c.brick * 4 * c.batch + 8 * c.batch + 5 * warp_bricks(c) + 8 + map;
+  return weights + warp_tiles(c) * 4 * c.batch + c.brick * 4 * c.batch + 8 * c.batch + 5 * warp_bricks(c) + 8 + map +
+         norm_rows(c);
 }
 
 Q4_BOTH constexpr bool valid(const DecodeConfig& c, const Limits& limits) {
@@ -145,7 +159,8 @@ Q4_BOTH constexpr bool valid(const DecodeConfig& c, const Limits& limits) {
   if (threads(c) > 1024 || (c.side > 1 && c.teams > 15)) return false;  // 15 named barriers
   if (x_ahead(c) < 2 && most_slabs(c) > 1) return false;
   if (c.p.grouped && (c.cluster > 1 || c.p.gather || c.p.residual)) return false;
-  if ((c.staged > 0) != (c.p.gather != 0) || c.staged < 0 || c.staged > rows(c)) return false;
+  if (c.p.norm && (c.cluster > 1 || c.p.gather || c.p.lora || c.p.grouped)) return false;
+  if ((c.staged > 0) != (c.p.gather || c.p.norm) || c.staged < 0 || c.staged > rows(c)) return false;
   return shared_bytes(c) <= limits.shared_bytes && wanted_registers(c) <= thread_registers(c, limits);
 }
 

@@ -82,10 +82,29 @@ Q4_DEVICE const Words2* first_residual(const MatmulArgs& a, const Place<C>& at) 
   return reinterpret_cast<const Words2*>(a.residual + item / kItems<C> * a.residual_stride + column);
 }
 
-/// `v`: the sums of an item. `residual`: its four elements.
+/// Norm: 1 / the root of the mean square of a row of x, from the teams' sums in their order.
+template <DecodeConfig C>
+Q4_DEVICE float norm_scale(const MatmulArgs& a, int row) {
+  if constexpr (!C.p.norm) return 1.f;
+  const float* squares = reinterpret_cast<const float*>(shared_memory() + x_bytes(C) + x_sum_bytes(C) + sum_bytes(C) +
+                                                        inbox_bytes(C) + norm_weight_bytes(C)) +
+                         row * norm_parts(C);
+  float sum = 0.f;
+#pragma unroll
+  for (int team = 0; team < C.teams; team += 4) {
+    const Floats4 v = *reinterpret_cast<const Floats4*>(squares + team);
+    sum += v.x;
+    if (team + 1 < C.teams) sum += v.y;
+    if (team + 2 < C.teams) sum += v.z;
+    if (team + 3 < C.teams) sum += v.w;
+  }
+  return rsqrt_fast(sum * (1.f / C.p.x_k) + a.norm_epsilon);
+}
+
+/// `v`: the sums of an item. `scale`: norm_scale() of its row. `residual`: its four elements.
 template <DecodeConfig C>
 Q4_DEVICE void store_out(const MatmulArgs& a, const Place<C>& at, float (&v)[kItemQuads<C>][4], int row, int item,
-                         Words2 residual) {
+                         [[maybe_unused]] float scale, Words2 residual) {
   const int column = item_column<C>(at, item);
   if (column >= out_columns(C.p, C.p.n)) return;
   [[maybe_unused]] const int first = C.p.gated ? column / 8 * kTileColumns + column % 8 : column;  // packed
@@ -95,6 +114,7 @@ Q4_DEVICE void store_out(const MatmulArgs& a, const Place<C>& at, float (&v)[kIt
     for (int e = 0; e < 4; ++e) {
       const int quad = item_quad<C>(item, q);
       v[q][e] *= column_factor<kBf16<C>>(quad % 4 >= 2);
+      if constexpr (C.p.norm) v[q][e] *= scale;
       if constexpr (C.p.bias) v[q][e] += to_float<kBf16<C>>(a.bias[first + 8 * q + e]);
     }
 #pragma unroll
@@ -122,6 +142,7 @@ Q4_DEVICE void reduce(const MatmulArgs& a, const float* sums, u8* inbox, const P
       const int index = smaller(base + at.lane % kGroup<C>, a.m * kItems<C> - 1);
       const bool mine = part == 0 && base + at.lane % kGroup<C> < a.m * kItems<C>;
       const int row = index / kItems<C>, own = index % kItems<C>, item = owner * kItems<C> + own;
+      const float scale = norm_scale<C>(a, row);  // its loads beside those of the sums
       float v[kItemQuads<C>][4];
 #pragma unroll
       for (int q = 0; q < kItemQuads<C>; ++q) sum_teams<C>(v[q], sums, row, item_quad<C>(item, q), part);
@@ -155,7 +176,7 @@ Q4_DEVICE void reduce(const MatmulArgs& a, const float* sums, u8* inbox, const P
         const int column = smaller(item_column<C>(at, item), out_columns(C.p, C.p.n) - 4);
         residual = *reinterpret_cast<const Words2*>(a.residual + row * a.residual_stride + column);
       }
-      store_out<C>(a, at, v, row, item, residual);
+      store_out<C>(a, at, v, row, item, scale, residual);
     }
   }
 }

@@ -36,11 +36,12 @@ Q4_DEVICE float total_of(const float (&total)[kSumChains<C>][C.batch][4], int b,
 /// stored.
 template <DecodeConfig C>
 struct XRing {
-  u8* ring;        // this team's
-  float* sums;     // this team's, [parity][set][row]
-  u32 fragment;    // this lane's ldmatrix row in slot 0, for rows 0..7
-  u32 fragment_8;  // and for rows 8..15
-  u16* whole;      // act-order: x as it comes, [row][x_k]
+  u8* ring;                                     // this team's
+  float* sums;                                  // this team's, [parity][set][row]
+  u32 fragment;                                 // this lane's ldmatrix row in slot 0, for rows 0..7
+  u32 fragment_8;                               // and for rows 8..15
+  u16* whole;                                   // act-order: x as it comes, [row][x_k]
+  float squares[larger(1, norm_rows(C))] = {};  // norm: of what this lane brought of its rows
   Words4 maps[x_ahead(C)];
   int lane, side, team;
   int slot = 0;
@@ -58,6 +59,57 @@ struct XRing {
     fragment_8 = base + smaller(8 + (lane & 7), a.m - 1) * kXRowBytes;
   }
 
+  Q4_DEVICE static u8* norm_memory() {
+    return shared_memory() + x_bytes(C) + x_sum_bytes(C) + sum_bytes(C) + inbox_bytes(C);
+  }
+  /// Norm: brings the weights of this team's slabs, which unlike x are constant.
+  Q4_DEVICE void bring_weights(const MatmulArgs& a, const Place<C>& at) {
+    const int member = side * 32 + lane, column = (member & 15) * 8;
+    const u32 to = shared_address(norm_memory() + team * most_slabs(C) * kNormSlabBytes) + column * 2;
+    for (int i = member >> 4; i < at.count; i += 2 * C.side) {
+      const int p = (at.slot + i * slots(C)) * kSlabRows + column;
+      const bool inside = C.p.x_k >= C.p.k || p < C.p.x_k;
+      async_copy16(to + i * kNormSlabBytes, a.norm + (inside ? p : 0), inside ? 16 : 0);
+    }
+    async_commit();
+  }
+  Q4_DEVICE void wait_weights() {
+    async_wait<0>();
+    sync_team();
+  }
+  /// Norm: what this lane brought of the team's slab `i`: squares are summed, and elements multiplied by their weights.
+  Q4_DEVICE void normalize(const MatmulArgs& a, int i, int into) {
+    const int member = side * 32 + lane, first_row = member >> 4, column = (member & 15) * 8;
+    const Words4 weight =
+        *reinterpret_cast<const Words4*>(norm_memory() + (team * most_slabs(C) + i) * kNormSlabBytes + column * 2);
+    const u32 weights[4] = {weight.x, weight.y, weight.z, weight.w};
+#pragma unroll
+    for (int j = 0; j < norm_rows(C); ++j) {
+      const int row = first_row + 2 * C.side * j;
+      if (row >= a.m) break;
+      Words4* at = reinterpret_cast<Words4*>(ring + into * x_slot_bytes(C) + row * kXRowBytes + column * 2);
+      const Words4 v = *at;
+      u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const Float2 x = to_float2<kBf16<C>>(words[e]), w = to_float2<kBf16<C>>(weights[e]);
+        squares[j] += x.x * x.x + x.y * x.y;
+        words[e] = from_float2<kBf16<C>>(x.x * w.x, x.y * w.y);
+      }
+      *at = {words[0], words[1], words[2], words[3]};
+    }
+  }
+  /// Norm: the team's sums of squares to where norm_scale() finds them.
+  Q4_DEVICE void store_squares(const MatmulArgs& a) {
+    float* to = reinterpret_cast<float*>(norm_memory() + norm_weight_bytes(C));
+#pragma unroll
+    for (int j = 0; j < norm_rows(C); ++j) {
+#pragma unroll
+      for (int d = 8; d > 0; d /= 2) squares[j] += shuffle_xor(squares[j], d);
+      const int row = 2 * side + (lane >> 4) + 2 * C.side * j;
+      if ((lane & 15) == 0 && row < a.m) to[row * norm_parts(C) + team] = squares[j];
+    }
+  }
   /// Asks for one slab of x, 8 columns of one row a lane and turn.
   Q4_DEVICE void stage(const MatmulArgs& a, int slab, int into) {
     const int member = side * 32 + lane, first_row = member >> 4, column = (member & 15) * 8,
@@ -183,6 +235,7 @@ struct XRing {
     }
     if constexpr (!sums_itself(C)) {
       if (at.count == 0) return;
+      if constexpr (C.p.norm) normalize(a, 0, 0);
       sync_team();
       sum(0, 0);
     }
@@ -192,6 +245,9 @@ struct XRing {
   Q4_DEVICE void next(const MatmulArgs& a, const Place<C>& at, int i) {
     if (i > 0) slot = slot + 1 == C.x_slots ? 0 : slot + 1;
     if constexpr (most_slabs(C) > 1) async_wait<x_ahead(C) - (sums_itself(C) ? 1 : 2)>();
+    if constexpr (C.p.norm && sums_itself(C)) normalize(a, i, slot);
+    if constexpr (C.p.norm && !sums_itself(C))
+      if (i + 1 < at.count) normalize(a, i + 1, slot + 1 == C.x_slots ? 0 : slot + 1);
     sync_team();
     if constexpr (most_slabs(C) > x_ahead(C)) {
       const int into = slot == 0 ? C.x_slots - 1 : slot - 1, coming = i + x_ahead(C);

@@ -99,6 +99,7 @@ void wait_previous_kernel();
 void allow_next_kernel();
 inline float exp2_fast(float v) { return __builtin_exp2f(v); }
 inline float divide_fast(float a, float b) { return a / b; }
+inline float rsqrt_fast(float v) { return 1.f / __builtin_sqrtf(v); }
 #else
 // ---- where am I --------------------------------------------------------------------------------------------------
 #if Q4_CUDA
@@ -234,6 +235,14 @@ Q4_DEVICE float exp2_fast(float v) {
   return d;
 #else
   return __builtin_exp2f(v);
+#endif
+}
+/// 1 / sqrt(v)
+Q4_DEVICE float rsqrt_fast(float v) {
+#if Q4_CUDA
+  return rsqrtf(v);
+#else
+  return __builtin_amdgcn_rsqf(v);
 #endif
 }
 /// a / b; a / infinity is 0 for a finite a.

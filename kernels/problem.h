@@ -19,6 +19,7 @@ struct Problem {
   int activation = 0;        ///< 0: none, else kSilu, ...
   int gated = 0;             ///< 1: columns are pairs (layout.h), and out has n / 2 columns, activation(gate) * up
   int residual = 0;          ///< 1: the residual is added after the activation
+  int norm = 0;              ///< 1: x is RMS-normalized first: see MatmulArgs::norm
   int lora = 0;              ///< 1: rows get the products of their adapters before bias and activation (lora.h)
   int alpha = 0, limit = 0;  ///< of kSwigluClamp: the bits of floats
   int grouped = 0;  ///< one of many matrices, which the rows choose (grouped.h): kGroupedSorted or kGroupedIndirect
@@ -27,7 +28,7 @@ struct Problem {
   Q4_BOTH constexpr void fields(V&& v) {
     v("k", k), v("n", n), v("unit", unit), v("x_k", x_k), v("gather", gather), v("bf16", bf16), v("bias", bias);
     v("apart", apart);
-    v("activation", activation), v("gated", gated), v("residual", residual), v("lora", lora);
+    v("activation", activation), v("gated", gated), v("residual", residual), v("norm", norm), v("lora", lora);
     v("alpha", alpha), v("limit", limit), v("grouped", grouped);
   }
 };
@@ -71,7 +72,9 @@ struct MatmulArgs {
   const u8* zeros;      ///< apart: zeros
   const u16* residual;  ///< as out when residual; may be out itself, with its stride
   i64 residual_stride;
-  LoraArgs lora;  ///< when lora
+  LoraArgs lora;    ///< when lora
+  const u16* norm;  ///< [x_k] when norm: x stands for x / sqrt(mean(x^2) + norm_epsilon) * norm
+  float norm_epsilon;
 };
 
 /// Where a set's scales and zeros are.

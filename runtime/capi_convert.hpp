@@ -194,6 +194,8 @@ inline PlanOptions plan_options(const q4_plan_options& given) {
   options.epilogue.residual = given.residual != 0;
   options.epilogue.lora = given.lora_rank != 0;
   if (given.lora_rank != 0) options.lora_rank = given.lora_rank;
+  options.norm = given.norm != 0;
+  if (given.norm_epsilon != 0) options.norm_epsilon = given.norm_epsilon < 0 ? 0 : given.norm_epsilon;
   return options;
 }
 

@@ -15,7 +15,7 @@ q4_status q4_plan_run_inputs(q4_runtime* runtime, q4_plan plan, void* stream, co
     const q4_run_inputs given = options_of(inputs, "inputs");
     q4::RunInputs read{.residual = {given.residual, given.residual_stride}, .workspace = given.workspace};
     if (given.adapters) read.adapters = &find(owner.loras, given.adapters, "inputs.adapters");
-    read.adapter_of_row = given.adapter_of_row;
+    read.adapter_of_row = given.adapter_of_row, read.norm_weight = given.norm_weight;
     find(owner.plans, plan, "plan").run({stream}, {x, x_stride}, {out, out_stride}, m, read);
   });
 }

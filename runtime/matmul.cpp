@@ -81,6 +81,10 @@ void check_options(const PlanOptions& options, Device device) {
         kCall, options.reconstruct_from, choose::to_text(options.epilogue));
   check(options.gather != Gather::kGiven || !options.epilogue.lora,
         "{}: gather = given with epilogue.lora; adapters meet x as it comes: leave gather as it is", kCall);
+  check(options.norm_epsilon >= 0 && options.norm_epsilon <= 1e30f,
+        "{}: norm_epsilon = {}; it must be 0 or more and finite", kCall, options.norm_epsilon);
+  check(!options.norm || !options.epilogue.lora,
+        "{}: norm with epilogue.lora; adapters meet x as it comes: normalize it before and leave norm false", kCall);
   check(!options.batch_invariant || (options.reconstruct_from <= 0 && options.tactic.empty()),
         "{}: batch_invariant excludes reconstruct_from = {} and tactic = '{}': one direct kernel serves every m", kCall,
         options.reconstruct_from, options.tactic);
@@ -178,6 +182,13 @@ void MatmulPlan::Impl::run(Stream stream, ConstRows x, Rows out, std::int64_t m,
           "address and stride, or memory of its own",
           kCall, residual.data, read.residual_stride, out.data, out_stride);
   }
+  check(options.norm == (inputs.norm_weight != nullptr),
+        "{}: norm_weight = {} for a plan with norm = {}; a plan with PlanOptions::norm needs its weights, others take "
+        "none",
+        kCall, inputs.norm_weight, options.norm);
+  check(reinterpret_cast<std::uintptr_t>(inputs.norm_weight) % alignment == 0,
+        "{}: norm_weight = {} is not {}-byte aligned: copy it to aligned memory", kCall, inputs.norm_weight, alignment);
+  read.norm_weight = inputs.norm_weight;
   check_adapters(inputs, read);
   plan->run(stream.native, x.data, x_stride, out.data, out_stride, m, inputs.workspace, read);
 }

@@ -48,6 +48,7 @@ namespace choose {
 
 MatrixShape as_read(MatrixShape shape, const PlanOptions& options) {
   if (options.gather == Gather::kGiven) shape.mapped = shape.act_order = false;
+  shape.norm = options.norm;
   return shape;
 }
 

@@ -82,6 +82,7 @@ std::vector<Wanted> wanted(const hip::Target& target, std::size_t turn) {
   add(choose::meta_source(true, turn % 2 == 0, true)), add(choose::unmeta_source(turn % 2 == 0));
   add(choose::remap_source(true), choose::remap_threads(true));
   add(choose::read_source(256, 8));
+  add(choose::norm_source(turn % 2 == 0), 512);
   add(choose::reconstruct_source(problem(turn))), add(choose::reconstruct_source(problem(turn + 3)));
   return list;
 }

@@ -3,6 +3,7 @@
 
 #include <q4/epilogue.h>
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <memory>
 #include <q4/version.hpp>
@@ -56,6 +57,29 @@ TEST_CASE_FIXTURE(Fixture, "the C ABI: a plan is given x in the matrix's own ord
   rejects({"q4_matrix_x_order", "order is null"}, q4_matrix_x_order(runtime, ordered, nullptr));
   options.gather = 4;
   rejects({"q4_plan_create", "options.gather", "4", "0 to 3"}, q4_plan_create(runtime, ordered, &options, &given));
+}
+
+TEST_CASE_FIXTURE(Fixture, "the C ABI: a plan normalizes x") {
+  q4_plan_options options = {};
+  options.size = sizeof options;
+  options.max_m = 4, options.norm = 1, options.norm_epsilon = 0.5f;
+  q4_plan made = 0;
+  Q4_REQUIRE_OK(q4_plan_create(runtime, matrix, &options, &made));
+  const HostRows weight = random_rows(DType::kF16, 1, 256, 21);
+  q4_run_inputs inputs = {};
+  inputs.size = sizeof inputs;
+  inputs.norm_weight = weight.data();
+  Q4_REQUIRE_OK(q4_plan_run_inputs(runtime, made, nullptr, x.data(), 0, out.data(), 0, 4, &inputs));
+  HostRows normed(DType::kF32, 4, 256);
+  for (std::int64_t r = 0; r < 4; ++r) {
+    double sum = 0;
+    for (std::int64_t c = 0; c < 256; ++c) sum += x.at(r, c) * x.at(r, c);
+    for (std::int64_t c = 0; c < 256; ++c) normed.set(r, c, x.at(r, c) / std::sqrt(sum / 256 + 0.5) * weight.at(0, c));
+  }
+  CHECK(relative_error(out, product(normed, unpack(source.tensors()))) <= tolerance(DType::kF16));
+  rejects({"norm_weight", "norm = true"}, q4_plan_run(runtime, made, nullptr, x.data(), 0, out.data(), 0, 4));
+  options.norm_epsilon = NAN;
+  rejects({"q4_plan_create", "norm_epsilon"}, q4_plan_create(runtime, matrix, &options, &made));
 }
 
 TEST_CASE_FIXTURE(Fixture, "the C ABI: epilogues mean the same as in C++") {

@@ -144,6 +144,7 @@ void check_table(const std::string& arch, std::size_t sample, std::size_t each =
     }
   for (const auto& source : loading()) check(*nvrtc, source, arch, 256);
   check(*nvrtc, choose::remap_source(true), arch, choose::remap_threads(true));
+  for (const bool bf16 : {false, true}) check(*nvrtc, choose::norm_source(bf16), arch, 512);
   for (const std::size_t v : {0, 3, 7}) check(*nvrtc, choose::reconstruct_source(problem(v)), arch, 256);
 }
 

@@ -40,6 +40,7 @@ struct EmulatedCase {
   enum class Extremes { kNone, kAsFp64, kInfinityOrNan } extremes = Extremes::kNone;
   Activation activation = Activation::kNone;
   bool residual = false;  ///< in place where m is even, else apart
+  bool norm = false;      ///< rows of x are normalized first
   bool lora = false;      ///< rows have adapters of ranks 5, 16 and 40, or none
   bool within = false;    ///< the launch's first blocks shrink, not a launch before
 
@@ -66,6 +67,7 @@ struct EmulatedCase {
             .activation = choose::kind_of(activation),
             .gated = multiplies(activation),
             .residual = residual,
+            .norm = norm,
             .lora = lora};
   }
   constexpr int outs() const { return multiplies(activation) ? n / 2 : n; }
@@ -172,6 +174,18 @@ struct EmulatedAdapters {
   }
 };
 
+/// x / sqrt(mean(x^2) + epsilon) * weight of each row.
+inline HostRows normed(const HostRows& x, const HostRows& weight, double epsilon) {
+  HostRows result(DType::kF32, x.rows(), x.cols());
+  for (int r = 0; r < x.rows(); ++r) {
+    double sum = 0;
+    for (int c = 0; c < x.cols(); ++c) sum += x.at(r, c) * x.at(r, c);
+    for (int c = 0; c < x.cols(); ++c)
+      result.set(r, c, x.at(r, c) / std::sqrt(sum / x.cols() + epsilon) * weight.at(0, c));
+  }
+  return result;
+}
+
 /// The largest relative error over `rows`; out starts as NaN and the padding between its rows must stay so.
 /// `launch(args)` runs the kernel with the given arguments. `workspace` bytes are zeroed once, then reused.
 template <class LaunchKernel>
@@ -230,6 +244,12 @@ double largest_error(const EmulatedCase& test, const std::vector<int>& rows, std
     }
     const std::vector<i32> rows_adapters = adapters.source.rows(m);
     if (test.lora) adapters.shrink(args, x, rows_adapters, low, test.within);
+    const HostRows weight = random_rows(dtype, 1, test.k, 21);
+    if (test.norm) {
+      for (int r = 0; r < m; ++r)  // rows of many sizes
+        for (int c = 0; c < test.k; ++c) x.set(r, c, x.at(r, c) * std::pow(3.0, r % 5 - 2));
+      args.norm = static_cast<const u16*>(weight.data()), args.norm_epsilon = 0.01f;
+    }
     if (test.gather()) args.x_map = packed.x_map.data();
     if (test.gather() && !test.fused) {
       constexpr RemapConfig kRemap{.threads = 64, .staged = 1};
@@ -247,7 +267,7 @@ double largest_error(const EmulatedCase& test, const std::vector<int>& rows, std
       CHECK(tags == 0);
     }
     CHECK(out.padding_intact());
-    auto sums = product(x, exact);
+    auto sums = product(test.norm ? normed(x, weight, args.norm_epsilon) : x, exact);
     if (test.lora) adapters.source.add(sums, x, rows_adapters);
     const auto expected = finished(sums, m, test.n, test.activation, test.residual ? &residual : nullptr);
     const bool plain_numbers = test.extremes == EmulatedCase::Extremes::kNone;

@@ -31,7 +31,7 @@ void check_decode(const std::string& name) {
   constexpr DecodeConfig C = T.config();
   static_assert(valid(C, Limits{.arch = 90, .shared_bytes = 232448}));
   CAPTURE(name);
-  const int most = C.p.gather ? C.staged : rows(C);
+  const int most = C.staged > 0 ? C.staged : rows(C);
   std::vector<int> m = {1, 2, most - 1, most};
   if (kThreads || most < 2) m = {most};
   if (most == 2) m = {1, 2};
@@ -130,6 +130,21 @@ TEST_CASE("decode: activations of gates and ups, and residuals") {
                .side = 2, .teams = 1, .depth = 1);
   CHECK_DECODE(.matrix = {.k = 512, .n = 64, .activation = kRelu2Mul}, .teams = 4);
   CHECK_DECODE(.matrix = {.k = 512, .n = 64, .activation = kGelu, .residual = true}, .teams = 4);
+}
+
+TEST_CASE("decode: x is normalized first") {
+  CHECK_DECODE(.matrix = {.k = 640, .n = 48, .norm = true}, .tiles = 3, .teams = 4, .depth = 2, .staged = 8);
+  if (skipped_on_threads()) return;
+  CHECK_DECODE(.matrix = {.k = 1024, .n = 128, .activation = Activation::kSiluMul, .norm = true}, .tiles = 8, .side = 2,
+               .brick = 4, .teams = 3, .depth = 1, .early = 1, .staged = 4);
+  CHECK_DECODE(.matrix = {.k = 1152, .n = 96, .residual = true, .norm = true}, .tiles = 6, .brick = 2, .depth = 1,
+               .staged = 2);
+  CHECK_DECODE(.matrix = {.k = 248, .n = 72, .group = 16, .unit = 16, .bias = true, .norm = true}, .teams = 3,
+               .staged = 1);
+  CHECK_DECODE(.matrix = {.k = 512, .n = 40, .group = 32, .unit = 32, .bf16 = true, .bias = true, .norm = true},
+               .batch = 2, .staged = 16);
+  CHECK_DECODE(.matrix = {.k = 1024, .n = 128, .bf16 = true, .norm = true}, .batch = 2, .tiles = 4, .side = 4,
+               .teams = 3, .staged = 16);
 }
 
 TEST_CASE("decode: adapters") {

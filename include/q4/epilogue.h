@@ -30,6 +30,7 @@ typedef struct q4_run_inputs {
   void* workspace;               /* null: the plan's own */
   q4_lora adapters;              /* for plans with lora_rank, and no other */
   const int32_t* adapter_of_row; /* [m] in the plan's device memory; outside the table: none */
+  const void* norm_weight;       /* [k] in the plan's type and device memory; for plans with norm, and no other */
 } q4_run_inputs;
 
 /* The same with what the plan's epilogue reads; see q4::RunInputs. `inputs` may be null. */

@@ -73,6 +73,11 @@ struct PlanOptions {
   /// false: the plan allocates no workspace, and every run() passes one.
   bool own_workspace = true;
   Epilogue epilogue = {};
+  /// x stands for x / sqrt(mean(x^2) + norm_epsilon) * RunInputs::norm_weight, each row by itself (RMSNorm). Where few rows
+  /// meet a kernel that can, it is a part of the product: x times the weights is rounded to the plan's type, the rest is
+  /// fp32. Else a launch before the product writes such rows, rounded once, to the workspace. Excludes Epilogue::lora.
+  bool norm = false;
+  float norm_epsilon = 1e-5f;   ///< 0 or more
   std::int64_t lora_rank = 64;  ///< with Epilogue::lora: the largest LoraAdapters::max_rank() that run() will accept
 };
 
@@ -96,6 +101,9 @@ struct RunInputs {
   /// each row of x the number of its adapter, int32 [m] in the plan's device memory.
   const LoraAdapters* adapters = nullptr;
   const std::int32_t* adapter_of_row = nullptr;
+  /// With PlanOptions::norm, and only then: [k] in the plan's type and device memory, aligned as x. A kernel may read it
+  /// before the stream's earlier work has ended (PlanOptions::overlap_previous).
+  const void* norm_weight = nullptr;
   /// As run()'s own `workspace`; null: the plan's.
   void* workspace = nullptr;
 };

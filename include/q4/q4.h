@@ -323,6 +323,8 @@ typedef struct q4_plan_options {
   q4_activation epilogue;   /* out = residual + epilogue(x @ W + bias), rounded once; see q4::Epilogue */
   int32_t residual;         /* not 0: q4_plan_run_inputs() is given rows to add */
   int64_t lora_rank;        /* not 0: it is given adapters, of tables with at most this max_rank */
+  int32_t norm;             /* not 0: x is RMS-normalized first; see q4::PlanOptions::norm */
+  float norm_epsilon;       /* with norm; 0: 1e-5, below 0: none */
 } q4_plan_options;
 
 /* `options` may be null. Compiles, loads and allocates: what q4_plan_run() must not do. */

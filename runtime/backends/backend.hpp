@@ -71,12 +71,13 @@ class PackedMatrix {
   virtual void restore() {}  ///< in_place(): puts the tensors back there; unusable afterwards
 };
 
-/// What a plan's epilogue reads in one run; null where it does not.
+/// What a plan's epilogue and norm read in one run; null where it does not.
 struct EpilogueInputs {
   const void* residual = nullptr;
   std::int64_t residual_stride = 0;
   const AdapterTable* adapters = nullptr;  ///< one of make_adapters()'s
   const std::int32_t* adapter_of_row = nullptr;
+  const void* norm_weight = nullptr;
 };
 
 /// One prepared multiplication; see MatmulPlan for what run() promises. Arguments are already checked: pointers

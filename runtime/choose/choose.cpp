@@ -109,7 +109,8 @@ WorkspaceLayout layout(const MatrixShape& matrix, std::int64_t max_m, const std:
   WorkspaceLayout places;
   for (const Choice& choice : choices) {
     kernels = std::max(kernels, static_cast<std::size_t>(choice.workspace_bytes));
-    if (choice.tactic.remap) x = static_cast<std::size_t>(max_m * matrix.packed_k * 2);
+    if (choice.tactic.remap || (choice.blas() && matrix.norm))
+      x = static_cast<std::size_t>(max_m * matrix.packed_k * 2);
     if (!choice.blas()) continue;
     places.slice_columns = slice_columns(matrix.k, matrix.n);
     w = static_cast<std::size_t>(places.slice_columns * matrix.k * 2);

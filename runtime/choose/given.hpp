@@ -12,7 +12,7 @@ void check_order(const QuantizedMatrix& matrix, const char* call);
 
 namespace choose {
 
-/// The matrix as a plan reads it: with Gather::kGiven as one without act-order.
+/// The matrix as a plan reads it: with Gather::kGiven as one without act-order; with its norm.
 MatrixShape as_read(MatrixShape shape, const PlanOptions& options);
 
 }  // namespace choose

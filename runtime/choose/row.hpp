@@ -204,6 +204,7 @@ template <class P>
 class Row : public Kernel {
  public:
   using C = typename P::Config;
+  static constexpr bool kNormalizes = requires { P::normalizes; };
   Row()
       : Kernel(
             P::name, row_detail::kTensorMaps<P>, requires { P::overlaps; }) {}
@@ -215,14 +216,17 @@ class Row : public Kernel {
     const C config = row_detail::make_config<C>(problem, values);
     if (!row_detail::in_range(config) || !valid(config, limits)) return nullptr;
     if (problem.grouped && !row_detail::tile_rows_of(config)) return nullptr;
+    if (problem.norm && !kNormalizes) return nullptr;
     return std::make_shared<const BoundConfig<P>>(config, limits);
   }
   std::optional<Values> defaults(const Problem& problem, std::int64_t m, const Limits& limits) const override {
+    if (problem.norm && !kNormalizes) return std::nullopt;
     const std::optional<C> config = P::defaults(problem, m, limits);
     if (!config || !valid(*config, limits) || !row_detail::serves_rows(*config, m)) return std::nullopt;
     return row_detail::values_of(*config);
   }
   std::optional<Values> invariant(const Problem& problem, const Limits& limits) const override {
+    if (problem.norm && !kNormalizes) return std::nullopt;
     if constexpr (requires { P::invariant(problem, limits); }) {
       const C config = P::invariant(problem, limits);
       if (valid(config, limits)) return row_detail::values_of(config);

@@ -17,6 +17,7 @@ struct MatrixShape {
   bool mapped = false;        ///< packed rows are in another order than x's columns: x is gathered or permuted
   std::int64_t packed_k = 0;  ///< packed rows, a multiple of 128
   std::int64_t unit = 0;      ///< packed rows that share a set of scales: 16, 32, 64 or a multiple of 128
+  bool norm = false;          ///< of a plan: x is normalized first (PlanOptions::norm)
   bool apart = false;         ///< scales and zeros are apart (kernels/layout.h), in the memory of their tensors
 };
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/norm.h"
 #include "kernels/pack.h"
 #include "kernels/read.h"
 #include "kernels/reconstruct.h"
@@ -96,6 +97,12 @@ jit::Source remap_source(bool staged, bool grouped) {
   return jit::generate("remap", "remap.h", "RemapConfig", jit::initializer(config), {"RemapArgs"}, config.threads, 2);
 }
 
+jit::Source norm_source(bool bf16) {
+  NormConfig config;
+  config.bf16 = bf16;
+  return jit::generate("norm", "norm.h", "NormConfig", jit::initializer(config), {"NormArgs"}, config.threads, 1);
+}
+
 std::vector<ShrinkKernel> shrink_kernels(bool bf16, std::int64_t max_m, const Limits& limits) {
   if (limits.arch < 80) {
     const LoraShrinkConfig config{bf16, 0};
@@ -154,7 +161,11 @@ std::vector<jit::Source> sources(const MatrixShape& matrix, const std::vector<Ch
   for (auto& source : loading_sources(matrix)) add(std::move(source));
   for (const Choice& choice : choices) {
     add(choice.kernel->source());
-    if (choice.tactic.remap) add(remap_source(stages_rows(matrix, limits)));
+    const bool before = choice.tactic.remap || choice.blas();
+    if (matrix.norm && before)
+      add(norm_source(choice.bf16));
+    else if (choice.tactic.remap)
+      add(remap_source(stages_rows(matrix, limits)));
     if (choice.tactic.epilogue.lora)
       for (auto& kernel : shrink_kernels(choice.bf16, choices.back().up_to, limits)) add(std::move(kernel.source));
   }

@@ -21,6 +21,8 @@ const jit::Source& copy_rows_source();
 std::vector<jit::Source> loading_sources(const MatrixShape& matrix);
 jit::Source read_source(int threads, int loads);
 jit::Source remap_source(bool staged, bool grouped = false);
+/// What plans with a norm launch before kernels that have none.
+jit::Source norm_source(bool bf16);
 /// What column_remap() of the public API launches.
 inline jit::Source column_remap_source() { return remap_source(false); }
 

@@ -74,13 +74,14 @@ Problem make_problem(const MatrixShape& matrix, bool bf16, const Tactic& tactic)
   p.gather = matrix.mapped && !tactic.remap;
   p.bf16 = bf16, p.bias = matrix.has_bias, p.apart = matrix.apart;
   p.activation = kind_of(tactic.epilogue.activation), p.gated = is_gated(tactic.epilogue.activation);
+  p.norm = matrix.norm && tactic.kernel && !tactic.remap;  // else x has been normalized
   p.residual = tactic.epilogue.residual, p.lora = tactic.epilogue.lora;
   return p;
 }
 
 std::shared_ptr<const BoundKernel> bind(const Tactic& tactic, const MatrixShape& matrix, bool bf16, std::int64_t m,
                                         const Limits& limits) {
-  if (!tactic.kernel || (tactic.remap && !matrix.mapped && !straddles(matrix))) return nullptr;
+  if (!tactic.kernel || (tactic.remap && !matrix.mapped && !matrix.norm && !straddles(matrix))) return nullptr;
   auto bound = tactic.kernel->bind(make_problem(matrix, bf16, tactic), tactic.values, limits);
   return bound && bound->serves(m) ? bound : nullptr;
 }
@@ -109,7 +110,7 @@ Tactic default_tactic(const MatrixShape& matrix, const PlanOptions& options, std
                                              kernel->gathers(make_problem(matrix, bf16, tactic), m, limits));
     const bool first =
         matrix.mapped ? !gathers : straddles(matrix) && kernel->copies(make_problem(matrix, bf16, tactic), m);
-    for (const bool remap : {first, matrix.mapped}) {
+    for (const bool remap : {first, matrix.mapped || matrix.norm}) {
       tactic.remap = remap;
       const Problem problem = make_problem(matrix, bf16, tactic);
       const auto values = invariant ? kernel->invariant(problem, limits) : kernel->defaults(problem, m, limits);

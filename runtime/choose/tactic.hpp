@@ -14,9 +14,9 @@
 namespace q4::choose {
 
 /// "gemv half2=1 rows=1 ...", "remap+decode tiles=2 ..." (x is permuted, or copied to rows of whole lines, by a kernel
-/// of its own first), "decode+silu_mul+residual tiles=2 ...", "reconstruct+blas".
+/// of its own first, or normalized where the plan has a norm), "decode+silu_mul+residual tiles=2 ...", "reconstruct+blas".
 struct Tactic {
-  bool remap = false;              ///< x first goes through the remap kernel
+  bool remap = false;              ///< x first goes through the remap kernel, or that of the norm
   const Kernel* kernel = nullptr;  ///< null: reconstruct + BLAS
   Values values;
   Epilogue epilogue;  ///< of the plan; none with reconstruct + BLAS

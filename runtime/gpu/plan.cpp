@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/norm.h"
 #include "kernels/reconstruct.h"
 #include "runtime/base/check.hpp"
 #include "runtime/choose/defaults/remap.hpp"
@@ -31,6 +32,7 @@ struct Plan::Call {
   const std::uint16_t* residual;
   std::int64_t residual_stride;
   LoraArgs lora;
+  const std::uint16_t* norm;
   std::int64_t blocks = 0;  ///< 0: the kernel's grid
 };
 
@@ -56,8 +58,11 @@ void Plan::acquire(std::vector<choose::Choice> choices, Kernels& kernels) {
   const auto functions = kernels.get_all(sources);
   std::size_t blas = 0;
   for (std::size_t i = 0; i < choices.size(); ++i) {
-    Path path{choices[i], functions[i], nullptr, nullptr};
-    if (path.choice.tactic.remap) path.remap = kernels.keep(choose::remap_source(choose::stages_rows(shape_, limits_)));
+    Path path{choices[i], functions[i], nullptr, nullptr, nullptr};
+    if (shape_.norm && (path.choice.tactic.remap || path.choice.blas()))
+      path.norm = kernels.keep(choose::norm_source(bf16_));
+    else if (path.choice.tactic.remap)
+      path.remap = kernels.keep(choose::remap_source(choose::stages_rows(shape_, limits_)));
     if (path.choice.blas()) {
       path.gemm = driver_->gemm({matrix_->n, matrix_->k, path.choice.up_to, bf16_, matrix_->has_bias});
       blas = std::max(blas, path.gemm->workspace_bytes());
@@ -101,6 +106,7 @@ void Plan::run(void* stream, const void* x, std::int64_t x_stride, void* out, st
   };
   check_reachable("x", x), check_reachable("out", out);
   if (inputs.residual) check_reachable("residual", inputs.residual);
+  if (inputs.norm_weight) check_reachable("norm_weight", inputs.norm_weight);
   if (inputs.adapter_of_row) check_reachable("adapter_of_row", inputs.adapter_of_row);
   const Path& path = this->path(m);
   Call call{stream,
@@ -112,9 +118,11 @@ void Plan::run(void* stream, const void* x, std::int64_t x_stride, void* out, st
             workspace ? static_cast<std::uint8_t*>(workspace) : workspace_.as<std::uint8_t>(),
             static_cast<const std::uint16_t*>(inputs.residual),
             inputs.residual_stride,
-            {}};
+            {},
+            static_cast<const std::uint16_t*>(inputs.norm_weight)};
   if (inputs.adapters) call.lora = run_shrink(path, call, inputs);
   if (path.remap) run_remap(path, call);
+  if (path.norm) run_norm(path, call);
   if (path.gemm)
     run_blas(path, call);
   else
@@ -164,6 +172,30 @@ void Plan::run_remap(const Path& path, Call& call) const {
   call.x = x_new, call.x_stride = columns;
 }
 
+void Plan::run_norm(const Path& path, Call& call) const {
+  auto* x_new = reinterpret_cast<std::uint16_t*>(call.workspace + places_.x);
+  const bool packed = !path.gemm;  // the BLAS takes x's own columns
+  const auto k = matrix_->k, columns = packed ? matrix_->packed_k : k;
+  NormArgs args{call.x,
+                x_new,
+                shape_.mapped && packed ? matrix_->x_map.as<const i32>() : nullptr,
+                call.norm,
+                call.x_stride,
+                columns,
+                call.m,
+                static_cast<i32>(columns),
+                static_cast<i32>(k),
+                options_.norm_epsilon};
+  const NormConfig config;
+  LaunchShape shape;
+  shape.threads = config.threads, shape.shared_bytes = shared_bytes(config);
+  shape.blocks = std::min<std::int64_t>(call.m, choose::kMostRemapBlocks);
+  shape.overlap_previous = options_.overlap_previous && limits_.arch >= 90;
+  void* parameters[] = {&args};
+  driver_->launch(*path.norm, shape, call.stream, parameters);
+  call.x = x_new, call.x_stride = columns;
+}
+
 void Plan::run_kernel(const Path& path, const Call& call) const {
   MatmulArgs args{matrix_->codes.as<const u8>(),
                   matrix_->meta.as<const u8>(),
@@ -179,7 +211,9 @@ void Plan::run_kernel(const Path& path, const Call& call) const {
 
                   call.residual,
                   call.residual_stride,
-                  call.lora};
+                  call.lora,
+                  call.norm,
+                  options_.norm_epsilon};
   const auto& kernel = *path.choice.kernel;
   LaunchShape shape = path.choice.shape;
   shape.blocks = call.blocks ? call.blocks : kernel.grid(call.m);
@@ -191,7 +225,7 @@ void Plan::run_kernel(const Path& path, const Call& call) const {
     return driver_->launch(*path.kernel, shape, call.stream, parameters);
   }
   const auto box = kernel.boxes(call.m);
-  const auto columns = path.remap ? matrix_->packed_k : matrix_->k;
+  const auto columns = path.remap || path.norm ? matrix_->packed_k : matrix_->k;
   TensorMapBytes x_map = driver_->encode({call.x, call.m, columns, call.x_stride, box.x_rows, box.columns, bf16_});
   TensorMapBytes out_map = driver_->encode({call.out, call.m, matrix_->n * box.out_columns / box.columns,
                                             call.out_stride, box.out_rows, box.out_columns, bf16_});

@@ -32,6 +32,7 @@ class Plan : public PlanBackend {
     choose::Choice choice;
     std::shared_ptr<const Function> kernel;
     std::shared_ptr<const Function> remap;  ///< null: x is read as it comes
+    std::shared_ptr<const Function> norm;   ///< instead of remap, where x is normalized by a launch before
     std::shared_ptr<const Gemm> gemm;       ///< with reconstruct + BLAS
   };
   /// Offsets in the workspace.
@@ -51,6 +52,7 @@ class Plan : public PlanBackend {
   void acquire(std::vector<choose::Choice> choices, Kernels& kernels);
   LoraArgs run_shrink(const Path& path, Call& call, const EpilogueInputs& inputs) const;
   void run_remap(const Path& path, Call& call) const;
+  void run_norm(const Path& path, Call& call) const;
   void run_kernel(const Path& path, const Call& call) const;
   void run_blas(const Path& path, const Call& call) const;
 

@@ -39,7 +39,7 @@ struct Plan {
   Plan(MatrixPtr matrix, MatmulPlan plan, DType dtype)
       : matrix(std::move(matrix)), plan(std::move(plan)), dtype(dtype) {}
 
-  void run(nb::handle x, nb::handle out, nb::handle stream, int repeat, nb::handle residual) {
+  void run(nb::handle x, nb::handle out, nb::handle stream, int repeat, nb::handle residual, nb::handle norm_weight) {
     constexpr const char* kCall = "Plan.run";
     check(!wants_gradient(x) && !wants_gradient(out),
           "{}: {} requires grad, but a plan computes none: use x @ W, or call under torch.no_grad()", kCall,
@@ -47,8 +47,10 @@ struct Plan {
     const Array from = read_array(kCall, "x", x), to = read_array(kCall, "out", out);
     const RowsOf x_rows = rows_of(kCall, from), out_rows = rows_of(kCall, to);
     const auto m = check_operands(kCall, *matrix, from, x_rows, to, out_rows, plan.out_columns());
-    std::optional<Array> added;
+    std::optional<Array> added, weight;
     RunInputs inputs;
+    if (!norm_weight.is_none())
+      inputs.norm_weight = check_norm(from, weight.emplace(read_array(kCall, "norm_weight", norm_weight)));
     if (!residual.is_none())
       inputs.residual = check_residual(kCall, added.emplace(read_array(kCall, "residual", residual)), to);
     check(from.dtype == dtype, "{}: x has dtype {}; the plan is for {}", kCall, to_string(from.dtype),
@@ -58,12 +60,20 @@ struct Plan {
     std::lock_guard lock(mutex);
     for (int i = 0; i < repeat; ++i) plan.run({on}, {from.data, x_rows.stride}, {to.data, out_rows.stride}, m, inputs);
   }
+  const void* check_norm(const Array& x, const Array& weight) const {
+    check(!weight.meta && weight.device == x.device && weight.dtype == x.dtype && weight.dims == 1 &&
+              weight.shape[0] == matrix->weights.k() && weight.stride[0] == 1,
+          "Plan.run: norm_weight is {} {} on {}; it must be contiguous, of k = {} elements, and as x is, {} on {}",
+          to_string(weight.dtype), weight.shape_text(), weight.device.str(), matrix->weights.k(), to_string(x.dtype),
+          x.device.str());
+    return weight.data;
+  }
 };
 
 std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, nb::handle dtype, nb::handle math,
                                 nb::handle gather, std::int64_t reconstruct_from, bool batch_invariant,
                                 bool overlap_previous, const std::string& tactic, nb::handle activation_name,
-                                bool residual) {
+                                bool residual, std::optional<float> norm_epsilon) {
   constexpr const char* kCall = "Matrix.plan";
   PlanOptions o;
   o.max_m = max_m;
@@ -78,6 +88,8 @@ std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, nb:
   o.overlap_previous = overlap_previous;
   o.tactic = tactic;
   o.epilogue = {epilogue_of(kCall, activation_name), residual};
+  o.norm = norm_epsilon.has_value();
+  if (norm_epsilon) o.norm_epsilon = *norm_epsilon;
   const GilRelease release;
   return std::make_unique<Plan>(matrix, MatmulPlan(runtime(), matrix->weights, o), o.activation);
 }
@@ -88,7 +100,7 @@ void bind_plan(nb::module_& m, nb::class_<Matrix>& matrix) {
   const auto none = nb::none();
   nb::class_<Plan>(m, "Plan", "x @ W prepared for up to max_m rows: run() launches and allocates nothing.")
       .def("run", &Plan::run, "x"_a.none(), "out"_a.none(), "stream"_a = none, "repeat"_a = 1, nb::kw_only(),
-           "residual"_a = none,
+           "residual"_a = none, "norm_weight"_a = none,
            "out[m, n] = x[m, k] @ W (+ bias of the matrix), m <= max_m; one stream or thread at a time. repeat: so "
            "many times, "
            "for measuring without Python.")
@@ -107,13 +119,15 @@ void bind_plan(nb::module_& m, nb::class_<Matrix>& matrix) {
   matrix.def("plan", &make_plan, "max_m"_a, nb::kw_only(), "dtype"_a.none() = "float16", "math"_a.none() = "auto",
              "gather"_a.none() = "auto", "reconstruct_from"_a = 0, "batch_invariant"_a = false,
              "overlap_previous"_a = false, "tactic"_a = "", "activation"_a = none, "residual"_a = false,
+             "norm_epsilon"_a = none,
              "Prepares x @ W for up to max_m rows. dtype: of x, as a str or a dtype of NumPy or torch. math: 'auto', "
              "'half2', 'fp32', 'int8'; gather (act-order): 'auto', "
              "'fused', "
              "'separate', 'given': x comes in x_order(); reconstruct_from: first m that is reconstructed (0: chosen, "
              "-1: never). activation, residual: "
              "as "
-             "matmul's; run() is then given the residual.");
+             "matmul's; run() is then given the residual. norm_epsilon: x is RMS-normalized first, by run()'s "
+             "norm_weight.");
 }
 
 }  // namespace q4::python

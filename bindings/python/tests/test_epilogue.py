@@ -217,3 +217,22 @@ def test_peft_of_other_modules_changes_nothing(tmp_path):
     with pytest.raises(q4.InvalidArgument, match="k_proj"):
         qt.load_peft(quantized, tmp_path, 0)
     assert quantized.q_proj.table.rank(0) == 0
+
+
+def test_plans_normalize_x():
+    sample = gptq(256, 64, 32, act_order=True)
+    W = q4.Matrix.from_gptq(*sample.tensors(), sample.g_idx)
+    rng = np.random.default_rng(3)
+    x, weight = (3 * rng.standard_normal((5, 256))).astype(np.float16), rng.standard_normal(256).astype(np.float16)
+    exact = x.astype(np.float64)
+    exact = exact / np.sqrt((exact * exact).mean(1, keepdims=True) + 0.01) * weight
+    plan = W.plan(5, norm_epsilon=0.01)
+    out = np.full((5, 64), np.nan, np.float16)
+    plan.run(x, out, norm_weight=weight)
+    assert _error(out, exact @ sample.dense) < 1e-3
+    with pytest.raises(ValueError, match="norm_weight"):
+        plan.run(x, out)
+    with pytest.raises(ValueError, match="of k = 256 elements"):
+        plan.run(x, out, norm_weight=weight[:128])
+    with pytest.raises(ValueError, match="norm = false"):
+        W.plan(5).run(x, out, norm_weight=weight)

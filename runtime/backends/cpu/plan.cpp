@@ -64,7 +64,9 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
       batch_invariant_(options.batch_invariant),
       given_(options.gather == Gather::kGiven),
       epilogue_(options.epilogue),
-      lora_rank_(options.epilogue.lora ? options.lora_rank : 0) {
+      lora_rank_(options.epilogue.lora ? options.lora_rank : 0),
+      norm_(options.norm),
+      norm_epsilon_(options.norm_epsilon) {
   if (!options.tactic.empty()) {
     forced_ = true;
     forced_config_ = parse(options.tactic);
@@ -188,6 +190,10 @@ void CpuPlan::layout_workspace(std::int64_t max_m) {
     workspace_bytes_ = product_at_ + rows * kDenseColumns * sizeof(float);
   }
   workspace_bytes_ = round_up(workspace_bytes_, kAlign);
+  if (norm_) {
+    normed_at_ = workspace_bytes_;
+    workspace_bytes_ += round_up(rows * std::size_t(matrix_->k) * (element_ == Element::kF32 ? 4 : 2), kAlign);
+  }
   if (lora_rank_ == 0) return;
   low_at_ = workspace_bytes_;  // low of each row, then a row of x a thread
   workspace_bytes_ += round_up(rows * std::size_t(lora_rank_) * sizeof(float), kAlign) +

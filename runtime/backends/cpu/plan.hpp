@@ -64,6 +64,7 @@ class CpuPlan final : public PlanBackend {
     std::int64_t residual_stride = 0;
     const CpuAdapters* adapters = nullptr;
     const std::int32_t* adapter_of_row = nullptr;
+    const std::byte* norm_weight = nullptr;
     const float* low = nullptr;  ///< [count][lora_rank_] scale x A, with adapters
   };
   CpuConfig config(std::int64_t m) const;
@@ -98,6 +99,7 @@ class CpuPlan final : public PlanBackend {
                      std::byte* workspace) const;
   void run_blas(const Rows& rows, std::byte* workspace) const;
   const float* run_shrink(const Rows& rows, std::byte* workspace) const;
+  void run_norm(Rows& rows, std::byte* workspace) const;
   /// Sums [count][y_stride] of one tile to rows from `row` on. `scratch`: kScratch bytes.
   void store(const Rows& rows, std::int64_t row, int count, std::int64_t tile, float* y, std::int64_t y_stride,
              std::byte* scratch) const;
@@ -112,6 +114,8 @@ class CpuPlan final : public PlanBackend {
   bool int8_, batch_invariant_, given_;  ///< given_: x comes in the matrix's order
   Epilogue epilogue_;
   std::int64_t lora_rank_ = 0;  // 0: no adapters
+  bool norm_;
+  float norm_epsilon_;
   std::int64_t blas_from_ = 0;  // 0: never
   struct Bucket {
     TunedBucket measured;
@@ -123,7 +127,7 @@ class CpuPlan final : public PlanBackend {
 
   std::int64_t chunk_rows_ = 0;  // rows of one pass
   std::size_t sums_at_ = 0, scratch_at_ = 0, partial_at_ = 0, dense_at_ = 0, product_at_ = 0, low_at_ = 0,
-              workspace_bytes_ = 0;
+              normed_at_ = 0, workspace_bytes_ = 0;
   Buffer own_workspace_;
 };
 

@@ -5,6 +5,7 @@
 #include "runtime/backends/cpu/blas.hpp"
 #include "runtime/backends/cpu/epilogue.hpp"
 #include "runtime/backends/cpu/exact.hpp"
+#include "runtime/backends/cpu/norm.hpp"
 #include "runtime/backends/cpu/plan.hpp"
 #include "runtime/choose/epilogue.hpp"
 
@@ -21,6 +22,10 @@ void CpuPlan::run(void*, const void* x, std::int64_t x_stride, void* out, std::i
     if (inputs.residual) {
       rows.residual = static_cast<const std::byte*>(inputs.residual) + row * inputs.residual_stride * size;
       rows.residual_stride = inputs.residual_stride;
+    }
+    if (norm_) {
+      rows.norm_weight = static_cast<const std::byte*>(inputs.norm_weight);
+      run_norm(rows, memory);
     }
     if (inputs.adapters) {
       rows.adapters = static_cast<const CpuAdapters*>(inputs.adapters);
@@ -46,6 +51,19 @@ const float* CpuPlan::run_shrink(const Rows& rows, std::byte* workspace) const {
              low + row * lora_rank_);
   });
   return low;
+}
+
+void CpuPlan::run_norm(Rows& rows, std::byte* workspace) const {
+  const std::int64_t size = element_ == Element::kF32 ? 4 : 2, k = matrix_->k;
+  const auto one = [&](std::int64_t row, int) {
+    normalize({rows.x + row * rows.x_stride * size, rows.norm_weight, workspace + normed_at_ + row * k * size, k,
+               element_, norm_epsilon_});
+  };
+  if (rows.count == 1)
+    one(0, 0);
+  else
+    pool_.run(rows.count, one);
+  rows.x = workspace + normed_at_, rows.x_stride = k;
 }
 
 PackX CpuPlan::pack_job(const Rows& rows, std::byte* workspace) const {

@@ -81,8 +81,8 @@ constexpr DecodeConfig decode_default(const Problem& p, i64 m, const Limits& lim
   // Two blocks that split k meet half of x each, for an exchange at the end: worth it from a few rows on, and where
   // half of the multiprocessors would be idle.
   const int alone = default_tiles(all, units, c.batch), shared = default_tiles(all, larger(1, units / 2), c.batch);
-  const bool pair =
-      limits.arch >= 90 && units > 1 && alone <= 6 && slabs(p.k) > 1 && (alone == shared || m > (alone <= 2 ? 1 : 2));
+  const bool pair = limits.arch >= 90 && units > 1 && !p.norm && alone <= 6 && slabs(p.k) > 1 &&
+                    (alone == shared || m > (alone <= 2 ? 1 : 2));
   c.cluster = pair ? 2 : 1;
   c.tiles = pair ? shared : alone;
   const int share = ceil_div(slabs(p.k), c.cluster);  // slabs of a block
@@ -91,7 +91,7 @@ constexpr DecodeConfig decode_default(const Problem& p, i64 m, const Limits& lim
   // The compiler does not keep in registers what some teams never load.
   if (c.depth > 1 && c.depth == most_slabs(c) && slabs(p.k) % slots(c) != 0) --c.depth;
   c.x_slots = smaller(3, most_slabs(c));
-  for (c.staged = p.gather ? 2 : 0; c.staged > 0 && c.staged < m;) c.staged *= 2;
+  for (c.staged = p.norm ? 1 : p.gather ? 2 : 0; c.staged > 0 && c.staged < m;) c.staged *= 2;
   while (shared_bytes(c) > limits.shared_bytes && c.teams > 1) {
     --c.teams;
     c.x_slots = smaller(3, most_slabs(c));
@@ -112,7 +112,7 @@ constexpr bool decode_gathers(const Problem& p, i64 m, const Limits& limits) {
 struct DecodePolicy {
   using Config = DecodeConfig;
   static constexpr const char *name = "decode", *header = "decode.h", *type = "DecodeConfig", *arguments = "MatmulArgs";
-  static constexpr bool overlaps = true;
+  static constexpr bool overlaps = true, normalizes = true;
   static std::optional<DecodeConfig> defaults(const Problem& p, i64 m, const Limits& limits) {
     // From nine rows on Hopper's wgmma is faster (kernels/README.md).
     if (m > (limits.arch == 90 ? 8 : 16)) return std::nullopt;
