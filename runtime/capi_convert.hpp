@@ -195,6 +195,7 @@ inline PlanOptions plan_options(const q4_plan_options& given) {
   options.epilogue.lora = given.lora_rank != 0;
   if (given.lora_rank != 0) options.lora_rank = given.lora_rank;
   options.norm = given.norm != 0;
+  options.spare_units = given.spare_units;
   if (given.norm_epsilon != 0) options.norm_epsilon = given.norm_epsilon < 0 ? 0 : given.norm_epsilon;
   return options;
 }

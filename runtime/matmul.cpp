@@ -81,6 +81,7 @@ void check_options(const PlanOptions& options, Device device) {
         kCall, options.reconstruct_from, choose::to_text(options.epilogue));
   check(options.gather != Gather::kGiven || !options.epilogue.lora,
         "{}: gather = given with epilogue.lora; adapters meet x as it comes: leave gather as it is", kCall);
+  check(options.spare_units >= 0, "{}: spare_units = {}; it must be 0 or more", kCall, options.spare_units);
   check(options.norm_epsilon >= 0 && options.norm_epsilon <= 1e30f,
         "{}: norm_epsilon = {}; it must be 0 or more and finite", kCall, options.norm_epsilon);
   check(!options.norm || !options.epilogue.lora,

@@ -123,6 +123,23 @@ TEST_CASE("norm: decode has it within for a few rows, and other kernels a launch
   CHECK(names(64).find(" norm ") != std::string::npos);
 }
 
+TEST_CASE("plans leave multiprocessors to others where they are asked to") {
+  const auto chosen = [](int spare) {
+    const PlanOptions options{.spare_units = spare};
+    return choose::choose(planned_shape({4096, 4096, 128, false}, options), options, {"cuda:0", "sm_90a", kH200},
+                          nullptr)
+        .at(0);
+  };
+  CHECK(chosen(0).kernel->grid(1) == 128);
+  CHECK(chosen(8).kernel->grid(1) == 86);
+  CHECK(chosen(1000).kernel->grid(1) >= 1);
+  rejects("fewer than none", {"MatmulPlan", "spare_units", "-1"}, [&] {
+    const auto matrix =
+        QuantizedMatrix::from_gptq(shared_runtime(), {}, make_gptq({.k = 128, .n = 64, .group_size = 64}).tensors());
+    MatmulPlan(shared_runtime(), matrix, {.spare_units = -1});
+  });
+}
+
 template <NormConfig C>
 void check_kernel(bool mapped) {
   constexpr int kRows = 5, kColumns = 264, kPacked = 384;

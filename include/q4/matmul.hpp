@@ -68,6 +68,9 @@ struct PlanOptions {
   /// Programmatic dependent launch on GPUs that have it: the kernel may begin reading weights before the previous
   /// kernel of the stream has ended. Results are the same.
   bool overlap_previous = false;
+  /// On a GPU: default tactics are chosen as if it had so many multiprocessors less, which then are left to kernels that run at the
+  /// same time: in other streams, or with overlap_previous before and after this one. Excludes tuned tactics.
+  int spare_units = 0;
   /// Use this tactic ("kernel field=value ...", as tactics() prints it) for every m; for tools and tests.
   std::string tactic = {};
   /// false: the plan allocates no workspace, and every run() passes one.

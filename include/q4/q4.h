@@ -325,6 +325,7 @@ typedef struct q4_plan_options {
   int64_t lora_rank;        /* not 0: it is given adapters, of tables with at most this max_rank */
   int32_t norm;             /* not 0: x is RMS-normalized first; see q4::PlanOptions::norm */
   float norm_epsilon;       /* with norm; 0: 1e-5, below 0: none */
+  int32_t spare_units;      /* multiprocessors of a GPU that are left to others; see q4::PlanOptions::spare_units */
 } q4_plan_options;
 
 /* `options` may be null. Compiles, loads and allocates: what q4_plan_run() must not do. */

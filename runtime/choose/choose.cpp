@@ -85,8 +85,10 @@ Choice make_choice(const MatrixShape& matrix, const PlanOptions& options, std::i
 
 }  // namespace
 
-std::vector<Choice> choose(const MatrixShape& matrix, const PlanOptions& options, const Gpu& gpu,
+std::vector<Choice> choose(const MatrixShape& matrix, const PlanOptions& options, const Gpu& whole,
                            const TuningRecord* tuned) {
+  Gpu gpu = whole;
+  if (options.spare_units > 0) gpu.limits.units = std::max(1, gpu.limits.units - options.spare_units), tuned = nullptr;
   check(options.activation != DType::kF32, "MatmulPlan: activation fp32 is for the CPU; on {} use fp16 or bf16",
         gpu.device);
   std::vector<Choice> choices;

@@ -73,7 +73,7 @@ struct Plan {
 std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, nb::handle dtype, nb::handle math,
                                 nb::handle gather, std::int64_t reconstruct_from, bool batch_invariant,
                                 bool overlap_previous, const std::string& tactic, nb::handle activation_name,
-                                bool residual, std::optional<float> norm_epsilon) {
+                                bool residual, std::optional<float> norm_epsilon, int spare_units) {
   constexpr const char* kCall = "Matrix.plan";
   PlanOptions o;
   o.max_m = max_m;
@@ -88,7 +88,7 @@ std::unique_ptr<Plan> make_plan(const MatrixPtr& matrix, std::int64_t max_m, nb:
   o.overlap_previous = overlap_previous;
   o.tactic = tactic;
   o.epilogue = {epilogue_of(kCall, activation_name), residual};
-  o.norm = norm_epsilon.has_value();
+  o.norm = norm_epsilon.has_value(), o.spare_units = spare_units;
   if (norm_epsilon) o.norm_epsilon = *norm_epsilon;
   const GilRelease release;
   return std::make_unique<Plan>(matrix, MatmulPlan(runtime(), matrix->weights, o), o.activation);
@@ -119,7 +119,7 @@ void bind_plan(nb::module_& m, nb::class_<Matrix>& matrix) {
   matrix.def("plan", &make_plan, "max_m"_a, nb::kw_only(), "dtype"_a.none() = "float16", "math"_a.none() = "auto",
              "gather"_a.none() = "auto", "reconstruct_from"_a = 0, "batch_invariant"_a = false,
              "overlap_previous"_a = false, "tactic"_a = "", "activation"_a = none, "residual"_a = false,
-             "norm_epsilon"_a = none,
+             "norm_epsilon"_a = none, "spare_units"_a = 0,
              "Prepares x @ W for up to max_m rows. dtype: of x, as a str or a dtype of NumPy or torch. math: 'auto', "
              "'half2', 'fp32', 'int8'; gather (act-order): 'auto', "
              "'fused', "
@@ -127,7 +127,7 @@ void bind_plan(nb::module_& m, nb::class_<Matrix>& matrix) {
              "-1: never). activation, residual: "
              "as "
              "matmul's; run() is then given the residual. norm_epsilon: x is RMS-normalized first, by run()'s "
-             "norm_weight.");
+             "norm_weight. spare_units: multiprocessors of a GPU that are left to others.");
 }
 
 }  // namespace q4::python
