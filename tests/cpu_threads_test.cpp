@@ -83,16 +83,34 @@ TEST_CASE("cpu threads: cgroup limits, v1 and v2, of the process and of its pare
 TEST_CASE("cpu threads: the affinity mask bounds them, and they keep the mask of the pool's maker") {
   const int allowed = allowed_cpus();
   CHECK(usable_threads() <= allowed);
-  cpu::ThreadPool pool(2);
+  cpu::ThreadPool pool(allowed + 1);
   const OnOneCpu pinned;
   CHECK(usable_threads() == 1);
   std::atomic<int> arrived{0}, others_cpus{0};
-  pool.run(2, [&](std::int64_t, int worker) {
-    if (worker == 1) others_cpus = allowed_cpus();
-    ++arrived;  // wait for the other, so that each takes one
-    for (int i = 0; i < 5000 && arrived < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  });
+  pool.run(
+      2,
+      [&](std::int64_t, int worker) {
+        if (worker == 1) others_cpus = allowed_cpus();
+        ++arrived;  // wait for the other, so that each takes one
+        for (int i = 0; i < 5000 && arrived < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      },
+      2);
   CHECK(others_cpus == allowed);
+}
+
+TEST_CASE("cpu threads: as many as there are processors have one each, but for the caller") {
+  const int allowed = allowed_cpus();
+  if (allowed < 2) return skip("one processor: one thread");
+  cpu::ThreadPool pool(allowed);
+  std::atomic<int> arrived{0}, wrong{0};
+  std::vector<std::atomic<int>> threads(CPU_SETSIZE);
+  pool.run(allowed, [&](std::int64_t, int worker) {
+    if (worker > 0) wrong += allowed_cpus() != 1 || threads[std::size_t(sched_getcpu())]++ > 0;
+    ++arrived;
+    for (int i = 0; i < 5000 && arrived < allowed; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  });
+  CHECK(wrong == 0);
+  CHECK(allowed_cpus() == allowed);  // the caller's mask stays its own
 }
 
 TEST_CASE("cpu threads: a job that starts a job does not wait for itself") {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -43,7 +44,11 @@ ThreadPool::ThreadPool(int threads, ParallelFor parallel_for)
     : threads_(std::max(1, threads)), process_(getpid()), parallel_for_(std::move(parallel_for)) {
 #if defined(__linux__)
   affinity_.resize(sizeof(cpu_set_t));
-  if (sched_getaffinity(0, affinity_.size(), reinterpret_cast<cpu_set_t*>(affinity_.data())) != 0) affinity_.clear();
+  auto* const mask = reinterpret_cast<cpu_set_t*>(affinity_.data());
+  if (sched_getaffinity(0, affinity_.size(), mask) != 0) affinity_.clear();
+  if (!affinity_.empty() && threads_ > 1 && CPU_COUNT(mask) == threads_)
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+      if (CPU_ISSET(cpu, mask)) homes_.push_back(cpu);
 #endif
   for (Job& job : jobs_) job.ranges = std::make_unique<Range[]>(std::size_t(threads_));
 }
@@ -70,6 +75,10 @@ void ThreadPool::ready() {
 void ThreadPool::start() {
   const std::lock_guard lock(starting_);
   if (started_.load(std::memory_order_relaxed)) return;
+#if defined(__linux__)
+  const auto here = std::find(homes_.begin(), homes_.end(), sched_getcpu());
+  if (here != homes_.end()) std::iter_swap(homes_.begin(), here);  // the first is nobody's: the caller's
+#endif
   workers_.reserve(std::size_t(threads_ - 1));
   for (int worker = 1; worker < threads_; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
   started_.store(true, std::memory_order_release);
@@ -172,8 +181,13 @@ void ThreadPool::flush(Job& job, std::uint64_t& done) {
 
 void ThreadPool::serve(int worker) {
 #if defined(__linux__)
-  if (!affinity_.empty())
-    sched_setaffinity(0, affinity_.size(), reinterpret_cast<const cpu_set_t*>(affinity_.data()));  // advice
+  cpu_set_t mask;
+  if (!affinity_.empty()) std::memcpy(&mask, affinity_.data(), sizeof mask);
+  if (!homes_.empty()) {
+    CPU_ZERO(&mask);
+    CPU_SET(homes_[std::size_t(worker)], &mask);
+  }
+  if (!affinity_.empty()) sched_setaffinity(0, sizeof mask, &mask);  // advice
 #endif
   const bool low = worker < (threads_ + 1) / 2;
   Job &mine = jobs_[low ? 0 : 1], &other = jobs_[low ? 1 : 0];

@@ -20,7 +20,9 @@ namespace q4::cpu {
 /// run() from two threads at once is safe: both jobs run, the first threads prefer the one, the last threads the other,
 /// and each caller works on its own. More callers wait for one of the two places. In a child process after fork(),
 /// where the threads do not exist, jobs run in the calling thread; so do jobs that a job starts. Threads keep the
-/// affinity mask that the pool was made under, whichever thread runs the first job.
+/// affinity mask that the pool was made under, whichever thread runs the first job; where there are as many as the mask
+/// has processors, each but the caller keeps to one. Linux wakes several threads on one processor while others idle, and
+/// threads that spin stay there for milliseconds.
 ///
 /// With an embedder's parallel_for there are no threads here, no lock and no turns: each run() hands it up to threads()
 /// tasks, which share the chunks.
@@ -86,6 +88,7 @@ class ThreadPool {
   const int process_;
   const ParallelFor parallel_for_;
   std::vector<unsigned char> affinity_;  // a cpu_set_t, empty where there is none
+  std::vector<int> homes_;               // a processor a thread, the caller's first; empty: all may run on any
   std::mutex starting_;
   std::atomic<bool> started_{false};
   std::vector<std::thread> workers_;
