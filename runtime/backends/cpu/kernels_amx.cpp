@@ -21,16 +21,21 @@ constexpr int kPassRows = 128;  // at most, that a decoded panel serves
 
 void pack_x(const PackX& job, std::int64_t row_begin, std::int64_t row_end) {
   const int terms = bf16_terms(job.element);
-  const std::int64_t groups = (job.rows + kRows - 1) / kRows;
   alignas(64) float values[kBlock];
   for (std::int64_t row = row_begin; row < row_end; ++row) {
     const bool last = row + 1 == job.rows;
     for (std::int64_t block = job.begin; block < job.end; ++block) {
-      Base::load_block(job, row, block, values);
-      auto* to = static_cast<std::uint16_t*>(job.out) + (block * groups + row / kRows) * terms * kBlock * kRows;
-      for (int step = 0; step < kBlockSteps; ++step)
-        Terms::split(values + step * kStep, terms, to + step * kTileElements + row % kRows * kStep, kBlock * kRows,
-                     kStep);
+      auto* to = static_cast<std::uint16_t*>(job.out) + (row / kRows * job.blocks + block) * terms * kBlock * kRows;
+      if (terms == 1 && !job.source && (block + 1) * kBlock <= job.k) {  // as they are
+        const auto* from = static_cast<const std::uint16_t*>(job.x) + (job.place ? job.place[row] : row) * job.x_stride;
+        for (int step = 0; step < kBlockSteps; ++step)
+          std::memcpy(to + step * kTileElements + row % kRows * kStep, from + block * kBlock + step * kStep, kStep * 2);
+      } else {
+        Base::load_block(job, row, block, values);
+        for (int step = 0; step < kBlockSteps; ++step)
+          Terms::split(values + step * kStep, terms, to + step * kTileElements + row % kRows * kStep, kBlock * kRows,
+                       kStep);
+      }
       for (int pad = row % kRows + 1; last && pad < kRows; ++pad)
         for (int tile = 0; tile < terms * kBlockSteps; ++tile)
           std::memset(to + tile * kTileElements + pad * kStep, 0, kStep * 2);
@@ -135,8 +140,8 @@ class Pass {
  public:
   Pass(const TileJob& job, int row)
       : rows_(job.rows - row < kPassRows ? job.rows - row : kPassRows),
-        block_x_((job.x_rows + kRows - 1) / kRows * kRowsOfX),
-        x_(static_cast<const std::uint16_t*>(job.x) + job.begin * block_x_ + (job.row + row) / kRows * kRowsOfX),
+        group_x_(job.blocks * kRowsOfX),
+        x_(static_cast<const std::uint16_t*>(job.x) + (job.row + row) / kRows * group_x_ + job.begin * kRowsOfX),
         y_(job.y + std::int64_t(row) * kTile),
         header_(job.weights + job.begin * kBlockBytes),
         end_(job.weights + job.end * kBlockBytes),
@@ -152,7 +157,7 @@ class Pass {
     for (int in_block = 0; header_ != end_; header_ += kSegmentBytes) {
       const std::uint16_t* x = x_ + in_block * kTileElements;
       int group = 0;
-      for (; group + kRows < rows_; group += kRows, x += kRowsOfX) {
+      for (; group + kRows < rows_; group += kRows, x += group_x_) {
         multiply<0, false>(x, group);
         multiply<1, false>(x, group);
       }
@@ -164,10 +169,10 @@ class Pass {
         multiply<1, false>(x, group);
       }
       in_block += kSteps;
-      if (in_block == kBlockSteps) in_block = 0, x_ += block_x_;
+      if (in_block == kBlockSteps) in_block = 0, x_ += kRowsOfX;
     }
     save<0>(), save<1>();
-    add<1>(0, kRows);
+    add<1>(0, kRows, scales_of<1>(0), scales_of<1>(1), rows_ - before_.group);
   }
 
  private:
@@ -184,15 +189,17 @@ class Pass {
     if constexpr (kSum == 1) _tile_stored(1, sums_ + kTileFloats, 64);
     if constexpr (kSum == 1) _tile_zero(1);
   }
-  /// Rows [begin, end) of the sums that were stored, of columns of kHalf, scaled, to y.
+  /// Of 16 columns of the sums that were stored, or are still in the tiles.
   template <int kHalf>
-  [[gnu::always_inline]] void add(int begin, int end) {
-    const auto* scales = reinterpret_cast<const std::uint16_t*>(before_.header) + kHalf * kSums * kGroup;
-    const __m512 left = Amx::load_f16(scales), right = Amx::load_f16(scales + kGroup);
+  [[gnu::always_inline]] __m512 scales_of(int columns) const {
+    return Amx::load_f16(reinterpret_cast<const std::uint16_t*>(before_.header) + (kHalf * kSums + columns) * kGroup);
+  }
+  /// Rows [begin, end) of `rows` of the sums that were stored, of columns of kHalf, scaled, to y.
+  template <int kHalf>
+  [[gnu::always_inline]] void add(int begin, int end, __m512 left, __m512 right, int rows) {
     const float* sum = sums_ + begin * kGroup;
     float* y = y_ + (before_.group + begin) * kTile + kHalf * kSums * kGroup;
-    if (before_.group + end > rows_) end = rows_ - before_.group;
-    for (int row = begin; row < end; ++row, y += kTile, sum += kGroup) {
+    for (int row = begin; row < end && row < rows; ++row, y += kTile, sum += kGroup) {
       _mm512_storeu_ps(y, _mm512_fmadd_ps(left, _mm512_load_ps(sum), _mm512_loadu_ps(y)));
       _mm512_storeu_ps(y + kGroup,
                        _mm512_fmadd_ps(right, _mm512_load_ps(sum + kTileFloats), _mm512_loadu_ps(y + kGroup)));
@@ -203,6 +210,15 @@ class Pass {
   template <int kHalf, bool kDecode>
   [[gnu::always_inline]] void multiply(const std::uint16_t* x, int group) {
     const bool saves = before_.header != nullptr;
+    // A few rows of the sums before after each product, so that loads of tiles never wait behind many.
+    constexpr int kSlots = kSteps > 1 ? 2 * (kSteps - 1) : 1, kSlotRows = (kRows + kSlots - 1) / kSlots;
+    const int rows_before = saves ? rows_ - before_.group : 0;
+    __m512 scale_left = _mm512_setzero_ps(), scale_right = scale_left;
+    if (saves) scale_left = scales_of<1 - kHalf>(0), scale_right = scales_of<1 - kHalf>(1);
+    const auto add_rows = [&](int slot) __attribute__((always_inline)) {
+      const int begin = slot * kSlotRows, end = begin + kSlotRows < kRows ? begin + kSlotRows : kRows;
+      add<1 - kHalf>(begin, end, scale_left, scale_right, rows_before);
+    };
     unroll<kSteps>([&](auto step) __attribute__((always_inline)) {
       std::uint16_t* const rows = panel_ + step * (kRows * kPanelRow);
       const std::uint16_t *left = rows + kHalf * kSums * kStep, *right = left + kStep;
@@ -212,9 +228,11 @@ class Pass {
         load_tile<6, kPanelRow>(left);
         if (save_now) save<0>();
         _tile_dpbf16ps(0, 4, 6);
+        if (step > 0) add_rows(2 * (step - 1));
         load_tile<6, kPanelRow>(right);
         if (save_now) save<1>();
         _tile_dpbf16ps(1, 4, 6);
+        if (step > 0) add_rows(2 * (step - 1) + 1);
       } else {
         load_tile<6, kPanelRow>(left);
         load_tile<7, kPanelRow>(right);
@@ -222,18 +240,18 @@ class Pass {
           load_tile<4, kStep>(x + term * kTerm + step * kTileElements);
           if (term == 0 && save_now) save<0>();
           _tile_dpbf16ps(0, 4, 6);
+          if (term == kTerms - 1 && step > 0) add_rows(2 * (step - 1));
           if (term == 0 && save_now) save<1>();
           _tile_dpbf16ps(1, 4, 7);
         });
+        if (step > 0) add_rows(2 * (step - 1) + 1);
       }
+      if (kSteps == 1) add_rows(0);
       if constexpr (kDecode)
         decoder_.octets(header_ + kSegmentBytes + kHeader + step * (kOctets * kOctet), rows, kOctets);
       if (group == 0)
         for (int line = 0; line < kLines; ++line) Amx::prefetch(ahead_ + line * 64);
       if (group == 0) ahead_ += kLines * 64;
-      constexpr int kRest = kSteps > 2 ? kRows / 2 : 0;  // rows that the last step adds
-      if (kRest > 0 && step == kSteps - 2 && saves) add<1 - kHalf>(0, kRest);
-      if (step == kSteps - 1 && saves) add<1 - kHalf>(kRest, kRows);
     });
     before_ = {header_, group};
   }
@@ -242,7 +260,7 @@ class Pass {
   alignas(64) float sums_[kSums * kTileFloats];
   Decoder decoder_;
   const int rows_;
-  const std::int64_t block_x_;
+  const std::int64_t group_x_;  // elements from 16 rows of x to the next
   const std::uint16_t* x_;
   float* const y_;
   const std::byte *header_, *const end_, *ahead_;
