@@ -102,4 +102,19 @@ TEST_CASE("cpu amx model: the same bits for any number of threads, and for all m
   CHECK(amx_faults() == 0);
 }
 
+TEST_CASE("cpu amx model: k in parts for several tiles of a task, where x does not fit the cache") {
+  const auto kernels = modelled();
+  if (!kernels) return;
+  CpuDevice cpu(1);
+  MatrixSpec spec;
+  spec.k = 8192;
+  spec.n = 1032;  // 17 tiles: parts for two threads, none for sixteen
+  const Packed packed = pack(*cpu.device, spec);
+  const HostRows x = random_rows(DType::kF16, 70, spec.k);
+  const HostRows whole = Modelled(*kernels, 16).product(packed, options_for(70, DType::kF16), x, spec.n);
+  CHECK(relative_error(whole, product(x, packed.plain)) <= tolerance(DType::kF16));
+  CHECK(same_bits(Modelled(*kernels, 2).product(packed, options_for(70, DType::kF16), x, spec.n), whole));
+  CHECK(amx_faults() == 0);
+}
+
 }  // namespace q4::test

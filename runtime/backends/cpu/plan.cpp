@@ -177,9 +177,6 @@ void CpuPlan::layout_workspace(std::int64_t max_m) {
   std::size_t partial = 0;
   for (std::int64_t m = 1; m <= std::min(chunk_rows_, kSplitRows); ++m)
     if (const std::int64_t parts = k_parts(m); parts > 1) partial = std::size_t(parts) * round_up(std::size_t(m), 16);
-  if (valid(Path::kAmx) &&
-      task_blocks({Path::kAmx}, std::min(std::int64_t(round_up(rows, 32)), kPartialRows)) < matrix_->blocks)
-    partial = std::max(partial, std::size_t(kPartialRows));
   if (partial > 0) {
     partial_at_ = round_up(workspace_bytes_, kAlign);
     workspace_bytes_ = partial_at_ + counters_bytes() + std::size_t(matrix_->tiles) * kTile * partial * sizeof(float);

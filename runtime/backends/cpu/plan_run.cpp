@@ -214,25 +214,29 @@ void CpuPlan::multiply_rows(Multiply multiply, const PackX& packing, const CpuCo
   const std::int64_t rest = rest_rows(kernels_, config.path);
   const std::int64_t most = task_rows(config), parts = (rows.count + most - 1) / most;
   const auto part = std::int64_t(round_up(std::size_t((rows.count + parts - 1) / parts), step));
-  const std::int64_t blocks = matrix_->blocks, some = task_blocks(config, part),
-                     pass_rows = some < blocks ? part : rows.count;
-  std::int64_t first = 0, begin = 0;
+  const std::int64_t row_parts = std::max<std::int64_t>((rows.count - rest) / part, 0) + 1;
+  const std::int64_t blocks = matrix_->blocks, some = task_blocks(config, part);
+  // Where k goes in parts, a task has some tiles, so that each part of x serves them all while it is in the cache.
+  std::int64_t tiles = some < blocks ? kChunkRows / kPartialRows : 1;
+  while (tiles > 1 && row_parts * matrix_->tiles < 2 * tiles * pool_.threads()) tiles /= 2;
+  const std::int64_t tile_parts = (matrix_->tiles + tiles - 1) / tiles;
   const auto multiply_task = [&](std::int64_t task, int worker) {
-    const std::int64_t tile = task % matrix_->tiles;
-    TileJob job = tile_job(packing, tile, worker, workspace);
-    job.row = first + task / matrix_->tiles * part;
-    job.rows = int(end_of_task(job.row, part, rows.count, rest) - job.row);
-    job.begin = begin;
-    job.end = std::min(begin + some, blocks);
-    job.add = begin > 0;
-    if (some < blocks)
-      job.y = reinterpret_cast<float*>(workspace + partial_at_ + counters_bytes()) + tile * kPartialRows * kTile;
-    multiply(job);
-    if (job.end == blocks) store(rows, job.row, job.rows, tile, job.y, kTile, static_cast<std::byte*>(job.scratch));
+    const std::int64_t first = task % tile_parts * tiles, end = std::min(first + tiles, matrix_->tiles);
+    for (std::int64_t begin = 0; begin < blocks; begin += some) {
+      for (std::int64_t tile = first; tile < end; ++tile) {
+        TileJob job = tile_job(packing, tile, worker, workspace);
+        job.row = task / tile_parts * part;
+        job.rows = int(end_of_task(job.row, part, rows.count, rest) - job.row);
+        job.begin = begin;
+        job.end = std::min(begin + some, blocks);
+        job.add = begin > 0;
+        job.y += (tile - first) * part * kTile;
+        multiply(job);
+        if (job.end == blocks) store(rows, job.row, job.rows, tile, job.y, kTile, static_cast<std::byte*>(job.scratch));
+      }
+    }
   };
-  const std::int64_t tasks = (std::max<std::int64_t>((pass_rows - rest) / part, 0) + 1) * matrix_->tiles;
-  for (; first < rows.count; first += pass_rows)
-    for (begin = 0; begin < blocks; begin += some) pool_.run(tasks, multiply_task, config.threads);
+  pool_.run(row_parts * tile_parts, multiply_task, config.threads);
 }
 
 void CpuPlan::run_blas(const Rows& rows, std::byte* workspace) const {
