@@ -1,5 +1,6 @@
 """q4.transformers against the real package: a tiny random Llama, loaded, generated with, trained over and saved again."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any, Iterator
@@ -161,11 +162,15 @@ def test_every_model_after_install(tmp_path: Path) -> None:
     ids = torch.arange(6)[None]
     with torch.no_grad():
         torch.testing.assert_close(base(ids)[0], dense.model(ids)[0], rtol=1e-3, atol=1e-3)
-    with pytest.raises(ImportError):  # 8 bits are left to transformers, which asks for its own packages
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "eight")
+    # 8 bits are left to transformers, and after uninstall() 4 too. It asks for packages of its own, if they are absent.
+    alone = importlib.util.find_spec("gptqmodel") is None or importlib.util.find_spec("optimum") is None
+    if alone:
+        with pytest.raises(ImportError):
+            transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "eight")
     q4_transformers.uninstall()
-    with pytest.raises(ImportError):
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "four")
+    if alone:
+        with pytest.raises(ImportError):
+            transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "four")
 
 
 @pytest.mark.parametrize("quantization", [COMPRESSED, AUTO_ROUND], ids=lambda q: q["quant_method"])
