@@ -43,14 +43,19 @@ def main() -> None:
     for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         with torch.no_grad():
-            expected = model.generate(ids, max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False, repetition_penalty=1.0,
-                                      eos_token_id=None, pad_token_id=0)[0, ids.shape[1] :].tolist()
+            result = model.generate(ids, max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False, repetition_penalty=1.0,
+                                    eos_token_id=None, pad_token_id=0, output_logits=True, return_dict_in_generate=True)
+        expected = result.sequences[0, ids.shape[1] :].tolist()
+        # Where the lead over the next likely is less, in units of the logits' spread, a GPU's fp16 may choose another token:
+        # the comparison ends there.
+        leads = [((top[0] - top[1]) / step.std()).item() for step in result.logits for top in [step[0].topk(2).values]]
+        sure = COUNT if DEVICE == "cpu" else next((i for i, lead in enumerate(leads) if lead < 0.02), COUNT)
         lines = run("--prompt", prompt, "--tokens", str(COUNT), "--ids").splitlines()
         read, got = ([int(i) for i in line.split(",")] for line in lines)
         assert read == ids[0].tolist(), f"{prompt!r}: read as {read} instead of {ids[0].tolist()}"
         same = next((i for i in range(COUNT) if got[i] != expected[i]), COUNT)
-        assert got == expected, f"{prompt!r}: only the first {same} tokens agree"
-        print(f"{prompt!r}: {COUNT} tokens agree: {tokenizer.decode(got)[:90]!r}")
+        assert len(got) == COUNT and same >= sure, f"{prompt!r}: only the first {same} tokens agree, leads {leads[: same + 1]}"
+        print(f"{prompt!r}: {same} tokens agree, least lead {min(leads):.1e}: {tokenizer.decode(got)[:90]!r}")
     answer = run("--chat", "--prompt", "What is the capital of France?", "--tokens", "48")
     print(answer)
     assert "Paris" in answer, answer
