@@ -22,11 +22,13 @@ class Linear {
     }
   }
   bool empty() const { return plans_.empty(); }
-  /// out [m, columns] = x [m, inputs] @ W, or with Epilogue::residual out += x @ W. On a GPU a launch.
-  void run(q4::Stream stream, const void* x, void* out, std::int64_t m) const {
+  /// out [m, columns] = x [m, inputs] @ W, or with Epilogue::residual out += x @ W. On a GPU a launch. `norm`: the weights,
+  /// with PlanOptions::norm.
+  void run(q4::Stream stream, const void* x, void* out, std::int64_t m, const void* norm = nullptr) const {
     auto* place = static_cast<char*>(out);
     for (std::size_t i = 0; i < plans_.size(); ++i) {
       q4::RunInputs inputs;
+      inputs.norm_weight = norm;
       if (adds_) inputs.residual = {place, width_};
       plans_[i].run(stream, {x}, {place, width_}, m, inputs);
       place += columns_[i] * element_;

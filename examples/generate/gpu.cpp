@@ -24,27 +24,33 @@ class GpuEngine : public Engine {
         c_(model.config),
         capacity_(capacity),
         cuda_(device(model).ordinal),
-        quantized_head_(linear(model.quantized_head)) {
+        quantized_head_(linear(model.quantized_head, {.norm = true})) {
     const KernelSource source = kernel_source(c_);
     cuda_.load(compile(source.text, cuda_.capability(), source.options));
-    norm_ = cuda_.function("rms_norm"), store_ = cuda_.function("store"), attend_ = cuda_.function("attend");
+    embed_ = cuda_.function("embed"), store_ = cuda_.function("store"), attend_ = cuda_.function("attend");
     silu_mul_ = cuda_.function("silu_mul"), likeliest_ = cuda_.function("likeliest");
 
     embedding_ = upload_halves(model.embedding);
     head_ = !model.quantized_head.empty()             ? nullptr
             : model.head.data == model.embedding.data ? embedding_
                                                       : upload_halves(model.head);
-    final_norm_ = upload_floats(model.final_norm);
+    final_norm_ = upload_halves(model.final_norm);
     rope_ = upload_floats(rope_table(c_, capacity));
     for (const Layer& layer : model.layers)
-      layers_.push_back({linear(layer.qkv), linear(layer.o, {.residual = true}),
-                         linear(layer.gate_up, finish(layer.gate_up)), linear(layer.down, {.residual = true}),
-                         layer.gate_up[0].gate_up(), upload_floats(layer.attention_norm), upload_floats(layer.mlp_norm),
-                         halves(2LL * capacity * c_.kv_columns())});
+      layers_.push_back({
+          linear(layer.qkv, {.max_m = kChunk, .norm = true}),
+          linear(layer.o, {.max_m = kChunk, .epilogue = {.residual = true}}),
+          linear(layer.gate_up, {.max_m = kChunk, .epilogue = finish(layer.gate_up), .norm = true}),
+          linear(layer.down, {.max_m = kChunk, .epilogue = {.residual = true}}),
+          layer.gate_up[0].gate_up(),
+          upload_halves(layer.attention_norm),
+          upload_halves(layer.mlp_norm),
+          halves(2LL * capacity * c_.kv_columns()),
+      });
     state_ = cuda_.allocate(sizeof(State));
     tokens_ = cuda_.allocate(sizeof(int) * (capacity + 1));
     std::tie(told_, told_device_) = cuda_.allocate_shared(sizeof(int) * (capacity + 1));
-    x_ = halves(kChunk * c_.hidden), normed_ = halves(kChunk * c_.hidden), mixed_ = halves(kChunk * c_.q_columns());
+    x_ = halves(kChunk * c_.hidden), mixed_ = halves(kChunk * c_.q_columns());
     qkv_ = halves(kChunk * (c_.q_columns() + 2 * c_.kv_columns()));
     gate_up_ = halves(kChunk * 2LL * c_.intermediate),
     product_ = halves(kChunk * static_cast<long long>(c_.intermediate));
@@ -61,12 +67,12 @@ class GpuEngine : public Engine {
     for (int at = 0; at < length; at += kChunk) {
       const State state = {at, 0, 0};
       cuda_.upload(state_, &state, sizeof state);
-      read(std::min(kChunk, length - at), at + kChunk >= length);
+      read(std::min(kChunk, length - at), true, at + kChunk >= length);
     }
     cuda_.record(events_[0]);
     if (!step_ && count > 1) {
       cuda_.begin_capture();
-      read(1, true);
+      read(1, false, true);
       step_ = cuda_.end_capture();
     }
     // The GPU is one step ahead of the host, so that it never waits for it.
@@ -103,8 +109,10 @@ class GpuEngine : public Engine {
     return device;
   }
 
-  Linear linear(const Matrices& matrices, const q4::Epilogue& epilogue = {}) const {
-    return {runtime_, matrices, {.max_m = kChunk, .overlap_previous = true, .epilogue = epilogue}};
+  /// What all plans have in common. With `norm` they normalize x themselves, in the launch that multiplies where rows are few.
+  Linear linear(const Matrices& matrices, q4::PlanOptions options) const {
+    options.overlap_previous = true, options.norm_epsilon = c_.norm_epsilon;
+    return {runtime_, matrices, options};
   }
   void* halves(long long count) const { return cuda_.allocate(2 * count); }
   void* upload_floats(const std::vector<float>& values) const {
@@ -127,40 +135,42 @@ class GpuEngine : public Engine {
     return memory;
   }
 
+  void* upload_halves(const std::vector<float>& values) const {
+    std::vector<std::uint16_t> words;
+    for (const float value : values) words.push_back(float_to_half(value));
+    void* const memory = halves(static_cast<long long>(words.size()));
+    cuda_.upload(memory, words.data(), 2 * words.size());
+    return memory;
+  }
+
   template <class... Arguments>
   void launch(void* kernel, unsigned x, unsigned y, unsigned z, unsigned threads, Arguments... arguments) const {
     cuda_.launch(kernel, x, y, z, threads, {static_cast<void*>(&arguments)...}, true);
   }
-  /// Launches all that reads m tokens at the text's position, and with `want_next` appends the likeliest next one.
-  void read(int m, bool want_next) const {
+  /// Launches all that reads m tokens at the text's position, and with `want_next` appends the likeliest next one, whose
+  /// embedding then is x for the step that reads it; `embed`: it is not there yet.
+  void read(int m, bool embed, bool want_next) const {
     void* const none = nullptr;
     const q4::Stream stream = {cuda_.stream()};
     const int fresh = m == 1;
     const auto [warps, tiles] = attend_shape(c_);
     const int shares = std::min(kSplits, (capacity_ + 16 * warps * tiles - 1) / (16 * warps * tiles));
-    void* embedding = embedding_;  // of the tokens: what x begins with
-    const auto norm = [&](void* weight) {
-      launch(norm_, m, 1, 1, 512, x_, embedding, tokens_, state_, weight, normed_);
-      embedding = nullptr;
-    };
+    if (embed) launch(embed_, m, 1, 1, 256, embedding_, tokens_, state_, x_);
     for (const LayerState& layer : layers_) {
-      norm(layer.attention_norm);
-      layer.qkv.run(stream, normed_, qkv_, m);
+      layer.qkv.run(stream, x_, qkv_, m, layer.attention_norm);
       if (!fresh) launch(store_, m, c_.kv_heads, 1, 16, qkv_, layer.cache, rope_, state_, capacity_);
       launch(attend_, c_.kv_heads, shares, m, 32 * warps, qkv_, layer.cache, rope_, state_, capacity_, fresh, partial_,
              arrived_, mixed_);
       layer.o.run(stream, mixed_, x_, m);
-      norm(layer.mlp_norm);
-      layer.gate_up.run(stream, normed_, layer.finished ? product_ : gate_up_, m);
+      layer.gate_up.run(stream, x_, layer.finished ? product_ : gate_up_, m, layer.mlp_norm);
       if (!layer.finished) launch(silu_mul_, (c_.intermediate / 4 + 1023) / 1024, m, 1, 1024, gate_up_, product_);
       layer.down.run(stream, product_, x_, m);
     }
     if (!want_next) return;
-    norm(final_norm_);
-    void* const last = static_cast<std::uint16_t*>(normed_) + static_cast<long long>(m - 1) * c_.hidden;
-    if (!quantized_head_.empty()) quantized_head_.run(stream, last, logits_, 1);
-    launch(likeliest_, kHeadBlocks, 1, 1, 256, head_, last, quantized_head_.empty() ? none : logits_, state_, tokens_,
-           told_device_, m);
+    void* const last = static_cast<std::uint16_t*>(x_) + static_cast<long long>(m - 1) * c_.hidden;
+    if (!quantized_head_.empty()) quantized_head_.run(stream, last, logits_, 1, final_norm_);
+    launch(likeliest_, kHeadBlocks, 1, 1, 256, head_, last, final_norm_, quantized_head_.empty() ? none : logits_,
+           embedding_, state_, tokens_, told_device_, x_, m);
   }
 
   const q4::Runtime runtime_;
@@ -168,12 +178,12 @@ class GpuEngine : public Engine {
   const Config& c_;
   const int capacity_;
   Cuda cuda_;
-  void *norm_, *store_, *attend_, *silu_mul_, *likeliest_;
+  void *embed_, *store_, *attend_, *silu_mul_, *likeliest_;
   void *embedding_, *head_, *final_norm_, *rope_;
   std::vector<LayerState> layers_;
   const Linear quantized_head_;
   void *state_, *tokens_, *told_, *told_device_;
-  void *x_, *normed_, *qkv_, *mixed_, *gate_up_, *product_, *logits_, *partial_, *arrived_;
+  void *x_, *qkv_, *mixed_, *gate_up_, *product_, *logits_, *partial_, *arrived_;
   void *events_[2], *step_ = nullptr;
 };
 

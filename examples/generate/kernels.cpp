@@ -1,4 +1,4 @@
-// Norm, RoPE and the output layer of one Llama as CUDA kernels, compiled together with attention.cpp's.
+// Embeddings, RoPE and the output layer of one Llama as CUDA kernels, compiled together with attention.cpp's.
 #include "kernels.hpp"
 
 #include <cstdio>
@@ -44,47 +44,12 @@ __device__ void unpack(uint4 v, float* out) {
   }
 }
 
-// A block a row: normed = x / rms(x) * weight, where x = embedding[token] first, if `embedding` is given.
-extern "C" __global__ void __launch_bounds__(512) rms_norm(u16* x, const u16* embedding, const int* tokens, const State* state,
-                                                       const float* weight, u16* normed) {
-  constexpr int kEach = (HIDDEN / 4 + 511) / 512;  // pieces of 4 elements a thread
-  __shared__ float sums[16];
-  const int row = blockIdx.x, t = threadIdx.x;
-  float4 v[kEach], w[kEach];
-#pragma unroll
-  for (int i = 0; i < kEach; ++i)  // nobody writes the weights: before the wait
-    if (t + 512 * i < HIDDEN / 4) w[i] = ((const float4*)weight)[t + 512 * i];
+// A block a row: x = the embedding of its token.
+extern "C" __global__ void __launch_bounds__(256) embed(const u16* embedding, const int* tokens, const State* state, u16* x) {
+  allow_next();
   wait_previous();
-  uint2* const mine = (uint2*)(x + (long long)row * HIDDEN);
-  const uint2* const from = embedding ? (const uint2*)(embedding + (long long)tokens[state->position + row] * HIDDEN) : mine;
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int at = t + 512 * i;
-    v[i] = make_float4(0, 0, 0, 0);
-    if (at < HIDDEN / 4) {
-      const uint2 a = from[at];
-      v[i] = make_float4(to_float((u16)a.x), to_float((u16)(a.x >> 16)), to_float((u16)a.y), to_float((u16)(a.y >> 16)));
-      if (embedding) mine[at] = a;
-      sum += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
-    }
-  }
-  allow_next();  // after these loads, which would else queue behind the weights that q4's next kernel asks for
-  sum = warp_sum(sum);
-  if (t % 32 == 0) sums[t / 32] = sum;
-  __syncthreads();
-  sum = warp_sum(t % 32 < 16 ? sums[t % 32] : 0.f);
-  const float scale = rsqrtf(sum / HIDDEN + EPSILON);
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int at = t + 512 * i;
-    if (at < HIDDEN / 4) {
-      uint2 out;
-      out.x = to_half(v[i].x * scale * w[i].x) | (u32)to_half(v[i].y * scale * w[i].y) << 16;
-      out.y = to_half(v[i].z * scale * w[i].z) | (u32)to_half(v[i].w * scale * w[i].w) << 16;
-      ((uint2*)(normed + (long long)row * HIDDEN))[at] = out;
-    }
-  }
+  const uint4* const from = (const uint4*)(embedding + (long long)tokens[state->position + blockIdx.x] * HIDDEN);
+  for (int i = threadIdx.x; i < HIDDEN / 8; i += 256) ((uint4*)(x + (long long)blockIdx.x * HIDDEN))[i] = from[i];
 }
 
 // A lane's elements of a head, and numbers for them: loaded at once.
@@ -154,34 +119,68 @@ extern "C" __global__ void __launch_bounds__(1024) silu_mul(const u16* gate_up, 
   ((uint2*)(out + (long long)blockIdx.y * INTERMEDIATE))[i] = make_uint2(pair(gates.x, ups.x), pair(gates.y, ups.y));
 }
 
-// The likeliest token of one row: the dense output layer head [VOCAB, HIDDEN], or `logits` where that was multiplied
-// already. The block that is last appends it to the text, which then is `rows` tokens longer, and tells the host.
-extern "C" __global__ void __launch_bounds__(256, 4) likeliest(const u16* head, const u16* normed, const u16* logits, State* state, int* tokens,
-                                                            volatile int* told, int rows) {
+// The likeliest token of one row x: of the dense output layer head [VOCAB, HIDDEN] times x / rms(x) * weight, or of `logits`
+// where that was multiplied already. The block that is last appends it to the text, which then is `rows` tokens longer, tells
+// the host, and begins the next step with its embedding as `first`.
+extern "C" __global__ void __launch_bounds__(256, 4) likeliest(const u16* head, const u16* row, const u16* weight, const u16* logits,
+                                                            const u16* embedding, State* state, int* tokens, volatile int* told,
+                                                            u16* first, int rows) {
   constexpr int kPieces = HIDDEN / 8, kEach = (kPieces + 31) / 32, kAhead = 8, kRounds = (kEach + kAhead - 1) / kAhead;
-  __shared__ uint4 x[kRounds * kAhead * 32];  // zeros after HIDDEN
+  constexpr int kStaged = kRounds * kAhead * 32, kMine = (kStaged + 255) / 256;
+  __shared__ uint4 x[kStaged];  // zeros after HIDDEN
   __shared__ u64 bests[8];
+  __shared__ float sums[8];
+  __shared__ int found;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   allow_next();
+  uint4 v[kMine], norm[kMine];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i)  // nobody writes the weights: before the wait
+    norm[i] = !logits && threadIdx.x + 256 * i < kPieces ? ((const uint4*)weight)[threadIdx.x + 256 * i] : make_uint4(0, 0, 0, 0);
   wait_previous();
-  for (int i = threadIdx.x; i < kRounds * kAhead * 32; i += 256) x[i] = i < kPieces ? ((const uint4*)normed)[i] : make_uint4(0, 0, 0, 0);
-  __syncthreads();
+  if (!logits) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int at = threadIdx.x + 256 * i;
+      v[i] = at < kPieces ? ((const uint4*)row)[at] : make_uint4(0, 0, 0, 0);
+      float e[8];
+      unpack(v[i], e);
+      for (int j = 0; j < 8; ++j) sum += e[j] * e[j];
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) sums[warp] = sum;
+    __syncthreads();
+    sum = 0;
+    for (int w = 0; w < 8; ++w) sum += sums[w];
+    const float scale = rsqrtf(sum / HIDDEN + EPSILON);
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int at = threadIdx.x + 256 * i;
+      float e[8], w[8];
+      unpack(v[i], e);
+      unpack(norm[i], w);
+      const auto pair = [&](int j) { return to_half(e[j] * scale * w[j]) | (u32)to_half(e[j + 1] * scale * w[j + 1]) << 16; };
+      if (at < kStaged) x[at] = make_uint4(pair(0), pair(2), pair(4), pair(6));
+    }
+    __syncthreads();
+  }
   u64 best = 0;
   for (int token = blockIdx.x * 8 + warp; token < VOCAB; token += gridDim.x * 8) {
     float sum = 0;
     const uint4* const weights = (const uint4*)(head + (long long)token * HIDDEN);
     for (int round = 0; !logits && round < kRounds; ++round) {
-      const int first = round * kAhead * 32 + lane;
+      const int begin = round * kAhead * 32 + lane;
       uint4 w[kAhead];  // all asked for before the first is used: instructions that are volatile stay in order
 #pragma unroll
       for (int i = 0; i < kAhead; ++i)
         asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w[i].x), "=r"(w[i].y), "=r"(w[i].z), "=r"(w[i].w)
-                     : "l"(weights + min(first + 32 * i, kPieces - 1)));
+                     : "l"(weights + min(begin + 32 * i, kPieces - 1)));
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         float a[8], b[8];
         unpack(w[i], a);
-        unpack(x[first + 32 * i], b);
+        unpack(x[begin + 32 * i], b);
         for (int e = 0; e < 8; ++e) sum += a[e] * b[e];
       }
     }
@@ -192,16 +191,24 @@ extern "C" __global__ void __launch_bounds__(256, 4) likeliest(const u16* head, 
   }
   if (lane == 0) bests[warp] = best;
   __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int w = 1; w < 8; ++w) best = bests[w] > best ? bests[w] : best;
-  atomicMax(&state->best, best);
-  __threadfence();
-  if (atomicAdd(&state->blocks, 1) != gridDim.x - 1) return;
-  const int token = (int)~(u32)atomicExch(&state->best, 0ull), position = state->position + rows;
-  state->blocks = 0;
-  state->position = position;
-  tokens[position] = token;
-  told[position] = token;
+  if (threadIdx.x == 0) {
+    for (int w = 1; w < 8; ++w) best = bests[w] > best ? bests[w] : best;
+    atomicMax(&state->best, best);
+    __threadfence();
+    found = -1;
+    if (atomicAdd(&state->blocks, 1) == gridDim.x - 1) {
+      const int token = (int)~(u32)atomicExch(&state->best, 0ull), position = state->position + rows;
+      state->blocks = 0;
+      state->position = position;
+      tokens[position] = token;
+      told[position] = token;
+      found = token;
+    }
+  }
+  __syncthreads();
+  if (found < 0) return;
+  const uint4* const from = (const uint4*)(embedding + (long long)found * HIDDEN);
+  for (int i = threadIdx.x; i < kPieces; i += 256) ((uint4*)first)[i] = from[i];
 }
 )cuda";
 
