@@ -23,7 +23,7 @@ constexpr void divide_8(DecodeConfig& c, int share) {
   const bool pair = c.cluster > 1;
   const bool one_set = c.p.unit >= kSlabRows;
   int each = 4;
-  if (c.tiles <= 3 || (c.tiles == 6 && !pair && one_set && share > 40))
+  if (c.tiles <= 3 || (c.tiles == 6 && !pair && one_set && share > 40 && !c.p.norm))
     each = c.tiles;
   else if (c.tiles == 6 || (c.tiles == 12 && pair))
     each = 3;
@@ -97,6 +97,7 @@ constexpr DecodeConfig decode_default(const Problem& p, i64 m, const Limits& lim
     c.x_slots = smaller(3, most_slabs(c));
   }
   while (wanted_registers(c) > thread_registers(c, limits) && c.depth > 1) --c.depth;
+  if (p.norm && c.depth > 3) c.depth = 3;           // more would spill
   if (p.gather && p.unit < kSlabRows) c.depth = 1;  // more sets of scales and the map: no room for a second slab
   return c;
 }
