@@ -72,19 +72,20 @@ TEST_CASE("choose: what runs for 4096 x 4096 on each kind of GPU") {
 }
 
 TEST_CASE("choose: workspaces, as plans allocated them") {
-  const auto bytes = [](const Gpu& gpu, bool act_order, std::size_t blas) {
+  const auto bytes = [](const Gpu& gpu, bool act_order, std::size_t blas, bool lora = false) {
     const MatrixShape shape = square(act_order);
     PlanOptions options;
     options.max_m = 4096;
     const auto choices = choose::choose(shape, options, gpu, nullptr);
-    const auto places = choose::layout(shape, options.max_m, choices, blas > 0);
+    const auto places = choose::layout(shape, options.max_m, choices, blas > 0 || lora);
     CHECK(places.x <= places.w);
     return places.blas + blas;
   };
   constexpr std::size_t kBlas = 32u << 20;
   CHECK(bytes(kB200, false, kBlas) == 75513856);
   CHECK(bytes(kH200, false, 0) == 0);
-  CHECK(bytes(kH200, true, 0) == 33570816);  // x of 4096 rows, and the counters that nothing may overwrite
+  CHECK(bytes(kH200, true, 0) == 33570816);              // x of 4096 rows, and the counters that nothing may overwrite
+  CHECK(bytes(kH200, false, 0, true) == kCounterBytes);  // the same, before low of LoRA
   CHECK(bytes(kA100, true, kBlas) == 117456896);
   CHECK(bytes(kT4, false, kBlas) == 67125248);
   CHECK(bytes(kMi250, false, 0) == 0);

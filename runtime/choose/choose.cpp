@@ -106,7 +106,7 @@ std::vector<Choice> choose(const MatrixShape& matrix, const PlanOptions& options
   return choices;
 }
 
-WorkspaceLayout layout(const MatrixShape& matrix, std::int64_t max_m, const std::vector<Choice>& choices, bool blas) {
+WorkspaceLayout layout(const MatrixShape& matrix, std::int64_t max_m, const std::vector<Choice>& choices, bool more) {
   std::size_t kernels = 0, x = 0, w = 0;
   WorkspaceLayout places;
   for (const Choice& choice : choices) {
@@ -118,7 +118,7 @@ WorkspaceLayout layout(const MatrixShape& matrix, std::int64_t max_m, const std:
     w = static_cast<std::size_t>(places.slice_columns * matrix.k * 2);
   }
   // Nothing else is ever written over the kernels' counters: plans may share a workspace.
-  if (x || w || blas) kernels = std::max<std::size_t>(kernels, kCounterBytes);
+  if (x || w || more) kernels = std::max<std::size_t>(kernels, kCounterBytes);
   places.x = align(kernels);
   places.w = places.x + align(x);
   places.blas = places.w + align(w);

@@ -46,8 +46,8 @@ struct WorkspaceLayout {
   std::size_t blas = 0;  ///< the end of the above
   std::int64_t slice_columns = 0;
 };
-/// `blas`: the BLAS has a workspace of its own.
-WorkspaceLayout layout(const MatrixShape& matrix, std::int64_t max_m, const std::vector<Choice>& choices, bool blas);
+/// `more`: something follows, a workspace of the BLAS or low of LoRA.
+WorkspaceLayout layout(const MatrixShape& matrix, std::int64_t max_m, const std::vector<Choice>& choices, bool more);
 
 /// Why tactics of a record are not used: one text for each that this version does not know.
 std::vector<std::string> unknown_tactics(const TuningRecord& record);

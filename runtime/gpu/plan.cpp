@@ -69,7 +69,8 @@ void Plan::acquire(std::vector<choose::Choice> choices, Kernels& kernels) {
     }
     paths_.push_back(std::move(path));
   }
-  static_cast<choose::WorkspaceLayout&>(places_) = choose::layout(shape_, options_.max_m, choices, blas > 0);
+  static_cast<choose::WorkspaceLayout&>(places_) =
+      choose::layout(shape_, options_.max_m, choices, blas > 0 || options_.epilogue.lora);
   places_.low = places_.blas + align(blas);
   places_.total = places_.low;
   if (!options_.epilogue.lora) return;
