@@ -129,8 +129,17 @@ Q4_DEVICE void consume(const MatmulArgs& a, const TensorMap* out_map, const Shar
       mbar_wait(s.low_ready, low_phase);
       low_phase ^= 1;
       const TileAdapter found = tile_adapter(s);
-      lora.take(found.b, found.chunks, found.adapter, lora_tile(), at.lane, lora_part, lora_parts);
-      add_lora();
+      bool spread = false;
+      if constexpr (lora_spreads(C)) {
+        spread = found.chunks == kSpreadRows;
+        if (spread)
+          add_spread<C>(acc, a, s, rings, at, first_strip<C>(work, at.rank) + at.strip, row,
+                        found.adapter >> 8 * at.team & 255);
+      }
+      if (!spread) {
+        lora.take(found.b, found.chunks, found.adapter, lora_tile(), at.lane, lora_part, lora_parts);
+        add_lora();
+      }
       sync_warp();
       if (at.lane == 0) mbar_arrive(s.low_taken);
     }

@@ -123,22 +123,30 @@ Q4_BOTH constexpr int plain_bytes(const PrefillConfig& c) {
 /// With LoRA, behind all that: which adapter a tile's rows have, then for each of some chunks low of its rows and, where
 /// all rows have one adapter, B of its columns. What has no room is read from memory.
 constexpr int kLoraInfoBytes = 16;
+/// Whether low can be spread for wgmma where rows differ (prefill_spread.h), and its list of units and rows; with tables of
+/// so many adapters it is faster (at 64 rows it was not).
+constexpr int kSpreadUnits = 64;
+Q4_BOTH constexpr int lora_spread_adapters(const PrefillConfig& c) { return c.rows == 128 ? 16 : 1 << 30; }
+Q4_BOTH constexpr bool lora_spreads(const PrefillConfig& c) {
+  return c.p.lora && !c.p.grouped && !c.cut && c.rows >= 128 && (one_tile(c) ? c.strips <= 2 : !c.p.residual);
+}
+Q4_BOTH constexpr int lora_spread_bytes(const PrefillConfig& c) {
+  return lora_spreads(c) ? c.teams * kSpreadUnits * 16 + c.rows * 4 : 0;
+}
 Q4_BOTH constexpr int lora_low_bytes(const PrefillConfig& c) { return c.rows * kLoraRanks * 2; }
 Q4_BOTH constexpr int lora_b_bytes(const PrefillConfig& c) { return c.strips * kStripTiles * 512; }
 Q4_BOTH constexpr int lora_room(const PrefillConfig& c) {
-  return kPrefillShared - round_up(plain_bytes(c), 16) - kLoraInfoBytes;
+  return kPrefillShared - round_up(plain_bytes(c), 16) - kLoraInfoBytes - lora_spread_bytes(c);
 }
-/// Chunks of low, and of them those with B.
+/// Chunks that have room for both: low alone is not worth it (4096x4096, m = 128: 15.8 us without, 16.4 with).
 Q4_BOTH constexpr int lora_staged(const PrefillConfig& c) {
-  return c.p.lora && !c.cut && consumers(c) <= 3 ? smaller(4, lora_room(c) / lora_low_bytes(c)) : 0;
-}
-Q4_BOTH constexpr int lora_staged_b(const PrefillConfig& c) {
-  return smaller(lora_staged(c), larger(0, lora_room(c) - lora_staged(c) * lora_low_bytes(c)) / lora_b_bytes(c));
+  const int room = lora_room(c) / (lora_low_bytes(c) + lora_b_bytes(c));
+  return c.p.lora && !c.cut && consumers(c) <= 3 ? smaller(4, larger(0, room)) : 0;
 }
 Q4_BOTH constexpr int shared_bytes(const PrefillConfig& c) {
   if (!c.p.lora || c.cut) return plain_bytes(c);
-  return round_up(plain_bytes(c), 16) + kLoraInfoBytes + lora_staged(c) * lora_low_bytes(c) +
-         lora_staged_b(c) * lora_b_bytes(c);
+  return round_up(plain_bytes(c), 16) + kLoraInfoBytes + lora_spread_bytes(c) +
+         lora_staged(c) * (lora_low_bytes(c) + lora_b_bytes(c));
 }
 
 // ---- the launch -----------------------------------------------------------------------------------------------------

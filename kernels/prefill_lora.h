@@ -13,6 +13,7 @@
 #include "lora_shrink.h"
 #include "lora_tile.h"
 #include "prefill_mma.h"
+#include "prefill_spread.h"
 
 namespace q4::prefill_detail {
 
@@ -105,10 +106,10 @@ Q4_DEVICE void copy_low(const MatmulArgs& a, const Shared<C>& s, const Work& wor
     for (int i = lane; i < 2 * rows; i += 32)
       async_copy16(to + i * 16, from + (i >> 1) * static_cast<i64>(a.lora.low_stride) + (i & 1) * 8, 16);
   }
-  if constexpr (lora_staged_b(C) > 0) {
+  if constexpr (lora_staged(C) > 0) {
     const int first = first_strip<C>(work, rank) * kStripTiles, tiles = smaller(kTiles, kAll - first);
 #pragma unroll 1
-    for (int chunk = 0; chunk < smaller(lora_staged_b(C), found.chunks); ++chunk)
+    for (int chunk = 0; chunk < smaller(lora_staged(C), found.chunks); ++chunk)
 #pragma unroll 4
       for (int tile = 0; tile < tiles; ++tile)
         async_copy16(s.low_b + chunk * lora_b_bytes(C) + (tile * 32 + lane) * 16,
@@ -127,7 +128,14 @@ Q4_DEVICE void bring_low(const MatmulArgs& a, const Shared<C>& s, u32 rank) {
   u32 taken = 1;  // parity of the tile before the last; the first meets a barrier that lets it pass
   Schedule<C> schedule(a, rank);
   for (Work work; schedule.next(work); taken ^= 1) {
-    const TileAdapter found = find_adapter<C>(a, work, rank, lane);
+    TileAdapter found = find_adapter<C>(a, work, rank, lane);
+    mbar_wait(s.low_taken, taken);
+    if constexpr (lora_spreads(C)) {
+      if (found.chunks < 0 && a.lora.adapters <= lora_spread_adapters(C)) {
+        const int units = SpreadList<C>(s).make(a, work.tile_m * C.rows, rank, lane);
+        if (units >= 0) found.chunks = kSpreadRows, found.adapter = units;
+      }
+    }
     if (a.lora.maker == kLoraBeside) wait_previous_kernel();
     if (a.lora.maker >= kLoraWithin) {
       const Items<C> items(a);
@@ -139,7 +147,6 @@ Q4_DEVICE void bring_low(const MatmulArgs& a, const Shared<C>& s, u32 rank) {
       }
       sync_warp();
     }
-    mbar_wait(s.low_taken, taken);
     if (lane == 0) {
       const u64 b = bit_cast<u64>(found.b);
       store_shared4(s.lora, {static_cast<u32>(b), static_cast<u32>(b >> 32), static_cast<u32>(found.chunks),
@@ -167,7 +174,7 @@ struct StagedLow {
     return {bit_cast<u32>(v[0]), bit_cast<u32>(v[1])};
   }
   Q4_DEVICE Words4 fragment(const u16* from, int chunk) const {
-    if (chunk >= lora_staged_b(C)) return memory.fragment(from, chunk);
+    if (chunk >= lora_staged(C)) return memory.fragment(from, chunk);
     u32 v[4];
     load_shared4(v, b + chunk * lora_b_bytes(C));
     return {v[0], v[1], v[2], v[3]};

@@ -10,7 +10,7 @@ namespace q4::prefill_detail {
 template <PrefillConfig C>
 struct Shared {
   static constexpr int kStages = stages(C), kXStages = x_stages(C);
-  u32 x, out, ring, x_barriers, gathered, low_ready, low_taken, flag, lora, low, low_b;
+  u32 x, out, ring, x_barriers, gathered, low_ready, low_taken, flag, lora, list, low, low_b;
 
   Q4_DEVICE Shared() {
     x = (shared_address(shared_memory()) + 1023u) & ~1023u;
@@ -21,7 +21,8 @@ struct Shared {
     low_ready = gathered + 8, low_taken = gathered + 16;  // with LoRA
     flag = gathered + (C.p.lora ? 24 : 8);
     lora = (flag + 4 * C.strips + 15u) & ~15u;
-    low = lora + kLoraInfoBytes;                       // [chunk][row][kLoraRanks]
+    list = lora + kLoraInfoBytes;                      // SpreadList
+    low = list + lora_spread_bytes(C);                 // [chunk][row][kLoraRanks]
     low_b = low + lora_staged(C) * lora_low_bytes(C);  // [chunk][tile of 16 columns][lane][8]
   }
   Q4_DEVICE u32 full(u32 stage) const { return ring + stage + (stage_bytes(C) - 16); }

@@ -212,5 +212,20 @@ TEST_CASE("prefill: adapters") {
   CHECK_PREFILL(M({500}), .matrix = {.k = 128, .n = 256, .lora = true, .within = true}, .rows = 64, .share = 2);
 }
 
+TEST_CASE("prefill: adapters, spread for wgmma where the rows of a tile differ") {
+  CHECK_PREFILL(M({200}), .matrix = {.k = 264, .n = 72, .bf16 = true, .lora = true, .within = true}, .rows = 128,
+                .strips = 2);
+  if (skipped_on_threads()) return;
+  CHECK_PREFILL(M({301}), .matrix = {.k = 128, .n = 144, .activation = Activation::kSiluMul, .lora = true}, .rows = 256,
+                .strips = 2, .share = 2);
+  CHECK_PREFILL(M({388}), .matrix = {.k = 128, .n = 192, .bias = true, .lora = true}, .rows = 128, .strips = 2);
+  // Parts of k: each has chunks of its own, and spreads where the last x was.
+  CHECK_PREFILL(M({98, 128}), .matrix = {.k = 1152, .n = 72, .residual = true, .lora = true}, .rows = 128, .teams = 2,
+                .split = 2);
+  CHECK_PREFILL(M({74}), .matrix = {.k = 640, .n = 136, .bf16 = true, .lora = true, .within = true}, .rows = 128,
+                .strips = 2, .split = 2);
+  CHECK_PREFILL(M({206}), .matrix = {.k = 1024, .n = 128, .lora = true}, .rows = 256, .strips = 2, .split = 2);
+}
+
 }  // namespace
 }  // namespace q4::test
