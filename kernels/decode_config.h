@@ -161,6 +161,8 @@ Q4_BOTH constexpr bool valid(const DecodeConfig& c, const Limits& limits) {
   if (c.p.grouped && (c.cluster > 1 || c.p.gather || c.p.residual)) return false;
   if (c.p.norm && (c.cluster > 1 || c.p.gather || c.p.lora || c.p.grouped)) return false;
   if ((c.staged > 0) != (c.p.gather || c.p.norm) || c.staged < 0 || c.staged > rows(c)) return false;
+  // A block of the cluster owns whole items of the epilogue (decode_sum.h).
+  if (4 * c.tiles % (c.cluster * (c.p.gated ? 2 : 1)) != 0) return false;
   return shared_bytes(c) <= limits.shared_bytes && wanted_registers(c) <= thread_registers(c, limits);
 }
 

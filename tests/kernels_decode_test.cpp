@@ -93,6 +93,12 @@ TEST_CASE("decode: clusters split k") {
   CHECK_DECODE(.matrix = {.k = 1024, .n = 64}, .tiles = 2, .teams = 2, .cluster = 2);
   if (skipped_on_threads()) return;
   CHECK_DECODE(.matrix = {.k = 1152, .n = 72, .bias = true}, .batch = 2, .tiles = 4, .teams = 2, .cluster = 4);
+  // A block owns whole items of four columns.
+  constexpr Limits kHopper{.arch = 90, .shared_bytes = 232448};
+  CHECK(valid({.p = {.k = 4096, .n = 1024, .x_k = 4096}, .tiles = 6, .teams = 4, .cluster = 8}, kHopper));
+  CHECK_FALSE(valid({.p = {.k = 4096, .n = 1024, .x_k = 4096}, .tiles = 5, .brick = 1, .cluster = 8}, kHopper));
+  CHECK_FALSE(
+      valid({.p = {.k = 4096, .n = 1024, .x_k = 4096, .gated = 1}, .tiles = 6, .teams = 4, .cluster = 8}, kHopper));
 }
 
 TEST_CASE("decode: an infinity in x gives infinity or NaN in its row, and nothing elsewhere") {
