@@ -23,6 +23,8 @@ void mbar_wait_cluster(u32 bar, u32 parity);
 u32 remote_address(u32 address, u32 block);
 template <int kCount>
 void store_remote(u32 remote, const float (&v)[kCount], u32 remote_bar);
+void bulk_load(u32 to, const void* from, u32 bytes, u32 bar);
+void bulk_load_multicast(u32 to, const void* from, u32 bytes, u32 bar, u16 blocks);
 #else
 Q4_DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
@@ -90,6 +92,20 @@ Q4_DEVICE void store_remote(u32 remote, const float (&v)[kCount], u32 remote_bar
         "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(remote),
         "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(remote_bar)
         : "memory");
+}
+// ---- bulk copies, sm_90 on: the bytes are counted by a barrier ------------------------------------------------------
+Q4_DEVICE void bulk_load(u32 to, const void* from, u32 bytes, u32 bar) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(bar)
+               : "memory");
+}
+/// To the same place in every block of the cluster that `blocks` names, where the same barrier counts them.
+Q4_DEVICE void bulk_load_multicast(u32 to, const void* from, u32 bytes, u32 bar, u16 blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
+      "%4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(bar), "h"(blocks)
+      : "memory");
 }
 #endif
 

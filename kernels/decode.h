@@ -3,6 +3,7 @@
 // A (16 columns of W), eight rows of x are B.
 //
 //   codes: global -> registers, 16 bytes a lane      x: global -> shared (cp.async), gathered there -> ldmatrix
+//                                                       or all of it by bulk copies, which blocks side by side share
 //   sums:  fp32, scaled once a unit -> shared, summed over teams in order -> over the cluster, in order -> out
 //
 // Arithmetic on one word (layout.h), fp16: its bytes are pairs of codes, q(column g) + 16 q(column g + 8), and an
@@ -193,6 +194,7 @@ Q4_DEVICE void decode(const MatmulArgs& a) {
   const bool late = C.stagger && (thread_index() >> 5) >= C.teams * C.side / 2;
   if (!late) load_all_words();
   if constexpr (C.cluster > 1) open_inbox<C>(inbox, a.m);
+  if constexpr (C.share > 0) x.open(a.m);
   allow_next_kernel();
   if constexpr (C.p.norm) x.wait_weights();
   if (!C.p.lora || a.lora.maker != kLoraBeside) wait_previous_kernel();  // weights are constant, x is not

@@ -2,7 +2,7 @@
 // kernel read these functions.
 //
 //   cluster   blocks that own the same columns and split k; their sums meet over distributed shared memory
-//   block     `tiles` x 16 columns and one of `cluster` shares of the slabs
+//   block     `tiles` x 16 columns and one of `cluster` shares of the slabs; or `share` blocks side by side share x
 //   team      the warps that meet the same slabs; teams split the block's slabs: slab = slot, slot + slots, ...
 //   warp      tiles / side of the block's tiles; it keeps `depth` slabs of its weights in flight, in registers
 #pragma once
@@ -25,6 +25,7 @@ struct DecodeConfig {
   int stagger = 1;  ///< the upper half of the warps asks for weights later than the lower half
   int early = 0;    ///< half a slab is asked for when the half in its registers is unpacked, not after the slab
   int staged = 0;   ///< act-order, norm: rows of x that there is room to gather from, or to normalize: the most; else 0
+  int share = 0;    ///< blocks of a cluster, side by side, that share x, which all comes at once; 0: slab by slab
 
   /// Each tunable with the values worth trying.
   template <class V>
@@ -35,6 +36,7 @@ struct DecodeConfig {
     v("teams", teams, 16, 1, 2, 4, 5, 8, 11, 12, 15, 20, 32), v("depth", depth, 2, 1, 3, 4);
     v("x_slots", x_slots, 3, 1, 2, 4), v("cluster", cluster, 1, 2), v("stagger", stagger, 1, 0);
     v("early", early, 0, 1), v("staged", staged, 0, 1, 2, 4, 8, 16);
+    v("share", share, 0, 2, 1, 4);
   }
 };
 
@@ -47,11 +49,11 @@ Q4_BOTH constexpr bool serves(const DecodeConfig& c, i64 m) {
   return c.p.grouped || m <= (c.staged > 0 ? c.staged : rows(c));
 }
 Q4_BOTH constexpr int threads(const DecodeConfig& c) { return 32 * c.side * c.teams; }
-Q4_BOTH constexpr int cluster(const DecodeConfig& c) { return c.cluster; }
+Q4_BOTH constexpr int cluster(const DecodeConfig& c) { return c.cluster * larger(1, c.share); }
 Q4_BOTH constexpr int column_blocks(const DecodeConfig& c) { return ceil_div(ceil_div(c.p.n, kTileColumns), c.tiles); }
 /// Blocks, whatever m is; grouped, of at most m row tiles.
 Q4_BOTH constexpr i64 grid(const DecodeConfig& c, i64 m, const Limits& limits) {
-  if (!c.p.grouped) return static_cast<i64>(column_blocks(c)) * c.cluster;
+  if (!c.p.grouped) return static_cast<i64>(round_up(column_blocks(c), larger(1, c.share))) * c.cluster;
   return m * column_blocks(c) < limits.units ? m * column_blocks(c) : limits.units;
 }
 Q4_BOTH constexpr i64 grid(const DecodeConfig& c, i64 m) { return grid(c, m, {}); }
@@ -82,7 +84,18 @@ Q4_BOTH constexpr bool sums_itself(const DecodeConfig& c) {
 //                     [act-order: x as it comes: row, column] [routed: lists]
 constexpr int kXRowBytes = kSlabRows * 2 + 16;  // 4 banks further each row: ldmatrix meets no conflict
 Q4_BOTH constexpr int x_slot_bytes(const DecodeConfig& c) { return rows(c) * kXRowBytes; }
-Q4_BOTH constexpr int x_bytes(const DecodeConfig& c) { return c.teams * c.x_slots * x_slot_bytes(c); }
+/// All of x: a row, and one slab in it.
+Q4_BOTH constexpr int whole_row_bytes(const DecodeConfig& c) { return c.p.k * 2 + 16; }
+Q4_BOTH constexpr int x_row_bytes(const DecodeConfig& c) { return c.share ? whole_row_bytes(c) : kXRowBytes; }
+Q4_BOTH constexpr int x_slot_stride(const DecodeConfig& c) { return c.share ? kSlabRows * 2 : x_slot_bytes(c); }
+Q4_BOTH constexpr int x_bytes(const DecodeConfig& c) {
+  return c.share ? rows(c) * whole_row_bytes(c) : c.teams * c.x_slots * x_slot_bytes(c);
+}
+/// It comes in two parts, each with a barrier: slabs of the first.
+Q4_BOTH constexpr int x_part_slabs(const DecodeConfig& c) {
+  return smaller(slabs(c.p.k), slots(c) * ceil_div(most_slabs(c), 2));
+}
+Q4_BOTH constexpr int x_bar_bytes(const DecodeConfig& c) { return c.share ? 16 : 0; }
 /// Floats of a row of sums: 4 mod 32, so that a fragment's stores meet no conflict.
 Q4_BOTH constexpr int sum_stride(const DecodeConfig& c) { return c.tiles * kTileColumns + (c.tiles % 2 ? 20 : 4); }
 Q4_BOTH constexpr int x_sum_bytes(const DecodeConfig& c) { return c.teams * 2 * slab_sets(c) * rows(c) * 4; }
@@ -133,9 +146,9 @@ Q4_BOTH constexpr i64 lora_bytes(const DecodeConfig& c, const LoraLoad& load) {
 }
 
 Q4_BOTH constexpr int shared_bytes(const DecodeConfig& c) {
-  return larger(
-      x_bytes(c) + x_sum_bytes(c) + sum_bytes(c) + inbox_bytes(c) + norm_bytes(c) + staged_bytes(c) + routed_bytes(c.p),
-      lora_shared_bytes(c));
+  return larger(x_bytes(c) + x_sum_bytes(c) + sum_bytes(c) + inbox_bytes(c) + x_bar_bytes(c) + norm_bytes(c) +
+                    staged_bytes(c) + routed_bytes(c.p),
+                lora_shared_bytes(c));
 }
 
 /// Registers of a thread: blocks are given out by fours of warps.
@@ -163,6 +176,9 @@ Q4_BOTH constexpr bool valid(const DecodeConfig& c, const Limits& limits) {
   if ((c.staged > 0) != (c.p.gather || c.p.norm) || c.staged < 0 || c.staged > rows(c)) return false;
   // A block of the cluster owns whole items of the epilogue (decode_sum.h).
   if (4 * c.tiles % (c.cluster * (c.p.gated ? 2 : 1)) != 0) return false;
+  const bool plain = !c.p.gather && !c.p.grouped && !c.p.lora && !c.p.norm && c.p.x_k == c.p.k;
+  if (c.share > 8 || (c.share & (c.share - 1)) != 0 || (c.share && (limits.arch < 90 || c.cluster > 1 || !plain)))
+    return false;
   return shared_bytes(c) <= limits.shared_bytes && wanted_registers(c) <= thread_registers(c, limits);
 }
 

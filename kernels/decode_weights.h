@@ -45,7 +45,8 @@ struct BrickSource {
 };
 template <DecodeConfig C>
 Q4_DEVICE BrickSource brick_source(const MatmulArgs& a, int tile, int lane) {
-  if constexpr (strips(C.p.n) * kStripTiles % C.tiles != 0) tile = smaller(tile, strips(C.p.n) * kStripTiles - C.brick);
+  if constexpr (strips(C.p.n) * kStripTiles % C.tiles != 0 || column_blocks(C) % larger(1, C.share) != 0)
+    tile = smaller(tile, strips(C.p.n) * kStripTiles - C.brick);
   const int strip = tile / kStripTiles, in_strip = tile % kStripTiles, g = lane >> 2;
   const SetPlace set = set_place(C.p, a, strip, lane & 3 & (slab_sets(C) - 1));
   return {a.codes + codes_offset(C.p.k, strip, 0, in_strip, 0, lane), set.scales + scale_offset(in_strip, g),

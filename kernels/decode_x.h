@@ -48,15 +48,15 @@ struct XRing {
   i32 source = 0;  // grouped, indirect: row of x of this lane's row of the item
 
   Q4_DEVICE XRing(const MatmulArgs& a, const Place<C>& at) : lane(at.lane), side(at.side), team(at.team) {
-    ring = shared_memory() + at.team * C.x_slots * x_slot_bytes(C);
+    ring = shared_memory() + (C.share ? 0 : at.team * C.x_slots * x_slot_bytes(C));
     sums = reinterpret_cast<float*>(shared_memory() + x_bytes(C)) + at.team * 2 * slab_sets(C) * rows(C);
     whole = reinterpret_cast<u16*>(shared_memory() + shared_bytes(C) - staged_bytes(C));
     find_rows(a);
   }
   Q4_DEVICE void find_rows(const MatmulArgs& a) {
     const u32 base = shared_address(ring) + (lane >> 3) * 16;
-    fragment = base + smaller(lane & 7, a.m - 1) * kXRowBytes;
-    fragment_8 = base + smaller(8 + (lane & 7), a.m - 1) * kXRowBytes;
+    fragment = base + smaller(lane & 7, a.m - 1) * x_row_bytes(C);
+    fragment_8 = base + smaller(8 + (lane & 7), a.m - 1) * x_row_bytes(C);
   }
 
   Q4_DEVICE static u8* norm_memory() {
@@ -175,8 +175,8 @@ struct XRing {
   }
   /// The B fragments of steps 2 pair and 2 pair + 1 of the slab in `slot`.
   Q4_DEVICE void load(u32 (&frag)[C.batch][4], int slot, int pair) const {
-    load_matrix4(frag[0], fragment + slot * x_slot_bytes(C) + pair * 64);
-    if constexpr (C.batch == 2) load_matrix4(frag[1], fragment_8 + slot * x_slot_bytes(C) + pair * 64);
+    load_matrix4(frag[0], fragment + slot * x_slot_stride(C) + pair * 64);
+    if constexpr (C.batch == 2) load_matrix4(frag[1], fragment_8 + slot * x_slot_stride(C) + pair * 64);
   }
   /// One warp of the team sums x of slab `i` by an mma with A = 1.
   Q4_DEVICE void sum(int i, int slot) {
@@ -208,10 +208,57 @@ struct XRing {
       async_commit();
     }
   }
+  // ---- all of x, in two parts, each block of the cluster its share of both -------------------------------------------
+  Q4_DEVICE static u32 bar() {
+    return shared_address(shared_memory()) + x_bytes(C) + x_sum_bytes(C) + sum_bytes(C) + inbox_bytes(C);
+  }
+  /// Barriers, and how much will come, before other blocks may send.
+  Q4_DEVICE static void open(int m) {
+    if (thread_index() == 0) {
+      mbar_init(bar(), 1), mbar_init(bar() + 8, 1);
+      mbar_expect(bar(), m * x_part_slabs(C) * kSlabRows * 2);
+      mbar_expect(bar() + 8, m * (slabs(C.p.k) - x_part_slabs(C)) * kSlabRows * 2);
+      mbar_fence_init();
+    }
+    sync_warp();
+    if constexpr (C.share > 1)
+      cluster_arrive();
+    else
+      sync_block();
+  }
+  Q4_DEVICE void ask_whole(const MatmulArgs& a) {
+    constexpr int kPart = x_part_slabs(C), kLast = slabs(C.p.k) - kPart;
+    if constexpr (C.share > 1) cluster_wait();
+    if (thread_index() >= 32) return;
+    const int rank = C.share > 1 ? block_index() % C.share : 0;
+    for (int i = lane; i < (kLast > 0 ? 2 : 1) * a.m; i += 32) {
+      const int part = i >= a.m, row = i - part * a.m;
+      const int bytes = (part ? kLast : kPart) * kSlabRows * 2 / C.share;
+      const int offset = part * kPart * kSlabRows * 2 + rank * bytes;
+      const u32 to = shared_address(ring) + row * whole_row_bytes(C) + offset;
+      const u8* from = reinterpret_cast<const u8*>(a.x + row * a.x_stride) + offset;
+      if constexpr (C.share > 1)
+        bulk_load_multicast(to, from, bytes, bar() + 8 * part, (1 << C.share) - 1);
+      else
+        bulk_load(to, from, bytes, bar() + 8 * part);
+    }
+  }
+  Q4_DEVICE static void wait_slab(int slab) { mbar_wait_cluster(bar() + (slab < x_part_slabs(C) ? 0 : 8), 0); }
+
   /// Asks for the first slabs (grouped: after ask()) and sums the first (as `next`). `then` runs when this thread's part
   /// of it has come.
   template <class F>
   Q4_DEVICE void first(const MatmulArgs& a, const Place<C>& at, F then) {
+    if constexpr (C.share > 0) {
+      ask_whole(a);
+      if (at.count > 0) wait_slab(at.slot);
+      sync_warp();
+      then();
+      if constexpr (!sums_itself(C)) {
+        if (at.count > 0) sum(0, at.slot);
+      }
+      return;
+    }
     if constexpr (C.p.gather) {
       stage_whole(a);
       async_commit();
@@ -243,6 +290,19 @@ struct XRing {
   /// Makes slab `i` of the team and its sums readable, asks for the one that takes the slot all have left behind, and
   /// sums the next, unless each warp sums for itself.
   Q4_DEVICE void next(const MatmulArgs& a, const Place<C>& at, int i) {
+    if constexpr (C.share > 0) {
+      slot = at.slot + i * slots(C);
+      if (i > 0) wait_slab(slot);
+      sync_team();
+      if constexpr (!sums_itself(C) && most_slabs(C) > 1) {
+        if (i + 1 < at.count) {
+          wait_slab(slot + slots(C));
+          sync_warp();
+          sum(i + 1, slot + slots(C));
+        }
+      }
+      return;
+    }
     if (i > 0) slot = slot + 1 == C.x_slots ? 0 : slot + 1;
     if constexpr (most_slabs(C) > 1) async_wait<x_ahead(C) - (sums_itself(C) ? 1 : 2)>();
     if constexpr (C.p.norm && sums_itself(C)) normalize(a, i, slot);

@@ -15,7 +15,6 @@ bool elect_one();
 void mbar_arrive(u32 bar);
 void mbar_arrive_remote(u32 bar, u32 block);
 void mbar_wait(u32 bar, u32 parity);
-void bulk_load(u32 to, const void* from, u32 bytes, u32 bar);
 void tensor_load(u32 to, const TensorMap* map, int column, int row, u32 bar);
 void tensor_load_multicast(u32 to, const TensorMap* map, int column, int row, u32 bar, u16 blocks);
 void tensor_store(const TensorMap* map, u32 from, int column, int row);
@@ -61,11 +60,6 @@ Q4_DEVICE void mbar_wait(u32 bar, u32 parity) {
 }
 
 // ---- bulk and tensor copies -----------------------------------------------------------------------------------------
-Q4_DEVICE void bulk_load(u32 to, const void* from, u32 bytes, u32 bar) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(bar)
-               : "memory");
-}
 Q4_DEVICE void tensor_load(u32 to, const TensorMap* map, int column, int row, u32 bar) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::

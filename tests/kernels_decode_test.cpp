@@ -10,7 +10,8 @@ namespace {
 /// A kernel's tunables beside the case, as one template argument.
 struct DecodeTest {
   EmulatedCase matrix;
-  int batch = 1, tiles = 2, side = 1, brick = 1, teams = 2, depth = 2, x_slots = 3, cluster = 1, early = 0, staged = 0;
+  int batch = 1, tiles = 2, side = 1, brick = 1, teams = 2, depth = 2, x_slots = 3, cluster = 1, early = 0, staged = 0,
+      share = 0;
   constexpr DecodeConfig config() const {
     return {.p = matrix.problem(),
             .batch = batch,
@@ -22,7 +23,8 @@ struct DecodeTest {
             .x_slots = x_slots,
             .cluster = cluster,
             .early = early,
-            .staged = staged};
+            .staged = staged,
+            .share = share};
   }
 };
 
@@ -99,6 +101,21 @@ TEST_CASE("decode: clusters split k") {
   CHECK_FALSE(valid({.p = {.k = 4096, .n = 1024, .x_k = 4096}, .tiles = 5, .brick = 1, .cluster = 8}, kHopper));
   CHECK_FALSE(
       valid({.p = {.k = 4096, .n = 1024, .x_k = 4096, .gated = 1}, .tiles = 6, .teams = 4, .cluster = 8}, kHopper));
+}
+
+TEST_CASE("decode: all of x at once, by one block or two side by side") {
+  CHECK_DECODE(.matrix = {.k = 1024, .n = 64}, .tiles = 2, .teams = 2, .share = 2);
+  if (skipped_on_threads()) return;
+  CHECK_DECODE(.matrix = {.k = 1024, .n = 64}, .tiles = 2, .teams = 2, .share = 1);
+  CHECK_DECODE(.matrix = {.k = 1152, .n = 136, .bias = true}, .batch = 2, .tiles = 4, .side = 2, .teams = 2,
+               .share = 2);
+  CHECK_DECODE(.matrix = {.k = 640, .n = 48}, .tiles = 1, .teams = 4, .depth = 1,
+               .share = 2);  // no block beside the last
+  CHECK_DECODE(.matrix = {.k = 128, .n = 64, .bf16 = true}, .tiles = 1, .teams = 2, .share = 2);  // an idle team
+  CHECK_DECODE(.matrix = {.k = 1152, .n = 96, .group = 32, .unit = 32}, .tiles = 6, .brick = 2, .depth = 1, .share = 2);
+  CHECK_DECODE(.matrix = {.k = 512, .n = 96, .activation = Activation::kSiluMul, .residual = true}, .tiles = 2,
+               .share = 2);
+  CHECK_DECODE(.matrix = {.k = 1024, .n = 64}, .tiles = 1, .teams = 2, .depth = 4, .share = 4);
 }
 
 TEST_CASE("decode: an infinity in x gives infinity or NaN in its row, and nothing elsewhere") {

@@ -80,6 +80,10 @@ void bulk_load(u32 to, const void* from, u32 bytes, u32 bar) {
     throw EmulationError("bulk_load: 16-byte pieces");
   emulation::arrive_later(bar, bytes, [=] { std::memcpy(at_address(to, static_cast<int>(bytes), 16), from, bytes); });
 }
+void bulk_load_multicast(u32 to, const void* from, u32 bytes, u32 bar, u16 blocks) {
+  for (u32 b = 0; b < self().cluster->blocks.size(); ++b)
+    if (blocks >> b & 1) bulk_load(remote_address(to, b), from, bytes, remote_address(bar, b));
+}
 void tensor_load(u32 to, const TensorMap* map, int column, int row, u32 bar) {
   const MatrixView view = emulation::view_of(*map);
   emulation::arrive_later(bar, static_cast<u32>(view.box_rows * 128), [=] { load_box(to, view, column, row); });
