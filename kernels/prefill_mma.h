@@ -186,9 +186,11 @@ Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Share
   const WeightPlace<C> weights(s, at);
   u32 held = 0;
   // Where a set is less than a slab the compiler may not peel off the first time round: it would copy the sums of a wgmma
-  // in flight from one loop to the other, and ptxas wait for each wgmma (C7514). So it does not know what `add` is.
+  // in flight from one loop to the other, and ptxas wait for each wgmma (C7514). So it does not know what `add` is. Nor
+  // with four warpgroups and many slabs, for which less code is faster.
+  constexpr bool kWhole = kSets > 1 || (C.strips == 2 && C.teams == 2 && slabs(C.p.k) / C.split >= 16);
   u32 add = 0;
-  if constexpr (kSets > 1) keep_in_register(add);
+  if constexpr (kWhole) keep_in_register(add);
 #pragma unroll
   for (int i = 0; i < kRegs; ++i) acc[i] = 0.f;
   const auto finish = [&](bool last) {  // the set before, perhaps the last of its slab
@@ -222,7 +224,7 @@ Q4_DEVICE void multiply_folded(float (&acc)[kRegs], Rings<C>& rings, const Share
     }
     held = stage;
     add = 1;
-    if constexpr (kSets > 1) keep_in_register(add);
+    if constexpr (kWhole) keep_in_register(add);
     rings.slab.advance(C.teams);
     slab += C.teams;
   } while (slab < work.end);
