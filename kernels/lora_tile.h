@@ -67,7 +67,9 @@ struct LoraTile {
   /// The same of what is known already: all rows' one adapter, where they have one, and its B.
   Q4_DEVICE void take(const u16* all_b, int all_chunks, int adapter, int tile, int lane, int part, int parts) {
     chunks = tile < kTiles ? all_chunks : 0, first = first_chunk(larger(adapter, 0), part, parts);
-    b = all_b + (static_cast<i64>(tile) * all_chunks * 32 + lane) * 8;
+    // In numbers, since all_b is null where there is no B to read, and nothing may be added to a null pointer.
+    b = reinterpret_cast<const u16*>(reinterpret_cast<i64>(all_b) +
+                                     (static_cast<i64>(tile) * all_chunks * 32 + lane) * 16);
   }
 
   /// Columns g and g + 8 of `tile` and rows row + 2 t, row + 2 t + 1 of each octet, a float each as mma.m16n8k16 has
