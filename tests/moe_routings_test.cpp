@@ -107,7 +107,7 @@ void check_layer(Device device, const MoeWeights& w, const MoeExperts& experts, 
       CHECK(all_written(out));
       CHECK(out.padding_intact());
       run_moe(shared_runtime(), device, plan, x, routing, again);
-      CHECK(std::memcmp(out.data(), again.data(), out.bytes()) == 0);
+      CHECK((out.bytes() == 0 || std::memcmp(out.data(), again.data(), out.bytes()) == 0));
       if (device.kind == BackendKind::kCpu) continue;
       run_moe(shared_runtime(), {}, cpu, x, routing, again);
       const double row = worst_row(out, again);
