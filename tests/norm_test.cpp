@@ -105,8 +105,8 @@ TEST_CASE("norm: decode has it within for a few rows, and other kernels a launch
     return choices[0].tactic.str();
   };
   CHECK(chosen(false, 1).starts_with("decode "));
-  CHECK(chosen(false, 1).ends_with(" staged=1"));
-  CHECK(chosen(false, 8).ends_with(" staged=8"));
+  CHECK(chosen(false, 1).find(" staged=1 ") != std::string::npos);
+  CHECK(chosen(false, 8).find(" staged=8 ") != std::string::npos);
   CHECK(chosen(false, 16).starts_with("remap+prefill "));
   CHECK(chosen(true, 1).starts_with("remap+decode "));
   CHECK(chosen(false, 16, false).starts_with("prefill "));
