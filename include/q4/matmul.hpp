@@ -77,8 +77,8 @@ struct PlanOptions {
   bool own_workspace = true;
   Epilogue epilogue = {};
   /// x stands for x / sqrt(mean(x^2) + norm_epsilon) * RunInputs::norm_weight, each row by itself (RMSNorm). Where few rows
-  /// meet a kernel that can, it is a part of the product: x times the weights is rounded to the plan's type, the rest is
-  /// fp32. Else a launch before the product writes such rows, rounded once, to the workspace. Excludes Epilogue::lora.
+  /// meet a kernel that can, it is a part of the product: x times the weights is rounded to the plan's type, in which it
+  /// must not overflow. Else a launch before writes such rows, rounded once, to the workspace. Excludes Epilogue::lora.
   bool norm = false;
   float norm_epsilon = 1e-5f;   ///< 0 or more
   std::int64_t lora_rank = 64;  ///< with Epilogue::lora: the largest LoraAdapters::max_rank() that run() will accept
