@@ -3,7 +3,10 @@
 
 #include <algorithm>
 
+#include "fake_gpu.hpp"
+#include "kernels/problem.h"
 #include "on_device.hpp"
+#include "temp_folder.hpp"
 
 using namespace q4;
 using namespace q4::test;
@@ -60,4 +63,27 @@ TEST_CASE("matmul: plans of one device take turns with one workspace") {
     CHECK_THROWS_WITH_AS(multiply(shared_runtime(), info.device, all[0].plan, x, out),
                          doctest::Contains("own_workspace = false"), Error);
   }
+}
+
+TEST_CASE("lora: what a plan keeps in a workspace lies behind the counters of those that share it") {
+  if (cache::compiler_absent("lora's place in a workspace")) return;
+  const TempFolder folder;
+  const int status = cache::on_fake_gpu([&] {
+    const Runtime runtime(cache::in(folder.path()));
+    const auto bytes = [&](ActOrder order, bool lora) {
+      MatrixSpec spec;
+      spec.k = 256, spec.n = 256, spec.act_order = order;
+      const auto matrix = QuantizedMatrix::from_gptq(runtime, cache::kGpu, make_gptq(spec).tensors());
+      PlanOptions options;
+      options.max_m = 64, options.min_m = 64, options.gather = Gather::kSeparate, options.epilogue.lora = lora,
+      options.lora_rank = 16;
+      return MatmulPlan(runtime, matrix, options).workspace_bytes();
+    };
+    Q4_CHILD_CHECK(bytes(ActOrder::kNone, false) == 0);  // no kernel of this plan counts
+    // Where x is permuted, it lies behind the counters already, and low behind x.
+    const std::size_t low = bytes(ActOrder::kPermuted, true) - bytes(ActOrder::kPermuted, false);
+    Q4_CHILD_CHECK(low > 0 && low < kCounterBytes && bytes(ActOrder::kNone, true) >= kCounterBytes + low);
+    return 0;
+  });
+  CHECK(status == 0);
 }
