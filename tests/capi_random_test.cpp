@@ -18,8 +18,12 @@ namespace {
 TEST_CASE("the C ABI: random calls with random arguments give results or errors") {
   const TempFolder folder;
   write_safetensors(folder / "m.safetensors", file_tensors("m", make_gptq({.k = 64, .n = 32, .group_size = 32})));
-  // Tensors are host memory: no GPU is to be found.
-  const Environment alone({{"Q4_CUDA_DRIVER", "none"}, {"Q4_HIP_RUNTIME", "none"}, {"Q4_BLAS", "none"}});
+  // Tensors are host memory: no GPU is to be found, nor a compiler, which each Runtime would look for and try.
+  const Environment alone({{"Q4_CUDA_DRIVER", "none"},
+                           {"Q4_HIP_RUNTIME", "none"},
+                           {"Q4_BLAS", "none"},
+                           {"Q4_NVRTC", "none"},
+                           {"Q4_HIP_CLANG", "none"}});
   const std::string first = setting("Q4_PROPERTY_SEED"), seconds = setting("Q4_PROPERTY_SECONDS");
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds.empty() ? 0 : std::stol(seconds));
   const std::uint64_t begin = first.empty() ? 1 : std::stoull(first);
