@@ -14,6 +14,7 @@
 #include "checkpoint_maker.hpp"
 #include "lora_case.hpp"
 #include "moe_case.hpp"
+#include "on_device.hpp"
 #include "whole.hpp"
 
 namespace q4::test {
@@ -177,6 +178,69 @@ TEST_CASE("concurrency: a plan runs on while its Runtime, its matrix and the ten
     runner.join();
     CHECK(std::memcmp(out.data(), expected.data(), out.bytes()) == 0);
   }
+}
+
+TEST_CASE("concurrency: 16 threads use every device of the process through one Runtime, each device in turn") {
+  struct Used {
+    Device device;
+    std::shared_ptr<DeviceBackend> backend;
+    QuantizedMatrix matrix;
+    std::vector<HostRows> expected;
+  };
+  constexpr int kUsers = 16;
+  const PlanOptions options{.max_m = 70};
+  const Runtime& runtime = shared_runtime();
+  const GptqMatrix source = make_gptq({.k = 1024, .n = 512, .group_size = 128, .act_order = ActOrder::kPermuted});
+  std::vector<HostRows> inputs;
+  for (const std::int64_t m : {1, 5, 70}) inputs.push_back(random_rows(DType::kF16, m, 1024, 7));
+  const auto weights = [&](Device device) {
+    std::size_t held = 0;
+    for (const auto& use : runtime.memory()) held += use.device == device ? use.weights : 0;
+    return held;
+  };
+  std::vector<Device> devices;
+  for (const DeviceInfo& info : ready_devices()) devices.push_back(info.device);
+  if (devices.size() < 3) skip("fewer than two GPUs");
+  std::vector<std::size_t> before;
+  for (const Device device : devices) before.push_back(weights(device));
+  {
+    std::vector<Used> all;
+    for (const Device device : devices) {
+      Used& used = all.emplace_back(Used{device, runtime.impl().open(device), {}, {}});
+      used.matrix = QuantizedMatrix::from_gptq(runtime, device, source.tensors());
+      const MatmulPlan plan(runtime, used.matrix, options);
+      for (const HostRows& x : inputs) {
+        HostRows& out = used.expected.emplace_back(DType::kF16, x.rows(), 512);
+        multiply(runtime, device, plan, x, out);
+        CHECK(relative_error(out, product(x, unpack(source.tensors()))) <= tolerance(DType::kF16));
+      }
+    }
+    std::atomic<int> wrong = 0;
+    std::vector<std::thread> threads;
+    for (std::size_t number = 0; number < kUsers; ++number)
+      threads.emplace_back([&, number] {
+        // This thread's own stream, by the name that it has in CUDA and HIP.
+        const Stream own{reinterpret_cast<void*>(std::uintptr_t{2})};
+        std::vector<MatmulPlan> plans;
+        for (const Used& used : all) plans.emplace_back(runtime, used.matrix, options);
+        for (std::size_t round = 0; round < (kSlower > 1 ? 10 : 100); ++round) {
+          const Used& used = all[(number + round) % all.size()];
+          const std::size_t which = (number + round / all.size()) % inputs.size();
+          const HostRows& x = inputs[which];
+          HostRows out(DType::kF16, x.rows(), 512);
+          const Buffer on_x(used.backend, x.bytes() + 16), on_out(used.backend, out.bytes() + 16);
+          used.backend->copy(on_x.get(), x.data(), x.bytes(), CopyKind::kToDevice);
+          used.backend->copy(on_out.get(), out.data(), out.bytes(), CopyKind::kToDevice);
+          plans[(number + round) % all.size()].run(own, {on_x.get()}, {on_out.get()}, x.rows());
+          used.backend->synchronize();
+          used.backend->copy(out.data(), on_out.get(), out.bytes(), CopyKind::kToHost);
+          wrong += std::memcmp(out.data(), used.expected[which].data(), out.bytes()) != 0;
+        }
+      });
+    for (auto& thread : threads) thread.join();
+    CHECK(wrong == 0);
+  }
+  for (std::size_t i = 0; i < devices.size(); ++i) CHECK(weights(devices[i]) == before[i]);
 }
 
 }  // namespace q4::test
