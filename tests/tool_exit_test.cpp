@@ -245,5 +245,19 @@ TEST_CASE("q4-cache build: a number of SMs must be one, and progress is told wit
   CHECK(contains(built.out, "  0%  0 s  sm_90a 114 SMs: 64x64"));
 }
 
+TEST_CASE("tools: where there is no /proc they find the CPU, measure and tune") {
+  if (test::kSlower > 1) return test::skip("without /proc: sanitizers need it");
+  const std::string hidden = "unshare --mount sh -c 'mount -t tmpfs none /proc && exec \"$@\"' sh ";
+  const Sandbox box;
+  if (box.run("q4-info --help", false, hidden).status != 0) return test::skip("no mount namespace to hide /proc in");
+  CHECK(contains(box.run("q4-info", true, hidden).out, "cpu"));
+  for (const std::string& command :
+       {std::string("q4-bench --untuned --seconds 0.01"),
+        "q4-autotune --policy warm --budget 3 --out " + box.file("t.jsonl") + " --report " + box.file("r.html")}) {
+    const Ended ended = box.run(command + " --device cpu --shape 256x128 --group 32 --m 1", true, hidden);
+    CHECK_MESSAGE(ended.status == 0, ended.out);
+  }
+}
+
 }  // namespace
 }  // namespace q4::tools
