@@ -17,6 +17,7 @@ TEST_CASE("q4-bench: what an epilogue gives is checked, and timed beside the mat
         box.run(std::string("q4-bench --device cpu --untuned --shape 256x144 --group 64 --m 1,5 --seconds "
                             "0.02 --json ") +
                 parts);
+    CAPTURE(json.out);
     REQUIRE(json.status == 0);
     for (const auto& point : nlohmann::json::parse(json.out)["points"]) {
       CHECK(point["exact"] == true);

@@ -16,6 +16,7 @@
 #include "paths.hpp"
 #include "report.hpp"
 #include "runtime/cache/kernel_cache.hpp"
+#include "sandbox.hpp"
 #include "temp_folder.hpp"
 
 namespace q4::cache {
@@ -71,6 +72,7 @@ inline Ran run_tool(const std::string& line, const std::string& environment = ""
   for (std::size_t got; (got = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;) result.out.append(buffer, got);
   const int status = ::pclose(pipe);
   result.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  test::check_no_report(result.out);
   return result;
 }
 

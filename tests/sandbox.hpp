@@ -22,6 +22,11 @@ struct Ended {
   std::string out;  ///< stdout, and stderr where asked for
 };
 
+/// A sanitizer's report in what a process said is a finding, also where the process was to fail.
+inline void check_no_report(const std::string& said) {
+  for (const char* report : {"Sanitizer: ", "runtime error: "}) CHECK_MESSAGE(said.find(report) == said.npos, said);
+}
+
 class Sandbox {
  public:
   std::string file(const std::string& name) const { return folder_ / name; }
@@ -32,8 +37,10 @@ class Sandbox {
 
   /// `command` starts with a tool's name. Its cache is in this folder.
   Ended run(const std::string& command, bool with_stderr = false, const std::string& wrapper = "") const {
+    const TempFolder aside;
+    const std::string error = aside / "error";
     const std::string line = wrapper + "env -u Q4_TUNING Q4_CACHE_DIR=" + file("cache") + " " + q4::test::binary_dir() +
-                             "/bin/" + command + (with_stderr ? " 2>&1" : " 2>/dev/null") + " </dev/null";
+                             "/bin/" + command + " 2>" + (with_stderr ? "&1" : error) + " </dev/null";
     Ended ended;
     FILE* pipe = ::popen(line.c_str(), "r");
     REQUIRE(pipe != nullptr);
@@ -42,6 +49,8 @@ class Sandbox {
       ended.out.append(buffer.data(), n);
     const int status = ::pclose(pipe);
     ended.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    std::ifstream in(error);
+    check_no_report(with_stderr ? ended.out : std::string(std::istreambuf_iterator<char>(in), {}));
     return ended;
   }
 
