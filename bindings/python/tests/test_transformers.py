@@ -1,5 +1,6 @@
 """q4.transformers against the real package: a tiny random Llama, loaded, generated with, trained over and saved again."""
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -259,28 +260,41 @@ def test_gradients_reach_what_is_trained(tmp_path: Path) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_peft_adapters_on_top(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+def test_whole_models_are_copied_and_pickled(tmp_path: Path) -> None:
     dense = save(tmp_path / "m", llama())
     model = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "m", quantization_config=q4_transformers.Q4Config()
     )
-    ids = torch.arange(10)[None]
-    gradients = []
-    for base in (model, dense):
-        config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-        config._register_custom_module({q4.torch.Linear: peft.tuners.lora.Linear})
-        torch.manual_seed(1)
-        adapted = peft.get_peft_model(base, config)
-        with torch.no_grad():
-            for name, parameter in adapted.named_parameters():
-                if "lora_B" in name:
-                    parameter.fill_(0.01)
-        adapted(ids, labels=ids).loss.backward()
-        gradients.append({name: p.grad for name, p in adapted.named_parameters() if p.requires_grad})
-    assert len(gradients[0]) == 2 * 2 * LAYERS and gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
+    torch.save(model, tmp_path / "whole.pt")
+    for other in (copy.deepcopy(model), torch.load(tmp_path / "whole.pt", weights_only=False)):
+        check_linears(other)
+        same(other, dense)
+
+
+def test_layers_that_initialize_their_parts(tmp_path: Path) -> None:
+    """GPT-2: Conv1D in place of nn.Linear, and modules whose initialization writes to the weights of what they hold."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, vocab_size=VOCABULARY, n_positions=64)
+    dense = transformers.GPT2LMHeadModel(config).eval()
+    tensors = {name: value for name, value in dense.state_dict().items() if name != "lm_head.weight"}
+    for i, (name, module) in enumerate(dense.named_modules()):
+        if isinstance(module, transformers.pytorch_utils.Conv1D):
+            sample = gptq(module.nx, module.nf, 32, seed=i)
+            module.weight.data.copy_(torch.from_numpy(sample.dense))
+            del tensors[f"{name}.weight"]
+            for part in ("qweight", "qzeros", "scales", "g_idx"):
+                tensors[f"{name}.{part}"] = torch.from_numpy(getattr(sample, part))
+    config.quantization_config = {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq"}
+    config.save_pretrained(tmp_path)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, quantization_config=q4_transformers.Q4Config(), output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert sum(isinstance(module, q4.torch.Linear) for module in model.modules()) == 4 * LAYERS
+    same(model, dense)
 
 
 def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from q4._torch_replace import bias_to_keep, check_shape, moe_layers, text_config
 _auto: Any = quantizers.auto
 _Mixin: Any = hf_config.QuantizationConfigMixin
 _HfQuantizer: Any = quantizers.base.HfQuantizer
+_nothing: Any = torch.empty(0)
+_nothing._is_hf_initialized = True
 METHODS = ("gptq", "awq", "auto-round", "compressed-tensors")
 _PARTS = {"qweight", "qzeros", "scales", "g_idx", "bias"}
 _COMPRESSED_PARTS = {"weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape"}
@@ -80,6 +82,7 @@ class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
             linear = Linear.empty(entry.k, entry.n)
             if bias_to_keep(module, entry, loaded_later=True) is not None:
                 linear.bias = module.bias
+            linear.weight = _nothing  # what the model's own initialization of a layer's parts passes over
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, linear)
             parts = names if linear.bias is None else names - {"bias"}
@@ -96,13 +99,15 @@ class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
         for name, entry in self._entries.items():
             device = self.quantization_config.device
             place = torch_device(str(device)) if device is not None else _device_around(model, name)
-            model.get_submodule(name)._take(self._checkpoint.load(entry.name, place))
+            linear = model.get_submodule(name)
+            del linear.weight
+            linear._take(self._checkpoint.load(entry.name, place))
         for name, layer in self._layers.items():
             device = self.quantization_config.device
             place = torch_device(str(device)) if device is not None else _device_around(model, name)
             model.get_submodule(name).load(self._checkpoint, layer, place)
         self.quantization_config.checkpoint = saved_config(self.quantization_config.checkpoint, model, self._entries)
-        del self._checkpoint
+        del self._checkpoint, self._entries, self._layers  # the model keeps this object, and is copied and pickled with it
         return model
 
     def is_serializable(self, *args: Any, **options: Any) -> bool:
