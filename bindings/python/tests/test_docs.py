@@ -27,7 +27,7 @@ def cuda() -> bool:
 
 
 def snippets(docs: Path = DOCS) -> list[tuple[str, str]]:
-    """(needs, code): ```python, or ```python torch / transformers / gptqmodel / cuda after the language for what must be there."""
+    """(needs, code): ```python, or ```python and a package or cuda after the language, for what must be there."""
     return re.findall(r"^```python ?(\w*)\n(.*?)^```$", docs.read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -53,7 +53,7 @@ def test_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) >= 5
     ran = 0
     for needs, code in found:
-        if needs in ("torch", "transformers", "gptqmodel") and importlib.util.find_spec(needs) is None or needs == "cuda" and not cuda():
+        if needs in ("torch", "transformers", "peft", "gptqmodel") and importlib.util.find_spec(needs) is None or needs == "cuda" and not cuda():
             continue
         run(code, names)
         ran += 1
