@@ -271,30 +271,63 @@ def test_whole_models_are_copied_and_pickled(tmp_path: Path) -> None:
         same(other, dense)
 
 
+def save_quantized(folder: Path, dense: Any, endings: "tuple[str, ...]") -> None:
+    """What save_pretrained() writes of a model, the layers whose names in the file end so in 4 bits, and their weights here too."""
+    from safetensors.torch import load_file, save_file
+
+    dense.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    modules = {name[name.find(".") + 1 :]: module for name, module in dense.named_modules()}
+    for i, name in enumerate([key.removesuffix(".weight") for key in tensors if key.endswith(endings)]):
+        module = next(module for other, module in modules.items() if other.endswith(name[name.find(".") + 1 :]))
+        transposed = isinstance(module, torch.nn.Linear)
+        k, n = tensors.pop(f"{name}.weight").shape[:: -1 if transposed else 1]
+        sample = gptq(k, n, 32, seed=i)
+        module.weight.data.copy_(torch.from_numpy(sample.dense.T if transposed else sample.dense))
+        for part in ("qweight", "qzeros", "scales", "g_idx"):
+            tensors[f"{name}.{part}"] = torch.from_numpy(getattr(sample, part))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def check_loaded(cls: Any, folder: Path, dense: Any, linears: int) -> Any:
+    model, info = cls.from_pretrained(
+        folder, dtype=torch.float32, quantization_config=q4_transformers.Q4Config(), output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert sum(isinstance(module, q4.torch.Linear) for module in model.modules()) == linears
+    same(model, dense)
+    return model
+
+
 def test_layers_that_initialize_their_parts(tmp_path: Path) -> None:
     """GPT-2: Conv1D in place of nn.Linear, and modules whose initialization writes to the weights of what they hold."""
-    from safetensors.torch import save_file
-
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, vocab_size=VOCABULARY, n_positions=64)
     dense = transformers.GPT2LMHeadModel(config).eval()
-    tensors = {name: value for name, value in dense.state_dict().items() if name != "lm_head.weight"}
-    for i, (name, module) in enumerate(dense.named_modules()):
-        if isinstance(module, transformers.pytorch_utils.Conv1D):
-            sample = gptq(module.nx, module.nf, 32, seed=i)
-            module.weight.data.copy_(torch.from_numpy(sample.dense))
-            del tensors[f"{name}.weight"]
-            for part in ("qweight", "qzeros", "scales", "g_idx"):
-                tensors[f"{name}.{part}"] = torch.from_numpy(getattr(sample, part))
-    config.quantization_config = {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq"}
-    config.save_pretrained(tmp_path)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"})
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, dtype=torch.float32, quantization_config=q4_transformers.Q4Config(), output_loading_info=True
-    )
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert sum(isinstance(module, q4.torch.Linear) for module in model.modules()) == 4 * LAYERS
-    same(model, dense)
+    save_quantized(tmp_path, dense, ("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+    check_loaded(transformers.AutoModelForCausalLM, tmp_path, dense, 4 * LAYERS)
+
+
+def test_names_that_transformers_changes(tmp_path: Path) -> None:
+    """A model that sees: the checkpoint's model.layers are the model's model.language_model.layers."""
+    text = llama().to_dict()
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": HIDDEN}
+    keep = ("rope_parameters", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "vocab_size", "max_position_embeddings")  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.Qwen2_5_VLConfig(text_config={k: text[k] for k in keep}, vision_config=vision)
+    dense = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+    parts = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    save_quantized(tmp_path / "m", dense, tuple(f"layers.{i}.{b}.{p}.weight" for i in range(LAYERS) for b in ("self_attn", "mlp") for p in parts))
+    cls = transformers.AutoModelForImageTextToText
+    model = check_loaded(cls, tmp_path / "m", dense, 7 * LAYERS)
+    assert isinstance(model.model.language_model.layers[0].mlp.up_proj, q4.torch.Linear)
+    model.save_pretrained(tmp_path / "again")
+    check_loaded(cls, tmp_path / "again", dense, 7 * LAYERS)
 
 
 def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:

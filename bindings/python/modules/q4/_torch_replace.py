@@ -3,7 +3,7 @@
 import fnmatch
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -53,14 +53,20 @@ def bias_to_keep(
 
 
 def moe_layers(
-    model: torch.nn.Module, entries: "list[MatrixEntry]", modules: "dict[str, torch.nn.Module]"
+    model: torch.nn.Module,
+    entries: "list[MatrixEntry]",
+    modules: "dict[str, torch.nn.Module]",
+    renamed: "Callable[[str], str]" = str,
 ) -> "dict[str, Layer]":
-    """The layers of experts that the model holds in one module each, by that module's name."""
+    """The layers of experts that the model holds in one module each, by that module's name.
+
+    renamed: from a name in the checkpoint to one in the model.
+    """
     if not any(hasattr(module, "gate_up_proj") and hasattr(module, "down_proj") for module in modules.values()):
         return {}
     found: "dict[str, Layer]" = {}
     for layer in expert_layers(entries):
-        name = module_of(model, layer.prefix, modules)
+        name = module_of(model, renamed(layer.prefix), modules) or module_of(model, layer.prefix, modules)
         if name is not None:
             check_layer(layer, modules[name])
             found[name] = layer

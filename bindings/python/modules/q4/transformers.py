@@ -9,9 +9,12 @@ for one model, or q4.transformers.install() once and from_pretrained(folder) for
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import conversion_mapping as hf_conversion
+from transformers import core_model_loading as hf_loading
 from transformers import quantizers
 from transformers.utils import quantization_config as hf_config
 
@@ -22,6 +25,8 @@ from q4._torch_moe import Layer, MoE, activation_of
 from q4._torch_replace import bias_to_keep, check_shape, moe_layers, text_config
 
 _auto: Any = quantizers.auto
+_conversion: Any = hf_conversion
+_loading: Any = hf_loading
 _Mixin: Any = hf_config.QuantizationConfigMixin
 _HfQuantizer: Any = quantizers.base.HfQuantizer
 _nothing: Any = torch.empty(0)
@@ -72,8 +77,9 @@ class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
         folder = os.path.dirname(os.fspath(checkpoint_files[0]))  # a hub cache's links, not what they lead to
         self._checkpoint = Checkpoint(folder)
         modules = dict(model.named_modules(remove_duplicate=False))
-        self._layers = moe_layers(model, self._checkpoint.matrices, modules)
-        self._entries = _modules_of(model, self._checkpoint, self._layers)
+        renamed = _renaming(model)
+        self._layers = moe_layers(model, self._checkpoint.matrices, modules, renamed)
+        self._entries = _modules_of(model, self._checkpoint, self._layers, renamed)
         names = _PARTS | _COMPRESSED_PARTS
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
         for name, entry in self._entries.items():
@@ -122,7 +128,21 @@ class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
         return True
 
 
-def _modules_of(model: Any, checkpoint: Checkpoint, layers: "dict[str, Layer]") -> "dict[str, MatrixEntry]":
+def _renaming(model: Any) -> "Callable[[str], str]":
+    """What transformers calls a module of the checkpoint: models that see have their parts under other names there."""
+    transforms = _conversion.get_model_conversion_mapping(model)
+    renamings = [each for each in transforms if isinstance(each, _loading.WeightRenaming)]
+
+    def renamed(name: str) -> str:
+        key: str = _loading.rename_source_key(f"{name}.weight", renamings, [])[0]
+        return key.removesuffix(".weight")
+
+    return renamed
+
+
+def _modules_of(
+    model: Any, checkpoint: Checkpoint, layers: "dict[str, Layer]", renamed: "Callable[[str], str]"
+) -> "dict[str, MatrixEntry]":
     """Each matrix outside the layers of experts by the name of its module.
 
     That may have the base model's prefix more or less than the checkpoint.
@@ -141,7 +161,8 @@ def _modules_of(model: Any, checkpoint: Checkpoint, layers: "dict[str, Layer]") 
     for entry in checkpoint.matrices:
         if entry.name in experts:
             continue
-        names = (entry.name, prefix + entry.name, entry.name.removeprefix(prefix))
+        begins = (renamed(entry.name), entry.name)
+        names = [name for each in begins for name in (each, prefix + each, each.removeprefix(prefix))]
         name = next((name for name in names if name in modules), None)
         if name is not None:
             if isinstance(modules[name], torch.nn.Embedding):
