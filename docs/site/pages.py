@@ -6,8 +6,13 @@ import pathlib
 import posixpath
 import re
 import shutil
+import subprocess
+import sys
 
 from mkdocs.structure.files import File
+
+sys.path.append(os.path.dirname(__file__))
+import python_api  # noqa: E402  (beside this file)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Path in the repository: page of the site.
@@ -26,10 +31,10 @@ CSS = """.md-typeset table:not([class]) { font-size: .64rem; } .md-typeset table
 .md-typeset td:first-child code { white-space: nowrap; }
 .md-typeset thead:not(:has(th:not(:empty))) { display: none; }
 .md-grid { max-width: 76rem; } .md-typeset { overflow-wrap: break-word; }
+@media (max-width: 44em) { .md-typeset p:has(> img) { overflow-x: auto; } .md-typeset p > img { max-width: none; width: 36rem; } }
 """
 LINK = re.compile(r"(!?)\[([^\]\[]*)\]\(([^)\s]+)\)")
 OTHER = re.compile(r"^(https?:|mailto:|#)")
-
 
 
 def api():
@@ -40,6 +45,21 @@ def api():
     for header in sorted((ROOT / "include" / "q4").iterdir(), key=lambda path: (path.suffix != ".h", path.name)):
         text = header.read_text()
         parts.append(f"## {header.name}\n\n```{'c' if header.suffix == '.h' else 'cpp'}\n{text}```\n")
+    return "\n".join(parts)
+
+
+def helps():
+    """What the tools say of themselves: of the release build, where there is one."""
+    parts = ["# The tools' --help\n\nAs the commands print it. What each is for: [tools](tools.md).\n"]
+    folder = ROOT / "build/release/bin"
+    for tool in ("q4-info", "q4-verify", "q4-convert", "q4-autotune", "q4-bench", "q4-cache"):
+        if not (folder / tool).exists():
+            return parts[0] + "\nThis site was built without them: `tools/quickstart`, then `tools/docs-site` again.\n"
+        text = subprocess.run([folder / tool, "--help"], capture_output=True, text=True, check=True).stdout
+        parts.append(f"## {tool}\n\n```text\n{text.strip()}\n```\n")
+        for command in re.findall(r"^  (\w+) ", text.partition("\nSubcommands:\n")[2].partition("\n\n")[0], re.MULTILINE):
+            text = subprocess.run([folder / tool, command, "--help"], capture_output=True, text=True, check=True).stdout
+            parts.append(f"### {tool} {command}\n\n```text\n{text.partition('Examples:')[0].strip()}\n```\n")
     return "\n".join(parts)
 
 
@@ -57,6 +77,8 @@ def on_files(files, config):
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
     files.append(File.generated(config, "site.css", content=CSS))
     files.append(File.generated(config, "reference/api.md", content=api()))
+    files.append(File.generated(config, "reference/help.md", content=helps()))
+    files.append(File.generated(config, "reference/python.md", content=python_api.page()))
     return files
 
 
@@ -79,5 +101,7 @@ def on_page_markdown(markdown, page, config, files):
 
     # A second word after the language tells a test what a block needs ("python torch"); here it would end the block's being one.
     markdown = re.sub(r"^```(\w+) \w+$", r"```\1", markdown, flags=re.MULTILINE)
+    if uri in ("reference/api.md", "reference/python.md") or uri.startswith("lab/"):  # found in a search after the pages for users
+        page.meta["search"] = {"boost": 0.3}
     blocks = re.split(r"(^```.*?^```$)", markdown, flags=re.MULTILINE | re.DOTALL)  # not in code
     return "".join(part if part.startswith("```") else LINK.sub(link, part) for part in blocks)
