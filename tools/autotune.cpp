@@ -40,19 +40,17 @@ constexpr const char* kExamples =
     "  q4-autotune --report tuning.html                 what was found as a page with plots\n"
     "  q4-autotune --model llama-2-70b --tp 4 --shard 0/8 --out h200.jsonl     one of eight jobs (docs/tuning.md)\n"
     "\n"
-    "Each shape is saved as soon as it is done: run the same command again to go on after Ctrl-C. A tactic replaces "
-    "the\n"
-    "default only if it is more than 2% faster beyond the noise, so tuning never makes a program slower.\n"
+    "Each shape is saved as soon as it is done: run the same command again to go on after Ctrl-C. A tactic\n"
+    "replaces the default only if it is more than 2% faster beyond the noise, so tuning never makes a program\n"
+    "slower.\n"
     "\n"
-    "Columns: default and tuned us are medians of one multiplication with cold weights; gain is their ratio minus 1\n"
-    "(geomean gain: over all m); GB/s counts packed weights, x and out; of floor: a kernel that only reads these "
-    "bytes\n"
-    "would take that share of the time. reconstruct from m: the first m at which\n"
-    "reconstructing W for the BLAS wins; \"never to M\": at no m up to M. math: half2 or fp32, what won at the "
-    "smallest\n"
-    "m (half2 us, fp32 us: the best of each there), or either. copies: of the weights, used in turn so that no cache\n"
-    "holds them. tactics: how many were measured; pruned: a bound says that they\n"
-    "cannot win; quarantined: crashed or hung, and not tried again.\n";
+    "Columns: default us and tuned us are medians of one multiplication with cold weights; gain is their ratio\n"
+    "minus 1 (geomean gain: over all m). GB/s counts packed weights, x and out. of floor is the share of the\n"
+    "time that a kernel which only reads these bytes takes. reconstruct from m is the first m at which\n"
+    "reconstructing W for the BLAS wins; \"never to M\": at no m up to M. math is half2 or fp32, which won at\n"
+    "the smallest m (half2 us, fp32 us: the best of each there), or either. copies are those of the weights,\n"
+    "used in turn so that no cache holds them. tactics counts those that were measured, pruned those that\n"
+    "cannot win by a bound, quarantined those that crashed or hung and are not tried again.\n";
 
 void announce(const TuningRequest& request, const DeviceInfo& info, std::size_t shapes, std::size_t kept) {
   fmt::print("Tuning {} shapes on {} ({}, {}), {} activations, {} weights, m = {}, budget {}\n", shapes,
@@ -135,7 +133,7 @@ int main(int argc, char** argv) {
   tool.app
       ->add_option_function<std::string>(
           "--lora", [&](const std::string& s) { autotune::parse_lora(s, request.with); },
-          "tune plans with adapters, to which rows are dealt in turn, of this rank")
+          "tune plans with so many LoRA adapters of this rank, to which the rows belong in turn")
       ->type_name("ADAPTERS,RANK");
   tool.app->add_option("--budget", request.budget, "seconds for everything, 0: until all is measured (default 60)")
       ->check(seconds_check(true))

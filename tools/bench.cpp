@@ -33,15 +33,15 @@ constexpr const char* kExamples =
     "  q4-bench --shape 4096x28672 --m 1-64 --epilogue silu_mul   gates and ups, out of n / 2 columns\n"
     "  q4-bench --baseline peers.csv --dense         beside other libraries and the dense BLAS\n"
     "\n"
-    "Columns: us is the median time of one multiplication whose weights are not in a cache; on a GPU it is a node of "
-    "a\n"
-    "replayed graph. floor us: a kernel that only reads the packed weights, in this run (--peak adds operations). "
-    "rel_err: ||out - ref|| / "
-    "||ref||\n"
-    "against fp64 over sampled rows and columns, out filled with NaN before. Exit 1 if any point is over its "
-    "tolerance. On the CPU the floor is max(packed bytes / read bandwidth, operations / best peak), all measured in "
-    "this\nrun, and reconstruct + BLAS and, where it is\ninstalled, oneDNN (dense bf16, and u4 from version 3.5\non) "
-    "are timed at every point.\n";
+    "Columns: us is the median time of one multiplication whose weights are not in a cache; on a GPU it is a\n"
+    "node of a replayed graph. floor us is the time of a kernel that only reads the packed weights, in this\n"
+    "run; with --peak that of the operations, if longer. rel_err is ||out - ref|| / ||ref|| against fp64 over\n"
+    "sampled rows and columns of outputs that were filled with NaN before. On the CPU the floor is the longer\n"
+    "of packed bytes / read bandwidth and operations / best peak, all measured in this run; reconstruct + BLAS\n"
+    "is timed at every point, and so is oneDNN where it is installed (dense bf16; 4-bit weights from version\n"
+    "3.5 on).\n"
+    "\n"
+    "Exit status: 0 all within tolerance, 1 a point is over it or failed, 2 wrong usage or unreadable files.\n";
 
 Math parse_math(const std::string& text) {
   if (text == "int8") return Math::kInt8;
@@ -174,12 +174,12 @@ int main(int argc, char** argv) {
   tool.app
       ->add_option_function<std::string>(
           "--lora", [&](const std::string& s) { autotune::parse_lora(s, options.epilogue); },
-          "give the rows adapters, dealt in turn, and time the matmul alone in turn with that")
+          "with so many LoRA adapters of this rank, in turn for the rows; the matmul alone is timed too")
       ->type_name("ADAPTERS,RANK");
   tool.app
       ->add_option_function<std::string>(
           "--epilogue", [&](const std::string& s) { autotune::parse_epilogue(s, options.epilogue); },
-          "an activation, a residual or both, and time the matmul alone in turn with that: silu_mul, gelu+residual")
+          "with an activation, a residual or both (silu_mul, gelu+residual); the matmul alone is timed too")
       ->type_name("PARTS");
   tool.app->add_flag("--residual", options.epilogue.rest.residual, "the same as --epilogue residual");
   tool.app->add_option("--csv", options.csv, "write kernel,k,n,group,act_order,m,us,tflops,gbps,rel_err")

@@ -262,12 +262,12 @@ int main(int argc, char** argv) {
   Tool tool("q4-info", "Lists the devices that q4 can use, what is missing for the others, and the files in use.",
             kExamples);
   std::string checkpoint;
-  const CLI::Option* const named =
-      tool.app->add_option("CHECKPOINT", checkpoint, "a model's folder or .safetensors file: says what it is instead");
+  const CLI::Option* const named = tool.app->add_option(
+      "CHECKPOINT", checkpoint, "a model's folder or .safetensors file, which is described instead of the devices");
   std::string same_as;
   tool.app
       ->add_option("--same-as", same_as,
-                   "of CHECKPOINT: exit status 1 unless this machine computes with the same bits as the one that wrote "
+                   "with CHECKPOINT: exit status 1 unless this machine computes the same bits as the one that wrote "
                    "FILE with --json")
       ->type_name("FILE");
   std::string config;
@@ -276,11 +276,12 @@ int main(int argc, char** argv) {
   auto* const of_config =
       tool.app->add_option("--config", config, "lists the linear layers of a Hugging Face config.json");
   of_config->type_name("FILE");
-  tool.app->add_option("--tp", options.tensor_parallel, "of --config: the slices of a rank of so many")
+  tool.app->add_option("--tp", options.tensor_parallel, "with --config: the layers as one of N ranks has them")
       ->needs(of_config)
       ->check(CLI::Range(1, 64))
       ->type_name("N");
-  tool.app->add_flag("--separate", separate, "of --config: q, k, v, gate and up each alone")->needs(of_config);
+  tool.app->add_flag("--separate", separate, "with --config: q, k, v, gate and up as separate matrices")
+      ->needs(of_config);
   tool.add_json("print one JSON object");
   return tool.run(argc, argv, [&] {
     check(named->empty() || !checkpoint.empty(), "CHECKPOINT is empty; name a folder or file, or leave it out");

@@ -24,14 +24,13 @@ namespace q4::tools {
 namespace {
 
 constexpr const char* kPurpose =
-    "Loads every quantized matrix of a checkpoint to a device, multiplies random normal rows by it into outputs\n"
-    "that hold NaN before, and compares with a reference in fp64 that reads the tensors by itself.\n"
+    "Loads every quantized matrix of a checkpoint to a device, multiplies random normal rows by it, and compares\n"
+    "with a reference in fp64 that reads the tensors by itself. Outputs are filled with NaN before.\n"
     "error is ||out - reference|| / ||reference||; it must be at most 5e-4 (fp16), 4e-3 (bf16), 1e-6 (fp32; 5e-4\n"
     "where scales had to be rounded to fp16). A scale that is not finite and a matrix of zero scales fail.\n"
     "Of large matrices the reference computes a sample of the columns, all rows of each: the first 8, the last 8,\n"
     "random ones, and any whose output is not finite; --columns 0 computes all.\n"
-    "Experts (...experts.0.gate_proj and so on; w1, w3, w2) are also run as a layer, two of them a token, with "
-    "SiLU.\n\n"
+    "Experts (...experts.0.gate_proj and so on; w1, w3, w2) are also run as a layer with SiLU, two for a token.\n\n"
     "CHECKPOINT is a .safetensors file, an index, or a folder with model.safetensors or with shards and their index;\n"
     "GPTQ (v1, v2) and AWQ (gemm) of 4 bits. With --tensor, --x and --out the rows of an .npy file are multiplied\n"
     "instead and nothing is compared: fp16 ('<f2'), fp32 ('<f4') or bf16 ('<V2' as ml_dtypes.bfloat16 is saved, or\n"

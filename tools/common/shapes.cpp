@@ -204,8 +204,10 @@ void ShapeOptions::add_to(CLI::App& app, const std::string& default_note) {
       ->type_name("G")
       ->capture_default_str();
   app.add_flag("--act-order", act_order, "rows in a random group order, as desc_act checkpoints have");
-  app.add_flag("--separate", separate, "q, k, v, gate and up each alone (of --config and --model)");
-  app.add_option("--tp", tensor_parallel, "the slices of a rank of so many")->check(CLI::Range(1, 64))->type_name("N");
+  app.add_flag("--separate", separate, "q, k, v, gate and up as separate matrices (with --config and --model)");
+  app.add_option("--tp", tensor_parallel, "the shapes that one of N ranks has")
+      ->check(CLI::Range(1, 64))
+      ->type_name("N");
 }
 
 std::vector<bool> ShapeOptions::biases(bool otherwise) const {
