@@ -60,7 +60,7 @@ TEST_CASE("bench --summary: geometric means over classes of m, of exact points a
   BenchRun run;
   run.baseline =
       Baseline::parse("peer,k,n,group,act_order,m,us\nother,64,64,32,0,1,3\nother,64,64,32,0,4,2\n", "peers.csv");
-  const autotune::Problem problem{.k = 64, .n = 64, .group = 32};
+  const autotune::Problem problem{.label = "square", .k = 64, .n = 64, .group = 32};
   const auto point = [&](std::int64_t m, double us, double floor, double dense, bool exact = true) {
     Point p{problem, m, "gemv"};
     p.us.value = us, p.floor_us = floor, p.dense_us = dense, p.exact = exact;
