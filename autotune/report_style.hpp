@@ -48,7 +48,7 @@ g.s-tuned, g.s-default, g.s-dense, g.s-other { stroke: none; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13px; color: var(--soft); margin: 2px 0 4px; }
 .legend span { display: inline-flex; align-items: center; gap: 6px; } .legend svg { width: 30px; flex: none; }
 .map { display: grid; grid-template-columns: minmax(110px, max-content) minmax(0, 1fr); gap: 8px 16px; }
-.who b, .who span { display: block; font-weight: 560; } .who span { color: var(--soft); font-size: 12.5px; font-weight: 400; }
+.who, h3 { overflow-wrap: anywhere; } .who b, .who span { display: block; font-weight: 560; } .who span { color: var(--soft); font-size: 12.5px; font-weight: 400; }
 .cells { display: grid; grid-template-columns: repeat(auto-fill, minmax(64px, 1fr)); gap: 3px; }
 .cells p { grid-column: 1 / -1; }
 .cell { border-radius: 4px; padding: 2px 2px 3px; text-align: center; overflow: hidden; line-height: 1.25; }
