@@ -41,7 +41,7 @@ def api():
     """The headers, which say all there is to say: their first line, then themselves."""
     parts = ["# C++ and C\n\nThe public headers, which are the reference: `#include <q4/q4.hpp>` has all of C++, `q4.h` all of C.\n"]
     if shutil.which("doxygen"):  # tools/docs-site runs it
-        parts.append('As pages with an index: <a href="../api/index.html">API</a>.\n')
+        parts.append('With an index and links: <a href="../api/annotated.html">classes</a>, <a href="../api/globals_func.html">functions of C</a>, <a href="../api/files.html">headers</a>.\n')
     for header in sorted((ROOT / "include" / "q4").iterdir(), key=lambda path: (path.suffix != ".h", path.name)):
         text = header.read_text()
         parts.append(f"## {header.name}\n\n```{'c' if header.suffix == '.h' else 'cpp'}\n{text}```\n")
