@@ -1,15 +1,15 @@
 // Finds the tensors of each expert.
 #include "runtime/expert_tensors.hpp"
 
+#include <limits>
 #include <string_view>
 #include <unordered_set>
 
 #include "runtime/base/check.hpp"
+#include "runtime/tensor_reader.hpp"
 
 namespace q4 {
 namespace {
-
-bool present(const std::optional<TensorView>& view) { return view && view->rows * view->cols > 0; }
 
 std::int64_t stride_of(const TensorView& view) { return view.row_stride < 0 ? view.cols : view.row_stride; }
 
@@ -27,11 +27,18 @@ TensorView rows_of(const TensorView& view, std::int64_t index, std::int64_t rows
 StackedTensors::StackedTensors(const char* call, const GptqTensors& tensors, std::int64_t experts)
     : tensors_(tensors), experts_(experts) {
   check(experts >= 1, "{}: experts = {}; it must be at least 1", call, experts);
+  const auto addressable = [&](const char* name, const TensorView& view) {  // so that no product below overflows
+    const std::int64_t stride = stride_of(view), most = std::numeric_limits<std::int64_t>::max() / 8;
+    check(stride >= 0 && (stride == 0 || view.rows <= most / stride),
+          "{}: {} has shape [{}, {}] and row stride {}: no memory is as large", call, name, view.rows, view.cols,
+          view.row_stride);
+  };
   const auto divides = [&](const char* name, const TensorView& view) {
     check(view.rows > 0 && view.rows % experts == 0,
           "{}: {} has {} rows, which {} experts cannot share: pass [experts, ...] with the first two dimensions as one",
           call, name, view.rows, experts);
     check(view.data, "{}: {} has null data and shape [{}, {}]; pass its memory", call, name, view.rows, view.cols);
+    addressable(name, view);
   };
   divides("qweight", tensors.qweight), divides("qzeros", tensors.qzeros), divides("scales", tensors.scales);
   const auto vectors = [&](const char* name, const std::optional<TensorView>& view, std::int64_t count) {
@@ -39,6 +46,7 @@ StackedTensors::StackedTensors(const char* call, const GptqTensors& tensors, std
     check(view->rows == experts && view->cols == count && view->data,
           "{}: {} has shape [{}, {}]; it must be [experts = {}, {}]", call, name, view->rows, view->cols, experts,
           count);
+    addressable(name, *view);
   };
   vectors("g_idx", tensors.g_idx, tensors.qweight.rows / experts * 8);
   vectors("bias", tensors.bias, tensors.qweight.cols);

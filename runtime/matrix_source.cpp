@@ -51,7 +51,7 @@ void check_groups(const TensorReader& reader, Part& part, std::vector<std::strin
   check(given >= -1 && given <= kLargest,
         "{}: group_size = {}; it must be -1 (one group), 0 (derive) or a positive multiple of 8", call, given);
   if (given <= 0) part.group_size = given == -1 ? part.k : (part.k + part.groups - 1) / part.groups;
-  if (part.g_idx && part.g_idx->rows * part.g_idx->cols > 0) {
+  if (present(part.g_idx)) {
     GroupIndex index = read_g_idx(reader, *part.g_idx, part, part.plain_g_idx);
     part.group_of_row = std::move(index.rows);
     if (!index.note.empty()) notes.push_back(std::move(index.note));
@@ -99,7 +99,7 @@ void check_part(const TensorReader& reader, Part& part, std::vector<std::string>
         "{}: qzeros has shape [{}, {}]; with {} groups of scales and n = {} it must be [{}, {}]", call,
         part.qzeros.rows, part.qzeros.cols, part.groups, n, part.groups, n / 8);
   check_groups(reader, part, notes);
-  if (part.bias && part.bias->rows * part.bias->cols > 0) {
+  if (present(part.bias)) {
     reader.check_view(*part.bias, "bias", {DType::kF16, DType::kBF16, DType::kF32});
     check(part.bias->rows * part.bias->cols == part.n && (part.bias->rows == 1 || part.bias->cols == 1),
           "{}: bias has shape [{}, {}]; it must have n = {} elements", call, part.bias->rows, part.bias->cols, part.n);

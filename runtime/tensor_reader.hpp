@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <q4/matrix.hpp>
 #include <string>
 #include <utility>
@@ -12,6 +13,9 @@
 #include "runtime/backends/backend.hpp"
 
 namespace q4 {
+
+/// Whether a tensor is given and has elements, also before its extents are checked.
+inline bool present(const std::optional<TensorView>& view) { return view && view->rows != 0 && view->cols != 0; }
 
 /// A tensor's elements in host memory: where they are, or a copy of what is on a device.
 struct HostTensor {

@@ -86,6 +86,14 @@ inline std::vector<Bad<GptqTensors>> bad_tensors() {
       {"g_idx beyond the groups", [=](T& t) { t.g_idx = tensor(high); }, {"g_idx", "[7]", "2"}},
       {"negative g_idx", [=](T& t) { t.g_idx = tensor(low); }, {"g_idx", "[200]", "-1"}},
       {"length of bias", [](T& t) { t.bias->cols = 63; }, {"bias", "63", "64"}},
+      {"elements of bias are 2^64",
+       [](T& t) { t.bias->rows = t.bias->cols = std::int64_t{1} << 32; },
+       {"bias", "4294967296"}},
+      {"elements of g_idx are 2^64",
+       [](T& t) { t.g_idx->rows = t.g_idx->cols = std::int64_t{1} << 32; },
+       {"g_idx", "4294967296"}},
+      {"elements of bias overflow", [](T& t) { t.bias->rows = kHuge; }, {"bias", std::to_string(kHuge)}},
+      {"negative rows of bias", [](T& t) { t.bias->rows = -1; }, {"bias", "-1"}},
       {"tensors of another device",
        [](T& t) {
          t.qweight.device = Device{BackendKind::kCuda, 0};

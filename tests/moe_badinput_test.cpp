@@ -2,6 +2,7 @@
 #include <q4/moe.hpp>
 
 #include <cmath>
+#include <limits>
 
 #include "bad_input.hpp"
 #include "checkpoint_maker.hpp"
@@ -97,6 +98,9 @@ TEST_CASE_FIXTURE(Fixture, "tensors [E, ...] must divide") {
   with("bias", {"from_stacked", "bias", "[1, 64]", "128"}, [&](auto& t) {
     t.bias = TensorView{g_idx.data(), DType::kF32, 1, 64};
   });
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  with("rows", {"from_stacked", "qweight", std::to_string(kMost - 1)}, [](auto& t) { t.qweight.rows = kMost - 1; });
+  with("a row stride", {"from_stacked", "scales", "row stride"}, [](auto& t) { t.scales.row_stride = kMost; });
 }
 
 TEST_CASE_FIXTURE(Fixture, "patterns that find no experts") {
