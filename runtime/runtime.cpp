@@ -92,11 +92,18 @@ bool Runtime::Impl::may_be_prebuilt(const std::string& arch) {
   return cache_->mode() == CacheMode::kRequirePrebuilt || cache_->holds(arch, choose::kernel_headers());
 }
 
-const TuningDb& Runtime::Impl::tuning() {
-  std::vector<std::string> problems;
-  std::call_once(tuning_once_, [&] { load_tuning(problems); });
-  for (const auto& problem : problems) context_.log(LogLevel::kWarning, "tuning: " + problem + "; it is not used");
-  return tuning_;
+/// Read under no lock, by several threads at the worst: what fails is tried again by the next call, and a child of fork()
+/// finds all or nothing.
+const Runtime::Impl::Tuning& Runtime::Impl::read_tuning() {
+  if (const Tuning* known = tuning_.load(std::memory_order_acquire)) return *known;
+  auto loaded = std::make_unique<const Tuning>(load_tuning());
+  const Tuning* known = nullptr;
+  if (!tuning_.compare_exchange_strong(known, loaded.get(), std::memory_order_acq_rel, std::memory_order_acquire))
+    return *known;
+  tuning_owner_ = std::move(loaded);
+  for (const auto& problem : tuning_owner_->problems)
+    context_.log(LogLevel::kWarning, "tuning: " + problem + "; it is not used");
+  return *tuning_owner_;
 }
 
 /// Where records may be, in the order of reading, each later one over those before it. What is unnamed exists.
@@ -131,16 +138,18 @@ void read(TuningDb& db, const TuningSource& place, cache::KernelCache& cache) {
 
 }  // namespace
 
-void Runtime::Impl::load_tuning(std::vector<std::string>& problems) {
+Runtime::Impl::Tuning Runtime::Impl::load_tuning() {
+  Tuning tuning;
   for (const auto& place : places_of_tuning()) {
-    tuning_named_ |= place.named;
+    tuning.named |= place.named;
     try {
-      read(tuning_, place, *cache_);
+      read(tuning.records, place, *cache_);
     } catch (const Error& error) {
       if (place.named) throw;
-      problems.push_back(error.what());
+      tuning.problems.push_back(error.what());
     }
   }
+  return tuning;
 }
 
 std::vector<TuningSource> Runtime::Impl::tuning_sources() {
@@ -165,13 +174,14 @@ void Runtime::Impl::say_once(LogLevel level, const std::string& text) {
 const TuningRecord* Runtime::Impl::tuned(Device device, TuningKey key) {
   TuningMatch match = TuningMatch::kNone;
   const TuningRecord* record = nullptr;
-  const TuningDb& db = tuning();
+  const Tuning& known = read_tuning();
+  const TuningDb& db = known.records;
   try {
     // An epilogue moves times by little: what was measured without it serves too.
     if (!key.epilogue.empty() && !is_of_experts(key) && !db.find(key)) key.epilogue.clear();
     record = db.find(key, &match);
   } catch (const Error& error) {
-    if (tuning_named_) throw;
+    if (known.named) throw;
     say_once(LogLevel::kWarning, std::string("tuning: ") + error.what() + "; defaults are used");
   }
   if (match == TuningMatch::kStale)

@@ -1,6 +1,7 @@
 // What a Runtime handle points to.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -25,7 +26,7 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   /// The device, opened at its first use. Throws kNotFound with those that exist.
   std::shared_ptr<DeviceBackend> open(Device device);
   std::vector<DeviceInfo> devices();
-  const TuningDb& tuning();
+  const TuningDb& tuning() { return read_tuning().records; }
   std::vector<TuningSource> tuning_sources();
   /// The record that a plan of this problem uses; null: defaults. Says once what is stale, only nearest, or not known
   /// to this version, and notes what is untuned.
@@ -39,17 +40,22 @@ class [[gnu::visibility("hidden")]] Runtime::Impl {
   void say_once(LogLevel level, const std::string& text);  ///< only the first time that this runtime says it
 
  private:
+  struct Tuning {
+    TuningDb records;
+    bool named = false;  ///< by the caller: trouble with the files is an error
+    std::vector<std::string> problems;
+  };
   std::vector<TuningSource> places_of_tuning();
-  void load_tuning(std::vector<std::string> & problems);
+  Tuning load_tuning();
+  const Tuning& read_tuning();
 
   BackendContext context_;
   std::unique_ptr<cache::KernelCache> cache_;
   std::vector<std::unique_ptr<Backend>> backends_;
   ForkSafeMutex mutex_;
   std::map<std::pair<BackendKind, int>, std::shared_ptr<DeviceBackend>> open_;
-  std::once_flag tuning_once_;
-  TuningDb tuning_;
-  bool tuning_named_ = false;   ///< the caller named the files: trouble with them is an error
+  std::atomic<const Tuning*> tuning_ = nullptr;  ///< what was read first
+  std::unique_ptr<const Tuning> tuning_owner_;
   std::set<std::string> said_;  ///< guarded by mutex_
   UntunedLog untuned_;
 };
