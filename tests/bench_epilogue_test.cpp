@@ -19,7 +19,9 @@ TEST_CASE("q4-bench: what an epilogue gives is checked, and timed beside the mat
                 parts);
     CAPTURE(json.out);
     REQUIRE(json.status == 0);
-    for (const auto& point : nlohmann::json::parse(json.out)["points"]) {
+    const auto said = nlohmann::json::parse(json.out);
+    REQUIRE(said["points"].size() == 2);
+    for (const auto& point : said["points"]) {
       CHECK(point["exact"] == true);
       CHECK(point["alone_us"] > 0);
     }
