@@ -321,7 +321,7 @@ TEST_CASE("tune: a small shape on the CPU gives a record that covers it and that
   const Problem problem{"small", 512, 256, 64, true};
   TuneOptions options;
   options.m = {1, 4, 32};
-  options.seconds = 20;
+  options.seconds = 20 * test::kSlower;
   int reports = 0;
   options.progress = [&](const TuneProgress& p) {
     ++reports;

@@ -9,9 +9,10 @@ if(q4_python3)
   add_test(NAME "docs: fragments of C++ compile" COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tests/docs/check.py fragments ${CMAKE_CXX_COMPILER})
   add_test(NAME "docs: file formats are as drawn"
            COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tests/docs/files.py ${PROJECT_BINARY_DIR}/bin ${PROJECT_SOURCE_DIR}/docs/reference/files.md)
-  set_tests_properties("docs: file formats are as drawn" PROPERTIES SKIP_RETURN_CODE 77)
+  set_tests_properties("docs: file formats are as drawn" PROPERTIES SKIP_RETURN_CODE 77 RESOURCE_LOCK tuner)
   add_test(NAME "tools: fields of --json are documented"
            COMMAND ${q4_python3} ${PROJECT_SOURCE_DIR}/tests/tools/json_test.py ${PROJECT_BINARY_DIR}/bin ${PROJECT_SOURCE_DIR}/docs)
+  set_tests_properties("tools: fields of --json are documented" PROPERTIES RESOURCE_LOCK tuner)
 endif()
 add_test(NAME "docs: the site builds without a warning" COMMAND bash ${PROJECT_SOURCE_DIR}/tests/docs/site.sh)
 set_tests_properties("docs: the site builds without a warning" PROPERTIES SKIP_RETURN_CODE 77 LABELS consumer TIMEOUT 600)

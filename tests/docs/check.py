@@ -23,7 +23,7 @@ def tracked(*patterns: str) -> list[pathlib.Path]:
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard", "--", *patterns], capture_output=True, text=True)
     if listed.returncode == 0:
         return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).exists()]
-    return [path for pattern in patterns for path in ROOT.rglob(pattern) if "build" not in path.relative_to(ROOT).parts]
+    return [path for pattern in patterns for path in ROOT.rglob(pattern) if path.is_file() and "build" not in path.relative_to(ROOT).parts]
 
 
 def headings(page: pathlib.Path) -> set[str]:
