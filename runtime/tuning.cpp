@@ -14,6 +14,7 @@
 #include <unordered_map>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/file_system.hpp"
 #include "runtime/base/fork.hpp"
 #include "runtime/cache/entry.hpp"
 #include "runtime/tuning_format.hpp"
@@ -47,20 +48,22 @@ struct Slot {
 std::string read_file(const std::string& path) {
   std::error_code unknown;
   const bool regular = std::filesystem::is_regular_file(path, unknown);  // others do not say their size
-  const bool folder = std::filesystem::is_directory(path, unknown);
+  const char* const wrong = std::filesystem::is_directory(path, unknown) ? "is a folder"
+                            : endless(path)                              ? "is a device"
+                                                                         : nullptr;
   std::ifstream in(path, std::ios::binary);
   std::string text;
   if (in && regular) {
     text.resize(std::filesystem::file_size(path, unknown));
     in.read(text.data(), static_cast<std::streamsize>(text.size()));
     text.resize(static_cast<std::size_t>(in.gcount()));  // it may have been cut meanwhile
-  } else if (in && !folder) {
+  } else if (in && !wrong) {
     text.assign(std::istreambuf_iterator<char>(in), {});
   }
-  if (!in.is_open() || in.bad() || folder)
-    fail(errno == ENOENT && !folder ? ErrorCode::kNotFound : ErrorCode::kIo,
+  if (!in.is_open() || in.bad() || wrong)
+    fail(errno == ENOENT && !wrong ? ErrorCode::kNotFound : ErrorCode::kIo,
          "TuningDb::load: path = {}: {}; q4-autotune writes such files", path,
-         folder  ? "is a folder"
+         wrong   ? wrong
          : errno ? std::strerror(errno)
                  : "cannot be read");
   return text;

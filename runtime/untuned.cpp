@@ -9,12 +9,14 @@
 #include <cstring>
 #include <fstream>
 
+#include "runtime/base/file_system.hpp"
+
 namespace q4 {
 
 Result<void> UntunedLog::note(const TuningKey& key) {
   const std::lock_guard lock(mutex_);
   if (path_.empty()) return {};
-  if (!std::exchange(begun_, true)) {
+  if (!std::exchange(begun_, true) && !endless(path_)) {
     std::ifstream in(path_);
     for (std::string line; std::getline(in, line);) lines_.insert(line);
   }

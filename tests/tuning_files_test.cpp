@@ -193,6 +193,10 @@ TEST_CASE("a service records what is untuned, once, and q4-autotune reads it") {
   CHECK(shapes[1].activation == DType::kBF16);
   CHECK(shapes[1].problem.act_order);
 
+  UntunedLog endless;
+  endless.open("/dev/full");
+  CHECK_FALSE(endless.note(key));
+
   UntunedLog nowhere;
   nowhere.open(folder / "missing/untuned.jsonl");
   const auto noted = nowhere.note(key);

@@ -179,7 +179,8 @@ TEST_CASE("the bucket that serves m") {
 TEST_CASE("files that are missing, empty or damaged") {
   const test::TempFolder folder;
   CHECK(contains(error_of(folder / "none", ErrorCode::kNotFound), folder / "none"));
-  error_of(folder.path(), ErrorCode::kIo);  // a folder
+  error_of(folder.path(), ErrorCode::kIo);                                // a folder
+  CHECK(contains(error_of("/dev/zero", ErrorCode::kIo), "is a device"));  // and has no end
 
   TuningDb empty;
   empty.load("/dev/null");

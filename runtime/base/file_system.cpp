@@ -1,6 +1,9 @@
 // The magic numbers of linux/magic.h.
 #include "runtime/base/file_system.hpp"
 
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
 #include <map>
 
 #include "runtime/base/check.hpp"
@@ -17,6 +20,13 @@ FileSystem file_system(long type) {
       {0x73717368, {"squashfs", false}}};
   const auto at = known.find(type);
   return at == known.end() ? FileSystem{fmt::format("type {:#x}", type), false} : at->second;
+}
+
+bool endless(const std::string& path) {
+  constexpr unsigned kMemory = 1, kNull = 3;  // of Linux's list of devices
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0 || !(S_ISCHR(status.st_mode) || S_ISBLK(status.st_mode))) return false;
+  return status.st_rdev != makedev(kMemory, kNull);
 }
 
 }  // namespace q4

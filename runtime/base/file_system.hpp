@@ -1,4 +1,4 @@
-// What kind of file system a file is on.
+// What kind of file system a file is on, and what kind of file it is.
 #pragma once
 
 #include <string>
@@ -11,5 +11,8 @@ struct FileSystem {
 };
 /// By the f_type of statfs(2).
 FileSystem file_system(long type);
+
+/// Whether this is a device whose end may never come, such as /dev/zero or a terminal; /dev/null has one.
+bool endless(const std::string& path);
 
 }  // namespace q4

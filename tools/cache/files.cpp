@@ -11,6 +11,7 @@
 #include <q4/q4.hpp>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/file_system.hpp"
 #include "runtime/cache/signature.hpp"
 #include "runtime/jit/embedded.hpp"
 #include "tools/cache/cache_tool.hpp"
@@ -61,6 +62,7 @@ namespace {
 std::string first_line(const std::string& path) {
   std::ifstream file(path);
   std::string line;
+  if (endless(path)) fail(ErrorCode::kNotFound, "{} cannot be read: it is a device; name a file", path);
   if (!std::getline(file, line)) fail(ErrorCode::kNotFound, "{} cannot be read: {}", path, std::strerror(errno));
   return line;
 }

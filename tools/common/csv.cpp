@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/file_system.hpp"
 #include "tools/common/common.hpp"
 
 namespace q4::tools {
@@ -45,7 +46,7 @@ Csv::Csv(const std::string& text, const std::string& name, const std::vector<std
 
 Csv Csv::read(const std::string& path, const std::vector<std::string>& required) {
   std::ifstream in(path);
-  if (!in || std::filesystem::is_directory(path))
+  if (!in || std::filesystem::is_directory(path) || endless(path))
     fail(ErrorCode::kIo, "{}: no file that can be read; name a CSV file with a header line: {}", path,
          fmt::join(required, ","));
   return {{std::istreambuf_iterator<char>(in), {}}, path, required};
