@@ -102,6 +102,11 @@ TEST_CASE("signatures: keygen, sign and pack --sign by the tool; a secret that o
   const auto key = s / "ops";
   REQUIRE(run_tool("q4-cache keygen --out " + key).status == 0);
   CHECK(run_tool("q4-cache keygen --out " + key).status == 1);  // never over another's
+  CHECK(run_tool("q4-cache keygen --out " + (s / "")).status == 2);
+  ::rename((key + ".public").c_str(), (s / "half.public").c_str());
+  CHECK(run_tool("q4-cache keygen --out " + (s / "half")).status == 1);
+  CHECK_FALSE(std::filesystem::exists(s / "half.secret"));  // a secret without its public key would be of no use
+  ::rename((s / "half.public").c_str(), (key + ".public").c_str());
   struct stat status;
   REQUIRE(::stat((key + ".secret").c_str(), &status) == 0);
   CHECK((status.st_mode & 0777) == 0600);
@@ -112,6 +117,13 @@ TEST_CASE("signatures: keygen, sign and pack --sign by the tool; a secret that o
       run_tool("q4-cache merge --out " + (s / "m.q4pack") + " --sign " + key + ".secret " + (s / "p.q4pack")).status ==
       0);
   CHECK(run_tool("q4-cache verify --public-key " + key + ".public " + (s / "m.q4pack")).status == 0);
+  std::string bytes = read_file(s / "p.q4pack");
+  bytes[bytes.size() - 40] ^= 1;  // of the entry's code
+  std::ofstream(s / "damaged.q4pack", std::ios::binary) << bytes;
+  const auto damaged = run_tool("q4-cache sign " + (s / "damaged.q4pack") + " --sign " + key + ".secret");
+  CHECK(damaged.status == 1);
+  CHECK_MESSAGE(contains(damaged.out, "checksum"), damaged.out);
+  CHECK(read_file(s / "damaged.q4pack") == bytes);
   ::chmod((key + ".secret").c_str(), 0644);
   const auto open = run_tool("q4-cache sign " + (s / "p.q4pack") + " --sign " + key + ".secret");
   CHECK(open.status == 2);

@@ -227,6 +227,9 @@ std::string write_pack(const std::string& path, const std::vector<Entry>& entrie
 std::string sign_pack(const std::string& path, const std::string& secret) {
   const auto pack = Pack::open(path);
   if (!pack) return pack.reason();
+  // What is signed is what everybody may trust.
+  if (const auto problems = (*pack)->verify(); !problems.empty())
+    return problems.front() + "; make the pack again with q4-cache pack";
   const auto bytes = (*pack)->bytes();
   if (!bytes) return bytes.reason();
   std::string file = *bytes;

@@ -186,13 +186,21 @@ int import_entries(const Tool& tool, const CacheToolOptions& options) {
 }
 
 int make_keys(const Tool& tool, const CacheToolOptions& options) {
+  check(!std::filesystem::path(options.out).filename().empty(), "--out = {}: write a name behind the folder",
+        options.out);
   const auto keys = cache::make_signing_keys();
-  const auto write = [](const std::string& path, const std::string& text, unsigned mode) {
+  std::vector<std::string> made;
+  const auto write = [&](const std::string& path, const std::string& text, unsigned mode) {
     const int file = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
-    if (file < 0) fail(ErrorCode::kIo, "--out: {}: {}", path, std::strerror(errno));
     const std::string line = text + "\n";
-    const bool written = ::write(file, line.data(), line.size()) == static_cast<ssize_t>(line.size());
-    if (::close(file) != 0 || !written) fail(ErrorCode::kIo, "--out: {}: {}", path, std::strerror(errno));
+    if (file >= 0) made.push_back(path);
+    bool written = file >= 0 && ::write(file, line.data(), line.size()) == static_cast<ssize_t>(line.size());
+    const int error = errno;
+    if (file >= 0) written &= ::close(file) == 0;
+    if (written) return;
+    for (const std::string& half : made) ::unlink(half.c_str());  // half a pair is of no use
+    fail(ErrorCode::kIo, "--out: {}: {}; {}", path, std::strerror(error),
+         error == EEXIST ? "name another pair, keys are not replaced" : "name a pair in a folder that can be written");
   };
   write(options.out + ".secret", keys.secret, 0600);
   write(options.out + ".public", keys.public_key, 0644);
