@@ -139,6 +139,17 @@ TEST_CASE("convert: there and back gives the same bytes") {
   }
 }
 
+TEST_CASE("convert: of a single file nothing beside it is copied") {
+  const Sandbox box;
+  const std::string name = "model.layers.0.self_attn.k_proj";
+  const MadeFormat made = made_formats(name).front();
+  const std::string in = make_model(box, made.config, made.tensors), out = box.file("out");
+  const Ended ended = box.run("q4-convert " + in + "/model.safetensors " + out + " --quiet --to gptq_v2", true);
+  REQUIRE_MESSAGE(ended.status == 0, ended.out);
+  CHECK(names_in(out) == std::vector<std::string>{"config.json", "model.safetensors"});
+  check_same(loaded(out, name), loaded(in, name));
+}
+
 TEST_CASE("convert: several group sizes become rules, or are refused where the format has one") {
   const Sandbox box;
   const std::string in = box.file("in");
@@ -195,9 +206,19 @@ TEST_CASE("convert: never over what is there, and nothing half-done") {
   fs::create_directory(out);
   write_file(out + "/precious.txt", "x");
   refused(in + " " + out + to, 2, "not empty");
-  refused(in + " " + out + to + " --force", 2, "--force replaces the folder of a checkpoint");
-  CHECK(read_file(out + "/precious.txt") == "x");
+  refused(in + " " + out + to + " --force", 2, "not of this one: precious.txt");
+  // What makes it look like a checkpoint's folder does not make the rest worthless.
   write_file(out + "/config.json", "{}");
+  write_file(out + "/model.safetensors", "");
+  refused(in + " " + out + to + " --force", 2, "not of this one: precious.txt");
+  fs::create_directory(out + "/src");
+  fs::rename(out + "/precious.txt", out + "/src/main.c");
+  refused(in + " " + out + to + " --force", 2, "not of this one: src/main.c");
+  CHECK(read_file(out + "/src/main.c") == "x");
+  fs::remove_all(out + "/src");
+  write_file(out + "/other-model.safetensors", "");
+  refused(in + " " + out + to + " --force", 2, "not of this one: other-model.safetensors");
+  fs::remove(out + "/other-model.safetensors");
   CHECK(box.run("q4-convert " + in + " " + out + to + " --force").status == 0);
   CHECK(names_in(out) == std::vector<std::string>{"config.json", "model.safetensors"});
   fs::remove_all(out);

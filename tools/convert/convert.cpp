@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -144,9 +145,11 @@ Converted convert(const Request& request, const std::function<void(double, const
   for (const auto& shard : shards)
     for (const OutTensor& tensor : shard) result.bytes += tensor.bytes, ++tensors;
 
-  NewFolder folder(request.out, request.in, request.force);
+  // A single file may lie among anything, in a home folder for one.
+  const bool whole = std::filesystem::is_directory(request.in) || request.in.ends_with(".index.json");
+  NewFolder folder(request.out, request.in, whole ? source.folder() : "", request.force);
   folder.need(result.bytes);
-  result.left_out = copy_other_files(source.folder(), folder.path());
+  if (whole) result.left_out = copy_other_files(source.folder(), folder.path());
   for (const auto& [name, at] : source.files().tensors) {
     const std::string file = at.file->path().substr(at.file->path().rfind('/') + 1);
     std::erase(result.left_out, file);

@@ -29,6 +29,7 @@ namespace fs = std::filesystem;
 
 constexpr const char* kWeights[] = {".safetensors", ".bin", ".pt",      ".pth", ".ckpt",
                                     ".gguf",        ".h5",  ".msgpack", ".onnx"};
+constexpr const char *kTensors = ".safetensors", *kIndex = ".safetensors.index.json";
 constexpr const char* kConfigs[] = {"config.json", "quantize_config.json", "quantization_config.json",
                                     "quant_config.json"};
 
@@ -47,12 +48,18 @@ bool is_config(const std::string& name) {
   fail(ErrorCode::kIo, "{}: {}: {}{}", path, what, std::strerror(error), remedy);
 }
 
-/// Whether a checkpoint, and nothing else of value, is what this folder is for.
-bool is_checkpoint(const fs::path& folder) {
-  if (fs::exists(folder / "config.json")) return true;
-  for (const auto& entry : fs::directory_iterator(folder))
-    if (entry.path().extension() == ".safetensors") return true;
-  return false;
+/// A file in `folder` that the new one would not have again, as a path below it: neither one that q4-convert writes itself
+/// nor one of `copied`, which is copied into it (empty: nothing is). Empty: there is none.
+std::string foreign_file(const fs::path& folder, const std::string& copied) {
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    const fs::path below = entry.path().lexically_relative(folder);
+    const std::string name = below.string();
+    const bool weights = name.starts_with("model") && (name.ends_with(kTensors) || name.ends_with(kIndex));
+    const bool written = !below.has_parent_path() && (weights || is_config(name));
+    if (written || (entry.is_directory() && !entry.is_symlink())) continue;
+    if (copied.empty() || is_weights(name) || !fs::exists(fs::path(copied) / below)) return name;
+  }
+  return "";
 }
 
 void sync_folder(const std::string& path) {
@@ -119,7 +126,8 @@ void OutFile::close() {
   if (::close(file) != 0) failed("cannot be written to the disk");
 }
 
-NewFolder::NewFolder(const std::string& out, const std::string& in, bool force) : force_(force) {
+NewFolder::NewFolder(const std::string& out, const std::string& in, const std::string& copied, bool force)
+    : force_(force) {
   check(!out.empty(), "OUT is empty; name a new folder");
   fs::path place = fs::absolute(out).lexically_normal();
   if (place.filename().empty()) place = place.parent_path();  // "out/"
@@ -131,10 +139,12 @@ NewFolder::NewFolder(const std::string& out, const std::string& in, bool force) 
     check(fs::is_directory(status), "OUT = {}: it exists and is not a folder; name a new folder", out);
     const bool empty = fs::is_empty(place);
     check(empty || force, "OUT = {}: it exists and is not empty; name a new folder, or replace it with --force", out);
-    check(empty || is_checkpoint(place),
-          "OUT = {}: --force replaces the folder of a checkpoint, and this one has neither config.json nor a "
-          "*.safetensors file; name another folder",
-          out);
+    const std::string foreign = empty ? "" : foreign_file(place, copied);
+    check(
+        foreign.empty(),
+        "OUT = {}: --force replaces a checkpoint, and there is a file that is not of this one: {}; remove it, or name "
+        "another folder",
+        out, foreign);
   }
   // Resolved, so that no link hides that one is in the other.
   const fs::path real_in = fs::canonical(fs::is_directory(in) ? fs::path(in) : fs::absolute(in).parent_path());

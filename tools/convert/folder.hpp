@@ -30,9 +30,10 @@ class OutFile {
 /// was reached.
 class NewFolder {
  public:
-  /// Checks that `out` can be made (its parent exists; it is absent or an empty folder, or `force` is set and it is the
-  /// folder of a checkpoint) and is apart from `in`. Throws kInvalidArgument or kIo, and nothing has been changed then.
-  NewFolder(const std::string& out, const std::string& in, bool force);
+  /// Checks that `out` can be made (its parent exists; it is absent or an empty folder, or `force` is set and it
+  /// holds nothing but what q4-convert writes and files of the folder `copied`) and is apart from `in`. Throws
+  /// kInvalidArgument or kIo, and nothing has been changed then.
+  NewFolder(const std::string& out, const std::string& in, const std::string& copied, bool force);
   ~NewFolder();
   NewFolder(const NewFolder&) = delete;
   NewFolder& operator=(const NewFolder&) = delete;
