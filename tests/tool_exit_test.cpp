@@ -77,7 +77,14 @@ TEST_CASE("tools: one meaning of each exit status") {
       "q4-bench --device cpu --shape 64x64 --m 1 --seconds 0.01 --tactic nope",
       // values
       "q4-bench --m 0", "q4-autotune --m 0", "q4-verify" + name + " --m 0", "q4-bench --shape 12x8 --device cpu",
-      "q4-cache build --target sm_90a --max-m 0", "q4-cache build --target sm_1",
+      "q4-cache build --target sm_90a --max-m 0", "q4-cache build --target sm_1", "q4-cache prune --max-bytes -1",
+      "q4-bench --moe a,b,c,d", "q4-bench --routing zipf", "q4-bench --peak 0",
+      // what an unset variable of a shell leaves
+      "q4-info ''", "q4-info --config ''", "q4-bench --device cpu --checkpoint ''", "q4-autotune --device ''",
+      "q4-verify ''", "q4-cache verify ''", "q4-cache verify --public-key ''", "q4-cache keygen --out ''",
+      // devices without an end
+      "q4-autotune --device cpu --shape 64x64 --out /dev/full", "q4-bench --device cpu --shapes /dev/zero",
+      "q4-cache verify --public-key /dev/zero",
       // inputs that cannot be read
       "q4-verify " + none, "q4-verify " + box.file("damaged.safetensors"), "q4-bench --device cpu --checkpoint " + none,
       "q4-bench --device cpu --checkpoint " + box.file("damaged.safetensors"), "q4-bench --device cpu --shapes " + none,
@@ -94,8 +101,9 @@ TEST_CASE("tools: one meaning of each exit status") {
   for (const std::string& command : usage) {
     const Ended ended = box.run(command, true);
     CHECK_MESSAGE(ended.status == 2, command, ": ", ended.out);
-    CHECK_MESSAGE(!ended.out.empty(), command);
+    CHECK_MESSAGE(contains(ended.out, ": error: "), command, ": ", ended.out);
   }
+  CHECK(contains(box.run("q4-cache nothing", true).out, "there is no subcommand \"nothing\""));
 
   CHECK(box.run("q4-cache diff " + empty + " " + empty).status == 0);
   CHECK(box.run("q4-verify" + name + " --device cpu").status == 0);
@@ -109,7 +117,16 @@ TEST_CASE("tools: one meaning of each exit status") {
   db.save(box.file("one.jsonl"));
   CHECK(box.run("q4-cache diff " + empty + " " + box.file("one.jsonl")).status == 1);
   CHECK(box.run("q4-cache merge --out /proc/none.jsonl " + empty).status == 1);  // the work fails
-  CHECK(box.run("q4-bench --device cpu --shape 64x64 --m 1 --seconds 0.01 --csv /proc/none.csv").status == 1);
+  const std::string bench = "q4-bench --device cpu --shape 64x64 --m 1 --seconds 0.01 ";
+  CHECK(box.run(bench + "--csv /proc/none.csv").status == 1);
+  const Ended full = box.run(bench + "--csv /dev/full", true);
+  CHECK(full.status == 1);
+  CHECK_MESSAGE(contains(full.out, "64x64"), full.out);  // what was measured is shown all the same
+  CHECK_MESSAGE(contains(full.out, "No space left"), full.out);
+  test::write_file(box.file("shapes.csv"), "k,n\n64,64\n");
+  const std::string shapes = box.file("shapes.csv");
+  CHECK(box.run("q4-bench --device cpu --shapes " + shapes + " --csv " + shapes).status == 2);
+  CHECK(test::read_file(shapes) == "k,n\n64,64\n");
 }
 
 TEST_CASE("q4-info: what is wrong with a tuning file is its exit status too") {

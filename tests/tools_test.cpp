@@ -141,6 +141,20 @@ TEST_CASE("baseline: the best 4-bit peer, with dense and floor apart") {
   CHECK(contains(error_of([] { Baseline::parse("peer,k,n,group,act_order,m,us\na,1,1,1,0,1,x\n", "p"); }), "p line 2"));
 }
 
+TEST_CASE("sizes in bytes, and names that would steer a terminal") {
+  CHECK(parse_bytes("0", "--x") == 0);
+  CHECK(parse_bytes("1000000", "--x") == 1000000);
+  CHECK(parse_bytes("500 MB", "--x") == 500'000'000);
+  CHECK(parse_bytes("5gb", "--x") == 5'000'000'000);
+  CHECK(parse_bytes("2GiB", "--x") == std::uint64_t{2} << 30);
+  CHECK(parse_bytes("7k", "--x") == 7000);
+  for (const char* wrong : {"", "-1", "GB", "1e9", "1.5GB", "5XB", "5IB", "99999999TB", "99999999999999999999"})
+    CHECK_MESSAGE(contains(error_of([&] { parse_bytes(wrong, "--x"); }), "--x = "), wrong);
+  Table table({"name"});
+  table.add({"a\n\x1b[31mb\x7f"});
+  CHECK(table.str() == "name\na??[31mb?\n");
+}
+
 // ---- processes -----------------------------------------------------------------------------------------------------
 TEST_CASE("every tool teaches, has a version, and tells usage from failure") {
   const Sandbox box;
@@ -151,6 +165,7 @@ TEST_CASE("every tool teaches, has a version, and tells usage from failure") {
     CHECK(contains(help.out, "Examples:"));
     CHECK(contains(help.out, "--json"));
     CHECK(box.run(tool + " --version").out == tool + " " Q4_VERSION "\n");
+    CHECK(contains(box.run(tool + " --no-such-option", true).out, tool + ": error: "));
     CHECK(box.run(tool + " --no-such-option").status == 2);
     CHECK(box.run(tool + " surplus").status == 2);
   }

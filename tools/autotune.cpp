@@ -136,10 +136,10 @@ int main(int argc, char** argv) {
           "tune plans with so many LoRA adapters of this rank, to which the rows belong in turn")
       ->type_name("ADAPTERS,RANK");
   tool.app->add_option("--budget", request.budget, "seconds for everything, 0: until all is measured (default 60)")
-      ->check(seconds_check(true))
+      ->check(number_check("seconds", true))
       ->type_name("S");
   tool.app->add_option("--shape-budget", request.shape_budget, "at most so many seconds for one shape")
-      ->check(seconds_check(false))
+      ->check(number_check("seconds", false))
       ->type_name("S");
   tool.app->add_option("--out", request.out, "tuning file to add to (default: <cache folder>/tuning.jsonl)")
       ->type_name("FILE");
@@ -158,7 +158,7 @@ int main(int argc, char** argv) {
           "the I-th of N parts of the shapes, from 0, into a file of its own; join them with q4-cache merge")
       ->type_name("I/N");
   tool.app->add_option("--watchdog", request.launch_s, "seconds after which a silent tactic is hung (default 30)")
-      ->check(seconds_check(false))
+      ->check(number_check("seconds", false))
       ->type_name("S");
   tool.app->add_flag("--exhaustive", request.exhaustive, "measure every tactic at every m, to check the search itself");
   tool.add_json("print one JSON object instead of tables; progress stays on stderr");

@@ -3,6 +3,9 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -50,7 +53,18 @@ Math parse_math(const std::string& text) {
 }
 
 [[noreturn]] void unwritable(const std::string& csv) {
-  fail(ErrorCode::kIo, "--csv = {}: cannot be written; name a file in a folder that exists", csv);
+  fail(ErrorCode::kIo, "--csv = {}: cannot be written: {}; name a file in a folder that exists", csv,
+       std::strerror(errno));
+}
+
+/// What cannot be written is reported before an hour of measuring, and no input is written over.
+void check_csv(const BenchOptions& options) {
+  if (options.csv.empty()) return;
+  std::error_code absent;
+  for (const auto& [option, file] : {std::pair("--baseline", options.baseline), {"--shapes", options.shapes.csv_file}})
+    check(file.empty() || !std::filesystem::equivalent(file, options.csv, absent),
+          "--csv = {}: that is the file of {}; name another", options.csv, option);
+  if (!std::ofstream(options.csv, std::ios::app)) unwritable(options.csv);
 }
 
 /// The shapes in order, as many times as there are layers, for each m.
@@ -78,20 +92,20 @@ void write_csv(const std::string& csv, const std::string& text) {
 
 /// `moe`: E,topk,K,I.
 int bench_moe(const Tool& tool, const std::string& moe, bool zipf, BenchOptions options) {
-  MoeProblem problem = parse_moe(moe);
+  MoeProblem problem = read_input([&] { return parse_moe(moe); });
   problem.group = options.shapes.group, problem.act_order = options.shapes.act_order;
   check(problem.group >= 8 && problem.group % 8 == 0, "--group = {}: it must be a multiple of 8", problem.group);
   const Runtime runtime = bench_runtime(options.untuned);
   const Device device = tool.device(runtime);
   if (options.m.empty()) options.m = powers_of_two(traits_of(device).asynchronous ? 4096 : 256);
-  if (!options.csv.empty() && !std::ofstream(options.csv, std::ios::app)) unwritable(options.csv);
+  check_csv(options);
   catch_interrupt();
   const MoeBenchOptions with{options.m, options.activation, options.tactic, options.batch_invariant,
                              zipf,      options.seconds};
   const auto points = measure_moe(runtime, device, problem, with);
-  if (!options.csv.empty()) write_csv(options.csv, moe_csv(points, with));
   const DeviceInfo info = runtime.info(device);
   fmt::print("{}\n", tool.json ? moe_json(points, info, with).dump(2) : moe_table(points, info, with));
+  if (!options.csv.empty()) write_csv(options.csv, moe_csv(points, with));
   const auto wrong = std::ranges::count_if(points, [](const MoePoint& p) { return !p.exact; });
   if (wrong > 0)
     fmt::print(stderr, "{}: error: {} points are over the tolerance {:.0e} or raised an error\n", kName, wrong,
@@ -113,13 +127,12 @@ int bench(const Tool& tool, BenchOptions options) {
     return read;
   });
   if (options.chain > 0) return bench_chains(tool, runtime, device, inputs.problems, options);
-  // What cannot be written is reported before an hour of measuring.
-  if (!options.csv.empty() && !std::ofstream(options.csv, std::ios::app)) unwritable(options.csv);
+  check_csv(options);
   catch_interrupt();
   BenchRun run{.info = runtime.info(device), .tuning_records = runtime.tuning().size(), .baseline = inputs.baseline};
   measure_points(runtime, device, inputs.problems, options, run);
-  if (!options.csv.empty()) write_csv(options.csv, bench_csv(run, options));
   fmt::print("{}\n", tool.json ? bench_json(run, options).dump(2) : bench_table(run, options));
+  if (!options.csv.empty()) write_csv(options.csv, bench_csv(run, options));
   const auto wrong = std::count_if(run.points.begin(), run.points.end(), [](const Point& p) { return !p.exact; });
   if (wrong > 0)
     fmt::print(stderr, "{}: error: {} points are over the tolerance {:.0e} or raised an error\n", kName, wrong,
@@ -167,7 +180,7 @@ int main(int argc, char** argv) {
       ->add_option(
           "--peak", options.peak_tflops,
           "GPU: the tensor cores' rate in TFLOP/s; the floor is then the longer of the read and the operations at it")
-      ->check(CLI::PositiveNumber)
+      ->check(number_check("TFLOP/s", false))
       ->type_name("TFLOP/s");
   tool.app->add_option("--baseline", options.baseline, "CSV of others' times: peer,k,n,group,act_order,m,us")
       ->type_name("FILE");
@@ -188,14 +201,16 @@ int main(int argc, char** argv) {
       ->type_name("N")
       ->check(CLI::Range(1, 1000));
   std::string moe, routing = "uniform";
-  tool.app->add_option("--moe", moe, "time a layer of experts: E experts of [K, 2 I] and [I, K], topk of them a token")
-      ->type_name("E,topk,K,I");
+  auto* const of_moe = tool.app->add_option(
+      "--moe", moe, "time a layer of experts: E experts of [K, 2 I] and [I, K], topk of them a token");
+  of_moe->type_name("E,topk,K,I");
   tool.app
       ->add_option("--routing", routing, "of --moe: uniform (default) or zipf, where expert e has weight 1 / (e + 1)")
       ->check(CLI::IsMember({"uniform", "zipf"}))
+      ->needs(of_moe)
       ->type_name("R");
   tool.app->add_option("--seconds", options.seconds, "most time for one point (default 1)")
-      ->check(seconds_check(false))
+      ->check(number_check("seconds", false))
       ->type_name("S");
   tool.add_json("print one JSON object instead of the table");
   return tool.run(argc, argv, [&] {

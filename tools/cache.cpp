@@ -86,9 +86,10 @@ class Commands {
     add("ls", "lists the kernels of the folder", list);
     add("stat", "counts them by target", stat);
     app = add("prune", "removes the least recently used kernels", prune_folder);
-    app->add_option("--max-bytes", options.max_bytes, "what may stay: 0, 1000000, 500MB, 2GB")
+    app->add_option_function<std::string>(
+           "--max-bytes", [&](const std::string& text) { options.max_bytes = parse_bytes(text, "--max-bytes"); },
+           "what may stay: 0, 1000000, 500MB, 2GB")
         ->type_name("N")
-        ->transform(CLI::AsSizeValue(true))
         ->required();
     app = add("explain", "says which field of a key differs from the nearest kernel that there is", explain);
     app->add_option("key", options.key, "8 to 64 hex digits, as an error, the log or ls print them")->required();

@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#include <cctype>
 #include <chrono>
 #include <iterator>
 
@@ -28,25 +27,6 @@ constexpr const char* kExamples =
     "  q4-info models/llama-gptq   says what it is now\n";
 
 struct Interrupted {};
-
-/// "5GB", "500 MB", "1000000": bytes, at least one.
-std::uint64_t parse_bytes(const std::string& text) {
-  std::size_t at = 0;
-  std::uint64_t value = 0;
-  for (; at < text.size() && std::isdigit(static_cast<unsigned char>(text[at])) && value < (std::uint64_t{1} << 50);
-       ++at)
-    value = value * 10 + static_cast<std::uint64_t>(text[at] - '0');
-  const std::string unit = trimmed(text.substr(at));
-  constexpr std::pair<const char*, std::uint64_t> kUnits[] = {
-      {"", 1}, {"B", 1}, {"KB", 1'000}, {"MB", 1'000'000}, {"GB", 1'000'000'000}};
-  for (const auto& [name, factor] : kUnits)
-    if (unit == name && at > 0 && value > 0 && value < (std::uint64_t{1} << 32))
-      return value * factor;
-    else if (unit == name && at > 0 && value > 0 && factor == 1)
-      return value;
-  fail(ErrorCode::kInvalidArgument, "--shard-size = {}: write a number above 0 with B, KB, MB or GB, such as 5GB",
-       text);
-}
 
 int run(const Tool& tool, const convert::Request& request, bool quiet) {
   const auto start = std::chrono::steady_clock::now();
@@ -108,10 +88,15 @@ int main(int argc, char** argv) {
       ->type_name("FORMAT");
   tool.app
       ->add_option_function<std::string>(
-          "--shard-size", [&](const std::string& text) { request.shard_bytes = parse_bytes(text); },
+          "--shard-size",
+          [&](const std::string& text) {
+            request.shard_bytes = parse_bytes(text, "--shard-size");
+            check(request.shard_bytes > 0, "--shard-size = {}: it must be above 0", text);
+          },
           "largest file: a number with B, KB, MB or GB (default: 5GB)")
       ->type_name("SIZE");
-  tool.app->add_flag("--force", request.force, "replace OUT, if it is the folder of a checkpoint");
+  tool.app->add_flag("--force", request.force,
+                     "replace OUT, if it holds nothing but a checkpoint with the files of IN");
   tool.app->add_flag("--quiet", quiet, "no progress on stderr");
   tool.add_json("print one JSON object");
   return tool.run(argc, argv, [&] { return run(tool, request, quiet); });

@@ -262,8 +262,8 @@ int main(int argc, char** argv) {
   Tool tool("q4-info", "Lists the devices that q4 can use, what is missing for the others, and the files in use.",
             kExamples);
   std::string checkpoint;
-  const CLI::Option* const named = tool.app->add_option(
-      "CHECKPOINT", checkpoint, "a model's folder or .safetensors file, which is described instead of the devices");
+  tool.app->add_option("CHECKPOINT", checkpoint,
+                       "a model's folder or .safetensors file, which is described instead of the devices");
   std::string same_as;
   tool.app
       ->add_option("--same-as", same_as,
@@ -284,7 +284,6 @@ int main(int argc, char** argv) {
       ->needs(of_config);
   tool.add_json("print one JSON object");
   return tool.run(argc, argv, [&] {
-    check(named->empty() || !checkpoint.empty(), "CHECKPOINT is empty; name a folder or file, or leave it out");
     check(config.empty() || checkpoint.empty(), "CHECKPOINT and --config exclude each other");
     check(same_as.empty() || !checkpoint.empty(), "--same-as needs a CHECKPOINT");
     options.fused = !separate;

@@ -10,16 +10,15 @@
 #include <tuple>
 
 #include "runtime/checkpoint/file_bytes.hpp"
+#include "tools/common/common.hpp"
 
 namespace q4::tools {
 
-using Json = nlohmann::json;
-
-Json summarize_checkpoint(const std::string& path) {
+nlohmann::json summarize_checkpoint(const std::string& path) {
   const Checkpoint checkpoint = Checkpoint::open(path);
   std::map<std::string, int> packings;
   std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, int> shapes;
-  Json unsupported = Json::array();
+  nlohmann::json unsupported = nlohmann::json::array();
   std::int64_t bytes = 0;
   int loadable = 0, act_order = 0, bias = 0, other_groups = 0;
   const std::int64_t said = checkpoint.config().group_size;
@@ -39,7 +38,7 @@ Json summarize_checkpoint(const std::string& path) {
     ++shapes[{entry.k, entry.n, entry.group_size}];
     bytes += entry.k * entry.n / 2 + entry.groups * entry.n * 5 / 2;
   }
-  Json by_shape = Json::array();
+  nlohmann::json by_shape = nlohmann::json::array();
   for (const auto& [shape, count] : shapes) {
     const auto& [k, n, group_size] = shape;
     by_shape.push_back({{"k", k}, {"n", n}, {"group_size", group_size}, {"count", count}});
@@ -59,9 +58,10 @@ Json summarize_checkpoint(const std::string& path) {
           {"unsupported", unsupported}};
 }
 
-std::string summary_text(const Json& summary) {
+std::string summary_text(const nlohmann::json& summary) {
   const auto number = [&](const char* name) { return summary.at(name).get<std::int64_t>(); };
-  const auto tool = summary.at("tool").get<std::string>();
+  const auto text_of = [](const nlohmann::json& text) { return without_controls(text.get<std::string>()); };
+  const std::string tool = text_of(summary.at("tool"));
   std::string text = fmt::format("checkpoint: {}, {}\n", summary.at("path").get<std::string>(),
                                  summary.at("files").get<std::string>());
   if (number("matrices") == 0 && summary.at("unsupported").empty())
@@ -73,7 +73,7 @@ std::string summary_text(const Json& summary) {
       fmt::format("  group size {}, act-order in {}, bias in {} of {} matrices, {:.1f} MB packed\n",
                   number("group_size") == -1 ? "-1 (one group)" : std::to_string(number("group_size")),
                   number("act_order"), number("bias"), number("matrices"), static_cast<double>(number("bytes")) / 1e6);
-  for (const Json& shape : summary.at("shapes"))
+  for (const nlohmann::json& shape : summary.at("shapes"))
     text += fmt::format("  {:>6} x {:<6} group {:<5} {:>6} matrices\n", shape.at("k").get<std::int64_t>(),
                         shape.at("n").get<std::int64_t>(), shape.at("group_size").get<std::int64_t>(),
                         shape.at("count").get<std::int64_t>());
@@ -82,8 +82,8 @@ std::string summary_text(const Json& summary) {
                         number("other_groups"));
   if (summary.at("unsupported").empty()) return text + "  every quantized matrix can be loaded\n";
   text += fmt::format("  {} cannot be loaded:\n", summary.at("unsupported").size());
-  for (const Json& matrix : summary.at("unsupported"))
-    text += fmt::format("    {}: {}\n", matrix.at("name").get<std::string>(), matrix.at("reason").get<std::string>());
+  for (const nlohmann::json& matrix : summary.at("unsupported"))
+    text += fmt::format("    {}: {}\n", text_of(matrix.at("name")), text_of(matrix.at("reason")));
   return text;
 }
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
@@ -35,6 +36,12 @@ std::string trimmed(const std::string& text) {
   return begin == std::string::npos ? "" : text.substr(begin, text.find_last_not_of(kSpaces) + 1 - begin);
 }
 
+std::string without_controls(std::string text) {
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < ' ' || c == '\x7f') c = '?';
+  return text;
+}
+
 namespace {
 
 bool numeric(const std::string& cell) {
@@ -43,6 +50,11 @@ bool numeric(const std::string& cell) {
 }
 
 }  // namespace
+
+void Table::add(std::vector<std::string> row) {
+  for (std::string& cell : row) cell = without_controls(std::move(cell));
+  rows_.push_back(std::move(row));
+}
 
 std::string Table::str() const {
   const std::size_t columns = header_.size();
@@ -163,6 +175,24 @@ std::vector<std::int64_t> parse_m_list(const std::string& text) {
   std::sort(list.begin(), list.end());
   list.erase(std::unique(list.begin(), list.end()), list.end());
   return list;
+}
+
+std::uint64_t parse_bytes(const std::string& text, const std::string& option) {
+  const std::size_t digits = std::min(text.find_first_not_of("0123456789"), text.size());
+  std::string unit = trimmed(text.substr(digits));
+  for (char& c : unit) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  const bool binary = unit.size() > 1 && unit.ends_with("IB");
+  std::uint64_t value = 0, factor = 1;
+  const std::size_t power = std::string("KMGT").find(unit.substr(0, 1));
+  bool ok = digits > 0 && digits <= 18;
+  if (!unit.empty() && unit != "B") {
+    ok = ok && power != std::string::npos && (unit.size() == 1 || unit.substr(1) == "B" || unit.substr(1) == "IB");
+    for (std::size_t i = 0; ok && i <= power; ++i) factor *= binary ? 1024 : 1000;
+  }
+  if (ok) ok = !__builtin_mul_overflow(std::uint64_t{std::stoull(text.substr(0, digits))}, factor, &value);
+  check(ok && value <= INT64_MAX, "{} = {}: write a number of bytes with B, KB, MB or GB, such as 500MB or 5GB", option,
+        text);
+  return value;
 }
 
 DType parse_activation(const std::string& text, const std::string& where) {

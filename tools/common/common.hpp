@@ -12,11 +12,14 @@ namespace q4::tools {
 
 using Json = nlohmann::ordered_json;
 
+/// With '?' for line ends and other control characters: a name of a stranger's file must not steer the terminal.
+std::string without_controls(std::string text);
+
 /// A table with a header line, columns as wide as their longest cell; numbers to the right, text to the left.
 class Table {
  public:
   explicit Table(std::vector<std::string> header) : header_(std::move(header)) {}
-  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  void add(std::vector<std::string> row);
   bool empty() const { return rows_.empty(); }
   std::string str() const;
 
@@ -58,6 +61,8 @@ std::string trimmed(const std::string& text);
 /// "1,8,64" or "1 8 64", and ranges of powers of two: "1-16" is 1, 2, 4, 8, 16. Ascending, unique, at least 1. Throws
 /// kInvalidArgument.
 std::vector<std::int64_t> parse_m_list(const std::string& text);
+/// "5GB", "500 MB", "1000000", "2 GiB": bytes; throws kInvalidArgument, which says of which `option`.
+std::uint64_t parse_bytes(const std::string& text, const std::string& option);
 /// 1, 2, 4, ... up to `largest`, which is always a member.
 std::vector<std::int64_t> powers_of_two(std::int64_t largest);
 

@@ -15,6 +15,7 @@
 
 #include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
+#include "tools/common/common.hpp"
 
 namespace q4::tools {
 
@@ -46,20 +47,43 @@ bool flush_output(const std::string& tool, int error) {
   return false;
 }
 
+namespace {
+
+/// What a shell leaves of a variable that is not set: `--checkpoint "$MODEL"` must not mean "no checkpoint".
+void refuse_empty(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options())
+    for (const std::string& value : option->results())
+      check(!value.empty(), "{} is empty; give a value, or leave it out", option->get_name());
+  for (const CLI::App* subcommand : app.get_subcommands()) refuse_empty(*subcommand);
+}
+
+/// CLI11's text, which does not say the name of a subcommand that it does not know.
+std::string usage_error(const CLI::App& app, const CLI::ParseError& error) {
+  const auto rest = app.remaining();
+  const bool unknown = error.get_exit_code() == static_cast<int>(CLI::ExitCodes::RequiredError) && !rest.empty() &&
+                       app.get_require_subcommand_min() > 0 && app.get_subcommands().empty();
+  return unknown ? fmt::format("there is no subcommand \"{}\"", rest.front()) : error.what();
+}
+
+}  // namespace
+
 int Tool::run(int argc, char** argv, const std::function<int()>& body) {
-  int status = kFailed, output_error = 0;
+  int status = kDone, output_error = 0;
   const auto failed = [&](int ends, const char* text, const char* more = "") {
-    fmt::print(stderr, "{}: error: {}\n{}", name_, text, more);
+    fmt::print(stderr, "{}: error: {}\n{}", name_, without_controls(text), more);
     status = ends;
   };
   constexpr const char* kHelp = "Run with --help for more information.\n";
   try {
     app->parse(argc, argv);
+    refuse_empty(*app);
     status = body();
-  } catch (const CLI::ParseError& e) {
+  } catch (const CLI::Success& e) {  // --help and --version
     errno = 0;
-    status = app->exit(e) == 0 ? kDone : kUsage;  // kDone: --help and --version
+    app->exit(e);
     output_error = std::cout ? 0 : errno;
+  } catch (const CLI::ParseError& e) {
+    failed(kUsage, usage_error(*app, e).c_str(), kHelp);
   } catch (const InputError& e) { failed(kUsage, e.what()); } catch (const Error& e) {
     const bool usage = e.code() == ErrorCode::kInvalidArgument || e.code() == ErrorCode::kNotFound;
     usage ? failed(kUsage, e.what(), kHelp) : failed(kFailed, e.what());
@@ -80,13 +104,13 @@ Device Tool::device(const Runtime& runtime) const {
   return device;
 }
 
-CLI::Validator seconds_check(bool zero_too) {
+CLI::Validator number_check(const char* what, bool zero_too) {
   return CLI::Validator(
-      [zero_too](std::string& text) -> std::string {
+      [what, zero_too](std::string& text) -> std::string {
         double value = 0;
         const bool ok = CLI::detail::lexical_cast(text, value) && std::isfinite(value) && value >= 0;
         if (ok && (zero_too || value > 0)) return "";
-        return fmt::format("\"{}\" is no number of seconds {}", text, zero_too ? "of at least 0" : "above 0");
+        return fmt::format("\"{}\" is no number of {} {}", text, what, zero_too ? "of at least 0" : "above 0");
       },
       "");
 }

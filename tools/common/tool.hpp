@@ -43,7 +43,8 @@ class Tool {
   std::string name_;
 };
 
-/// For CLI11's check(): a number of at least 0, or above 0. Its own validators print the whole range of a double.
-CLI::Validator seconds_check(bool zero_too);
+/// For CLI11's check(): a number of `what` ("seconds") of at least 0, or above 0. Its own validators print the whole
+/// range of a double.
+CLI::Validator number_check(const char* what, bool zero_too);
 
 }  // namespace q4::tools
