@@ -46,6 +46,8 @@ TEST_CASE("config: the fields and their synonyms") {
   CHECK(parse_config(R"({"quant_method":"compressed_tensors","format":"pack-quantized"})", "c").packing ==
         Packing::kCompressed);
 
+  CHECK(parse_config(R"({"quant_method":"sparseml","format":"pack-quantized"})", "c").packing == Packing::kCompressed);
+
   const ClaimedConfig silent = parse_config(R"({"bits":null,"lm_head":true,"modules_to_not_convert":["a"]})", "c");
   CHECK_FALSE(silent.packing.has_value());
   CHECK_FALSE(silent.group_size.has_value());

@@ -127,6 +127,8 @@ TEST_CASE("checkpoint: which files a path means") {
       R"({"weight_map":{"second.qweight":"second.safetensors","second.qzeros":"second.safetensors","second.scales":"second.safetensors"}})");
   CHECK(opened(folder.path()) == "second");
   CHECK(opened(folder / "x.safetensors.index.json") == "second");
+  write_file(folder / "config.json", "{}");
+  CHECK(error_of([&] { opened(folder / "config.json"); }).find("name its folder") != std::string::npos);
   // Left over from other formats and from before the quantization: no file that it names is there.
   write_file(folder / "pytorch_model.bin.index.json", R"({"weight_map":{"a":"pytorch_model-00001-of-00002.bin"}})");
   write_file(folder / "model.safetensors.index.json", R"({"weight_map":{"a":"model-00001-of-00002.safetensors"}})");
@@ -263,11 +265,12 @@ TEST_CASE("checkpoint: tensors that do not belong together are an error") {
        R"({"bits":4})",
        "is 8-bit packing, but"},
       {"config says 8 bits", {}, R"({"bits":8})", "says 8 bits"},
+      {"8 bits of AWQ", {tensor("qweight", "I32", {32, 16}, 4)}, R"({"bits":8})", "8-bit weights of AWQ"},
       {"n of qweight", {tensor("qweight", "I32", {4, 56}, 4)}, "", "neither as GPTQ"},
       {"n = 60", {tensor("qweight", "I32", {4, 60}, 4), tensor("scales", "F16", {2, 60}, 2)}, "", "n = 60 columns"},
       {"int64 qweight", {tensor("qweight", "I64", {4, 64}, 8)}, "", "unsupported: "},
       {"fp64 scales", {tensor("scales", "F64", {2, 64}, 8)}, "", "unsupported: "},
-      {"experts in one tensor", {tensor("qweight", "I32", {2, 4, 64}, 4)}, "", "q4 reads two dimensions"},
+      {"experts in one tensor", {tensor("qweight", "I32", {2, 4, 64}, 4)}, "", "save a matrix for each expert"},
       {"no rows", {tensor("qweight", "I32", {0, 64}, 4)}, "", "q4 reads two dimensions of at least 1"},
   };
   for (const auto& c : cases) {

@@ -32,7 +32,8 @@ constexpr const char* kPurpose =
     "random ones, and any whose output is not finite; --columns 0 computes all.\n"
     "Experts (...experts.0.gate_proj and so on; w1, w3, w2) are also run as a layer with SiLU, two for a token.\n\n"
     "CHECKPOINT is a .safetensors file, an index, or a folder with model.safetensors or with shards and their index;\n"
-    "GPTQ (v1, v2) and AWQ (gemm) of 4 bits. With --tensor, --x and --out the rows of an .npy file are multiplied\n"
+    "4 bits in any format that q4 reads: GPTQ (v1, v2), AWQ (gemm, gemv, gemv_fast), AutoRound, compressed-tensors,\n"
+    "Marlin's. With --tensor, --x and --out the rows of an .npy file are multiplied\n"
     "instead and nothing is compared: fp16 ('<f2'), fp32 ('<f4') or bf16 ('<V2' as ml_dtypes.bfloat16 is saved, or\n"
     "its bits as '<u2'), the result in the type of --activation; bf16 is written as '<V2'.\n\n"
     "Exit status: 0 all within tolerance, 1 one is over it or failed, 2 wrong usage or unreadable files.";

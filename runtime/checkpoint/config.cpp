@@ -74,7 +74,7 @@ std::string read_method(const Fields& fields) {
   const std::string method = fields.text({"quant_method", "method"}).value_or("");
   if (method.empty() || method == "gptq" || method == "awq" || method == "compressed-tensors") return method;
   if (method == "gptqmodel" || method == "gptq_marlin") return "gptq";
-  if (method == "compressed_tensors") return "compressed-tensors";
+  if (method == "compressed_tensors" || method == "sparseml") return "compressed-tensors";  // its first name
   if (method == "awq_marlin") return "awq";
   if (method == "marlin") return method;
   if (method == "auto-round" || method == "auto_round" || method == "intel/auto-round") return "auto-round";

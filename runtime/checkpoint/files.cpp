@@ -253,6 +253,10 @@ FileSet open_files(const std::string& path) {
   if (ends_with(path, kIndex)) {
     open_index(read_index(path), set);
   } else {
+    if (ends_with(path, ".json")) {
+      fail(ErrorCode::kInvalidArgument,
+           "Checkpoint::open: {}: neither a .safetensors file nor an index of such; name its folder", path);
+    }
     if (is_pickle(path)) refuse_pickle(set.folder, chosen.filename().string());
     open_file(path, set);
   }

@@ -51,6 +51,11 @@ Located need(const FileSet& files, const Matrix& matrix, const std::string& name
   }
   need_type(at, name, types);
   const auto& shape = at.tensor->shape;
+  if (rank == 2 && shape.size() == 3) {
+    wrong(ErrorCode::kUnsupported, at, name,
+          "{}, as experts in one tensor have; q4 reads two dimensions, save a matrix for each expert",
+          shape_of(*at.tensor));
+  }
   if (shape.size() != rank || std::count(shape.begin(), shape.end(), 0) != 0) {
     wrong(ErrorCode::kUnsupported, at, name, "{}; q4 reads {} of at least 1 here, fetch the checkpoint again",
           shape_of(*at.tensor), rank == 1 ? "one dimension" : "two dimensions");

@@ -33,8 +33,8 @@ std::int64_t bits_of(const Matrix& matrix, const ClaimedConfig& claimed) {
     if (width != (n * bits + 31) / 32 || (n < 32 && said && *said != bits)) continue;
     if (said && !claimed.may_have(matrix.entry.name, bits)) {
       wrong(ErrorCode::kCorrupt, matrix.zeros, matrix.name("qzeros"),
-            "{} for n = {} columns is {}-bit packing, but {} says {} bits", shape_of(*matrix.zeros.tensor), n, bits,
-            claimed.path, *said);
+            "{} for n = {} columns is {}-bit packing, but {} says {} bits; correct the config",
+            shape_of(*matrix.zeros.tensor), n, bits, claimed.path, *said);
     }
     return bits;
   }
@@ -46,6 +46,10 @@ bool is_gptq(const Matrix& matrix, const ClaimedConfig& claimed) {
   const StoredTensor &qweight = *matrix.codes.tensor, &scales = *matrix.scales.tensor;
   const std::int64_t n = matrix.entry.n;
   const bool gptq = qweight.shape[1] == n;
+  if (const auto bits = claimed.bits_of(matrix.entry.name);
+      !gptq && bits && *bits != 4 && 32 * qweight.shape[1] == *bits * n)
+    wrong(ErrorCode::kUnsupported, matrix.codes, matrix.name("qweight"),
+          "{}-bit weights of AWQ; q4 multiplies by 4-bit weights, quantize the matrix to 4 bits", *bits);
   if (!gptq && (n % 8 != 0 || qweight.shape[1] != n / 8)) {
     wrong(ErrorCode::kCorrupt, matrix.codes, matrix.name("qweight"),
           "{} fits scales {} neither as GPTQ ([k/8, {}]) nor as AWQ ([k, {}/8]) of 4 bits; fetch the checkpoint again",
