@@ -172,9 +172,21 @@ nb::object multiply(const MatrixPtr& self, nb::handle x, nb::handle out, nb::han
   return compute(self, x, out, bias, stream, batch_invariant, epilogue);
 }
 
+/// x's framework adds it, and would broadcast or refuse another shape in its own words.
+void check_bias(const char* call, nb::handle bias, std::int64_t n) {
+  const nb::object shape = nb::getattr(bias, "shape", nb::none());
+  nb::object wanted = nb::steal(PyTuple_New(1));
+  PyTuple_SetItem(wanted.ptr(), 0, PyLong_FromLongLong(n));
+  const bool array = PyTuple_Check(shape.ptr());
+  if (array && shape.equal(wanted)) return;
+  fail(ErrorCode::kInvalidArgument, "{}: bias is {}{}; it must be an array of shape [{}]", call,
+       array ? "of shape " : "", nb::repr(array ? nb::handle(shape) : bias.type()).c_str(), n);
+}
+
 nb::object matmul(const MatrixPtr& self, nb::handle x, nb::handle out, nb::handle bias, nb::handle stream,
                   bool batch_invariant, nb::handle residual, nb::handle activation, nb::handle adapters,
                   nb::handle adapter_of_row) {
+  if (!bias.is_none()) check_bias("matmul", bias, self->weights.n());
   return multiply(self, x, out, bias, stream, batch_invariant, {residual, activation, adapters, adapter_of_row});
 }
 
@@ -255,10 +267,10 @@ MatrixPtr load_matrix(const Checkpoint& checkpoint, const std::string& name, nb:
 }
 
 std::string path_text(nb::handle path) {
-  nb::object text = nb::steal(PyOS_FSPath(path.ptr()));
-  if (!text.is_valid()) nb::raise_python_error();
-  if (PyBytes_Check(text.ptr())) return std::string(PyBytes_AsString(text.ptr()));
-  return nb::cast<std::string>(text);
+  PyObject* bytes = nullptr;  // names of files need not be UTF-8
+  if (!PyUnicode_FSConverter(path.ptr(), &bytes)) nb::raise_python_error();
+  const nb::object owned = nb::steal(bytes);
+  return PyBytes_AsString(bytes);
 }
 
 Checkpoint open_checkpoint(nb::handle path) {

@@ -16,7 +16,10 @@ void raise(const Error& error) {
       "CompileError", "IoError",         "CorruptFile", "NotFound",    "Error"};
   const auto code = static_cast<std::size_t>(error.code());
   const nb::object type = nb::module_::import_("q4.errors").attr(kNames[code < std::size(kNames) ? code : 0]);
-  PyErr_SetString(type.ptr(), error.what());
+  const std::string_view text = error.what();  // with paths, which need not be UTF-8
+  const nb::object message =
+      nb::steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "backslashreplace"));
+  PyErr_SetObject(type.ptr(), message.ptr());
 }
 
 /// `name` of a class gives the object itself: what cannot change needs no copies.

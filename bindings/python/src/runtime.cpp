@@ -224,7 +224,15 @@ void bind_runtime(nb::module_& m) {
       "best_device", [] { return runtime().best_device().str(); }, Release(),
       "A GPU where there is one, else \"cpu\".");
   m.def(
-      "cache_dir", [] { return runtime().cache_dir(); }, Release(),
+      "cache_dir",
+      [] {
+        std::string folder;
+        {
+          const GilRelease release;
+          folder = runtime().cache_dir();
+        }
+        return nb::steal<nb::str>(PyUnicode_DecodeFSDefault(folder.c_str()));
+      },
       "Folder of compiled kernels, \"\" if there is none.");
   m.def("configure", &configure_runtime, nb::kw_only(), "cache_dir"_a.none() = "", "cache_mode"_a.none() = "read-write",
         "tuning_files"_a = nb::make_tuple(), "cpu_threads"_a = 0, "cache_folders"_a = nb::make_tuple(),

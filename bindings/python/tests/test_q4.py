@@ -190,6 +190,17 @@ def test_paths_and_devices_of_any_kind(tmp_path: Path) -> None:
         if form is not str:
             q4.configure(tuning_files=form(tmp_path / "tuning.jsonl"), record_untuned=form(tmp_path / "untuned"))
     q4.configure()
+    odd = tmp_path / os.fsdecode(b"m\xff del")  # no UTF-8
+    (tmp_path / "model").rename(odd)
+    assert q4.Checkpoint(odd).matrices[0].name == "a" and q4.Checkpoint(os.fsencode(odd)).matrices[0].k == 64
+    q4.configure(cache_dir=odd / "cache")
+    assert q4.cache_dir() == str(odd / "cache")
+    q4.configure()
+    odd.rename(tmp_path / "model")
+    with pytest.raises(LookupError, match=r"m\\xff del"):
+        q4.Checkpoint(odd)
+    with pytest.raises(ValueError, match="null"):
+        q4.Checkpoint("a\0b")
     for device in ("cpu", -1):
         assert q4.warmup(tmp_path / "model", 2, device=device)["complete"]
     with pytest.raises(TypeError, match="PathLike"):
@@ -248,6 +259,9 @@ def test_errors() -> None:
             lambda: q4.matmul(np.ones((2, 3, 128), np.float16)[:, ::2, :64].transpose(1, 0, 2), W),
             "evenly spaced|contig",
         ),
+        (lambda: q4.matmul(x, W, bias=s[0, :8]), r"bias is of shape \(8,\); it must be an array of shape \[16\]"),
+        (lambda: q4.matmul(x, W, bias=s[0, :1]), "bias is of shape"),  # not broadcast
+        (lambda: q4.matmul(x, W, bias=1.0), "bias is <class 'float'>"),
         (lambda: q4.configure(cache_mode="maybe"), "maybe"),  # type: ignore[arg-type]
     ]
     for call, text in invalid:
