@@ -117,6 +117,11 @@ TEST_CASE("tools: one meaning of each exit status") {
   db.save(box.file("one.jsonl"));
   CHECK(box.run("q4-cache diff " + empty + " " + box.file("one.jsonl")).status == 1);
   CHECK(box.run("q4-cache merge --out /proc/none.jsonl " + empty).status == 1);  // the work fails
+  const std::string tune = "q4-autotune --device cpu --shape 64x64 --m 1 --budget 2 ";
+  CHECK(box.run(tune + "--out /proc/none.jsonl").status == 1);
+  const Ended unreported = box.run(tune + "--report /dev/full", true);
+  CHECK(unreported.status == 1);
+  CHECK_MESSAGE(contains(unreported.out, "tuned us"), unreported.out);  // the table is shown all the same
   const std::string bench = "q4-bench --device cpu --shape 64x64 --m 1 --seconds 0.01 ";
   CHECK(box.run(bench + "--csv /proc/none.csv").status == 1);
   const Ended full = box.run(bench + "--csv /dev/full", true);

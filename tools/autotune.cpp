@@ -87,15 +87,17 @@ int tune(const Tool& tool, TuningRequest request) {
   complete_request(request, !traits_of(device.device).asynchronous, default_file);
   check_report(request);
   read_input([&] { session.begin(shapes, request.m, request.out); });
+  session.check_writable();
   if (!tool.json) announce(request, device, shapes.size(), session.kept());
   catch_interrupt();
   const autotune::TuningRun run = session.run();
   bar.clear();
-  write_report(request, run);
   if (tool.json)
     fmt::print("{}\n", run_as_json(run, request.exhaustive).dump(2));
   else
-    fmt::print("{}{}", tables(run), where_it_is(run, request.report, request.out == default_file));
+    fmt::print("{}", tables(run));
+  write_report(request, run);
+  if (!tool.json) fmt::print("{}", where_it_is(run, request.report, request.out == default_file));
   return run.interrupted ? kInterrupted : succeeded(run) ? kDone : kFailed;
 }
 

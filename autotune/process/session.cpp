@@ -56,8 +56,11 @@ void Session::begin(std::vector<TunedShape> shapes, std::vector<std::int64_t> m,
       row.earlier = *record;
     }
   }
+}
+
+void Session::check_writable() const {
   // A file of which nothing is to be changed may be read-only. A shard without shapes has one as well.
-  if (!std::ranges::all_of(rows_, &Row::reached) || !std::filesystem::exists(file)) file_.check_writable();
+  if (!std::ranges::all_of(rows_, &Row::reached) || !std::filesystem::exists(file_.path())) file_.check_writable();
 }
 
 std::size_t Session::kept() const { return static_cast<std::size_t>(std::ranges::count_if(rows_, &Row::kept)); }

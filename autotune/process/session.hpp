@@ -40,9 +40,10 @@ class Session {
   const Hello& device() const { return *supervisor_.known(); }
 
   /// `shapes`: with empty results. `m`: rows to measure, ascending. Takes over what the file holds of them; throws
-  /// where the file cannot be used.
+  /// where the file cannot be read.
   void begin(std::vector<TunedShape> shapes, std::vector<std::int64_t> m, const std::string& file);
-  std::size_t kept() const;  ///< shapes that need no measuring
+  void check_writable() const;  ///< throws where the file cannot take what run() will measure
+  std::size_t kept() const;     ///< shapes that need no measuring
   /// Measures the others, saves each, and returns all of them.
   TuningRun run();
 
