@@ -109,7 +109,7 @@ void read_extents(const char* call, Array& a, nb::handle shape, nb::handle strid
   }
 }
 
-Array read_tensor(const char* call, const char* name, nb::handle object, const Torch& t) {
+Array read_strided(const char* call, const char* name, nb::handle object, const Torch& t) {
   Array a;
   a.name = name, a.torch = true;
   const nb::object dtype = get(object, t.dtype);
@@ -134,6 +134,18 @@ Array read_tensor(const char* call, const char* name, nb::handle object, const T
   a.data = reinterpret_cast<void*>(PyLong_AsSize_t(call_method(object, t.data_ptr).ptr()));
   if (PyErr_Occurred()) nb::raise_python_error();
   return a;
+}
+
+Array read_tensor(const char* call, const char* name, nb::handle object, const Torch& t) {
+  try {
+    return read_strided(call, name, object, t);
+  } catch (nb::python_error&) {  // torch's own, of strides or memory that there are not
+    const auto layout = nb::cast<std::string>(nb::str(nb::getattr(object, "layout", nb::none())));
+    const bool nested = nb::getattr(object, "is_nested", nb::none()).ptr() == Py_True;
+    if (layout == "torch.strided" && !nested) throw;
+    type_error("{}: {} is a {} tensor; q4 reads dense ones: pass what its {}() returns", call, name,
+               nested ? "nested" : layout, nested ? "to_padded_tensor" : "to_dense");
+  }
 }
 
 /// DLPack's numbers of devices.
@@ -383,18 +395,6 @@ nb::object empty_like(const char* call, nb::handle x, const Array& a, const std:
     return module.attr("empty")(extents, nb::arg("dtype") = a.dtype == DType::kF32 ? "float32" : "float16");
   fail(ErrorCode::kUnsupported, "{}: cannot make a {} result of {}'s kind on {}; pass out=", call, to_string(a.dtype),
        a.name, a.device.str());
-}
-
-void* stream_of(const char* call, nb::handle stream, const Array& x) {
-  if (stream.is_none()) return current_stream(x);
-  nb::object number = nb::borrow(stream);
-  for (const char* name : {"cuda_stream", "ptr"})
-    if (nb::hasattr(stream, name)) number = stream.attr(name);
-  if (!PyLong_Check(number.ptr()))
-    throw nb::type_error(fmt::format("{}: stream is {}; it must be None, an int, or a stream of torch or CuPy", call,
-                                     nb::str(stream.type()).c_str())
-                             .c_str());
-  return reinterpret_cast<void*>(PyLong_AsSize_t(number.ptr()));
 }
 
 }  // namespace q4::python

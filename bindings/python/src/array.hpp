@@ -53,8 +53,6 @@ bool watched(nb::handle object);
 bool wants_gradient(nb::handle object);
 /// The stream that is current in the array's framework (torch, CuPy); null is the device's default stream.
 void* current_stream(const Array& array);
-/// None: what is current; else an address, or a stream of torch or CuPy.
-void* stream_of(const char* call, nb::handle stream, const Array& x);
 /// torch's current stream for a device, null if torch is not loaded; cheap enough for every call.
 void* torch_stream(Device device);
 /// Waits until the work that torch has queued on its current stream is done, so that tensors can be read.

@@ -159,4 +159,16 @@ ConstRows check_residual(const char* call, const Array& residual, const Array& o
   return {residual.data, rows_of(call, residual).stride};
 }
 
+void* stream_of(const char* call, nb::handle stream, const Array& x) {
+  if (stream.is_none()) return current_stream(x);
+  nb::object number = nb::borrow(stream);
+  for (const char* name : {"cuda_stream", "ptr"})
+    if (nb::hasattr(stream, name)) number = stream.attr(name);
+  if (!PyLong_Check(number.ptr()))
+    throw nb::type_error(fmt::format("{}: stream is {}; it must be None, an int, or a stream of torch or CuPy", call,
+                                     nb::str(stream.type()).c_str())
+                             .c_str());
+  return reinterpret_cast<void*>(PyLong_AsSize_t(number.ptr()));
+}
+
 }  // namespace q4::python

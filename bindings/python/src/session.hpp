@@ -102,6 +102,9 @@ Checkpoint open_checkpoint(nb::handle path);
 std::shared_ptr<Matrix> load_matrix(const Checkpoint& checkpoint, const std::string& name, nb::handle device,
                                     const std::optional<std::string>& zeros);
 
+/// None: what is current; else an address, or a stream of torch or CuPy.
+void* stream_of(const char* call, nb::handle stream, const Array& x);
+
 /// Checks x and out against each other and the matrix, so that Matrix::multiply can run them; returns m. `columns` of
 /// out, 0: n.
 std::int64_t check_operands(const char* call, const Matrix& matrix, const Array& x, const RowsOf& x_rows,

@@ -78,8 +78,9 @@ def test_drop_in_refuses(device: Any) -> None:
     for from_, to, text in cases:
         with pytest.raises(RuntimeError, match=text):
             ek.q4_matmul(from_, handle, to)
-    with pytest.raises((RuntimeError, TypeError)):
-        ek.q4_matmul(x.to_sparse(), handle, out)
+    for other in (x.to_sparse(), x.float().to_sparse_csr(), torch.nested.nested_tensor([x, x])):
+        with pytest.raises(TypeError, match=r"q4_matmul: x is a (nested|torch\.sparse_\w+) tensor; .*\(\) returns"):
+            ek.q4_matmul(other, handle, out)
 
 
 @pytest.mark.parametrize("device", DEVICES)
