@@ -218,11 +218,12 @@ TEST_CASE("q4-autotune: a tactic that outlasts the budget is known to be slow by
     if (c["m"] == 1 && needed.count(c["tactic"]) == 0 && (victim.empty() || c["final"] == 0)) victim = c["tactic"];
   REQUIRE_FALSE(victim.empty());
   const std::string hangs = "env 'Q4_AUTOTUNE_FAULT=hang:" + victim + "' ";
-  const Json first = only_shape(box.run(tune + budget(4), false, hangs));
+  const std::string patient = tune + "--watchdog " + std::to_string(30 * kSlower) + " ";  // longer than the budgets
+  const Json first = only_shape(box.run(patient + budget(4), false, hangs));
   CHECK(first["complete"] == false);
   Json next;
   for (int run = 0; run < 3 && (run == 0 || next["complete"] == false); ++run)
-    next = only_shape(box.run(tune + budget(5), false, hangs));
+    next = only_shape(box.run(patient + budget(5), false, hangs));
   CHECK(next["complete"] == true);
   CHECK(next["quarantined"].empty());
 }

@@ -69,7 +69,7 @@ def main() -> None:
             return subprocess.run([str(TOOLS / command[0]), *command[1:]], cwd=folder, env=environment, capture_output=True, text=True)
 
         shape = ["--shape", "64x64", "--group", "64"]
-        ended = run("q4-autotune", *shape, "--m", "1", "--budget", "2", "--device", "cpu", "--out", "tuning.jsonl")
+        ended = run("q4-autotune", *shape, "--m", "1", "--budget", "20", "--device", "cpu", "--out", "tuning.jsonl")
         assert ended.returncode == 0, ended.stderr
         record((pathlib.Path(folder) / "tuning.jsonl").read_text())
         ended = run("q4-cache", "build", "--target", "sm_90a", *shape, "--max-m", "1")

@@ -19,7 +19,7 @@ RUNS = {
     "q4-info --config FILE": ["q4-info", "--config", "config.json"],
     "q4-verify": ["q4-verify", "model", "--m", "1", "--device", "cpu"],
     "q4-convert": ["q4-convert", "model", "converted", "--to", "gptq_v2"],
-    "q4-autotune": ["q4-autotune", "--shape", "64x64", "--group", "64", "--m", "1", "--budget", "2", "--device", "cpu", "--out", "tuning.jsonl"],
+    "q4-autotune": ["q4-autotune", "--shape", "64x64", "--group", "64", "--m", "1", "--budget", "20", "--device", "cpu", "--out", "tuning.jsonl"],
     "q4-bench": ["q4-bench", "--shape", "64x64", "--group", "64", "--m", "1", "--seconds", "0.05", "--device", "cpu"],
     "q4-bench --moe": ["q4-bench", "--moe", "4,2,64,64", "--m", "1", "--seconds", "0.05", "--device", "cpu"],
     "q4-bench --chain": ["q4-bench", "--shape", "64x64", "--group", "64", "--m", "1", "--chain", "1", "--device", "cpu"],
