@@ -9,6 +9,7 @@
     check.py options BIN every command of a tool, in a block or in a line, has options that its --help in BIN knows
     check.py fragments CXX  blocks of C++ that are no programs compile, with what they leave undeclared
 """
+import fnmatch
 import pathlib
 import re
 import subprocess
@@ -23,7 +24,8 @@ def tracked(*patterns: str) -> list[pathlib.Path]:
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard", "--", *patterns], capture_output=True, text=True)
     if listed.returncode == 0:
         return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).exists()]
-    return [path for pattern in patterns for path in ROOT.rglob(pattern) if path.is_file() and "build" not in path.relative_to(ROOT).parts]
+    files = [path for path in ROOT.rglob("*") if path.is_file() and not {"build", ".git"} & set(path.relative_to(ROOT).parts)]
+    return [path for path in files if any(fnmatch.fnmatch(str(path.relative_to(ROOT)), pattern) for pattern in patterns)]  # in git's patterns too * takes a /
 
 
 def headings(page: pathlib.Path) -> set[str]:
