@@ -1,4 +1,6 @@
-"""q4.integrations.vllm against a stand-in of vLLM's interface, as its source has it: how weights arrive and are used."""
+"""q4.integrations.vllm against a stand-in of vLLM's interface, as its source has it: how weights arrive and are used.
+
+AWQ's are in the order of GPTQ when they arrive, with zeros of [groups, n/8]."""
 
 import importlib
 import sys
@@ -28,8 +30,19 @@ class Type:
         return self.name
 
 
+class NewKernel:
+    """vLLM's MPLinearKernel from 0.33 on."""
+
+    def __init__(self, c: Any, w_q: str, w_s: str, w_zp: "str | None" = None) -> None:
+        assert self.can_implement(c)[0]
+        self.config, self.w_q_name, self.w_s_name, self.w_zp_name = c, w_q, w_s, w_zp
+
+    def _get_weight_params(self, layer: Any) -> Any:
+        return tuple(getattr(layer, name or "", None) for name in (self.w_q_name, self.w_s_name, self.w_zp_name))
+
+
 class Kernel:
-    """vLLM's MPLinearKernel."""
+    """Before, with act-order."""
 
     def __init__(self, c: Any, w_q: str, w_s: str, w_zp: "str | None" = None, w_gidx: "str | None" = None) -> None:
         assert self.can_implement(c)[0]
@@ -56,8 +69,9 @@ def parameter(values: Any, input_dim: int) -> Any:
 
 
 @pytest.fixture
-def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    linear = types.SimpleNamespace(MPLinearKernel=Kernel, _POSSIBLE_KERNELS={"cuda": ["marlin"], "cpu": ["cpu"]})
+def plugin(monkeypatch: pytest.MonkeyPatch, request: Any) -> Iterator[Any]:
+    kernel = getattr(request, "param", Kernel)
+    linear = types.SimpleNamespace(MPLinearKernel=kernel, _POSSIBLE_KERNELS={"cuda": ["marlin"], "cpu": ["cpu"]})
     modules = {
         "vllm": {},
         "vllm.model_executor": {},
@@ -75,7 +89,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def config(k: int, n: int, kind: str = "uint4b8", **options: Any) -> Any:
-    given = {"group_size": 32, "zero_points": kind == "uint4", "has_g_idx": False, "act_type": torch.float16, **options}
+    given = {"group_size": 32, "zero_points": kind == "uint4", "act_type": torch.float16, **options}
     return types.SimpleNamespace(
         full_weight_shape=(k, n), partition_weight_shape=(k, n), weight_type=Type(kind, 4), out_type=None, **given
     )
@@ -107,11 +121,22 @@ def test_what_it_refuses(plugin: Any) -> None:
         assert not ok and part in reason
 
 
-@pytest.mark.parametrize("form", ["gptq", "act-order", "act-order of a rank", "compressed-tensors"])
+@pytest.mark.parametrize(
+    "plugin, form",
+    [
+        (NewKernel, "gptq"),
+        (NewKernel, "compressed-tensors"),
+        (NewKernel, "awq"),
+        (Kernel, "compressed-tensors"),
+        (Kernel, "act-order"),
+        (Kernel, "act-order of a rank"),
+    ],
+    indirect=["plugin"],
+)
 def test_weights_as_vllm_loads_them(plugin: Any, form: str) -> None:
     k, n, group = 128, 64, 32
-    compressed, ordered = form == "compressed-tensors", form.startswith("act-order")
-    sample = gptq(k, n, group, act_order=ordered, zeros="v2", stored=None if compressed else 8, seed=3)
+    compressed, ordered, zeros = form == "compressed-tensors", form.startswith("act-order"), form in ("compressed-tensors", "awq")
+    sample = gptq(k, n, group, act_order=ordered, zeros="v2", stored=None if zeros else 8, seed=3)
     layer, rows = torch.nn.Module(), slice(0, 64) if form.endswith("rank") else slice(0, k)
     words = sample.qweight[rows.start // 8 : rows.stop // 8]
     if compressed:  # [n, k/8], [n, groups], [n/8, groups]
@@ -120,10 +145,10 @@ def test_weights_as_vllm_loads_them(plugin: Any, form: str) -> None:
         layer.z = parameter(sample.qzeros.T, input_dim=1)
     else:
         layer.w, layer.s = parameter(words, input_dim=0), parameter(sample.scales, input_dim=0)
-        layer.g = parameter(sample.g_idx[rows], input_dim=0)
+        layer.z, layer.g = parameter(sample.qzeros, input_dim=0), parameter(sample.g_idx[rows], input_dim=0)
     k = rows.stop - rows.start
-    c = config(k, n, "uint4" if compressed else "uint4b8", has_g_idx=ordered)
-    kernel = plugin.Q4LinearKernel(c, "w", "s", "z" if compressed else None, "g" if ordered else None)
+    c = config(k, n, "uint4" if zeros else "uint4b8", **({"has_g_idx": True} if ordered else {}))
+    kernel = plugin.Q4LinearKernel(c, "w", "s", "z" if zeros else None, *(["g"] if ordered else []))
     kernel.process_weights_after_loading(layer)
     assert layer.w.numel() == 0 and layer.s.numel() == 0
     x = activations(3, k)

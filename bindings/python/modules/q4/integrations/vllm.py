@@ -1,15 +1,16 @@
 """q4 as a kernel of vLLM for 4-bit weights, as a plugin: vLLM calls register() when it starts (vllm.general_plugins).
 
 Never run on a GPU with vLLM: written against the interface in its source of autumn 2026 (MPLinearKernel in
-vllm/model_executor/kernels/linear/mixed_precision), and tested with a stand-in of that interface on the CPU.
+vllm/model_executor/kernels/linear/mixed_precision, to 0.33), and tested with a stand-in of that interface on the CPU.
 
 Q4_VLLM says where q4 stands among vLLM's kernels:
 
-    last (default)   where vLLM's own refuse: act-order that is divided by rows, group sizes, zeros, or the CPU
+    last (default)   where vLLM's own refuse: act-order that is divided by rows (before 0.33, which reads no act-order),
+                     group sizes, zeros, or the CPU
     first            wherever q4 can
     off              nowhere
 
-Weights of GPTQ (symmetric, with or without act-order) and compressed-tensors (also with zeros). Experts of mixtures are
+Weights of GPTQ (symmetric, with or without act-order), AWQ and compressed-tensors (also with zeros). Experts of mixtures are
 left to vLLM: their kernels cannot be registered from outside.
 """
 
@@ -64,8 +65,9 @@ class Q4LinearKernel(_Base):  # type: ignore[misc,unused-ignore]
         return True, None
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        w_q, w_s, w_zp, w_gidx = self._get_weight_params(layer)
+        w_q, w_s, w_zp, *order = self._get_weight_params(layer)  # vLLM 0.33 and later know no act-order
         c = self.config
+        act_order = bool(getattr(c, "has_g_idx", False))
         k, n = c.partition_weight_shape
         permute_param_layout_(w_q, input_dim=0, output_dim=1, packed_dim=0)
         permute_param_layout_(w_s, input_dim=0, output_dim=1)
@@ -84,14 +86,14 @@ class Q4LinearKernel(_Base):  # type: ignore[misc,unused-ignore]
             w_q.data.contiguous(),
             zeros,
             w_s.data.contiguous(),
-            w_gidx.data.contiguous() if c.has_g_idx and w_gidx is not None else None,
+            order[0].data.contiguous() if act_order and order[0] is not None else None,
             # Divided by rows, a matrix with act-order keeps all scales, and its g_idx names groups of the whole.
-            group_size=0 if c.has_g_idx else k if groups == 1 else c.group_size,
+            group_size=0 if act_order else k if groups == 1 else c.group_size,
             zeros="v2",
             device=str(w_q.device),
         )
         self.linear = Linear(matrix)
-        for name in (self.w_q_name, self.w_s_name, self.w_zp_name, self.w_gidx_name):
+        for name in (self.w_q_name, self.w_s_name, self.w_zp_name, getattr(self, "w_gidx_name", None)):
             if name is not None and getattr(layer, name, None) is not None:
                 empty = torch.empty(0, dtype=getattr(layer, name).dtype, device=w_q.device)
                 setattr(layer, name, torch.nn.Parameter(empty, requires_grad=False))
