@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 import q4  # noqa: E402
 import q4.torch as q4_torch  # noqa: E402
+from samples import awq, gptq  # noqa: E402
 
 
 class Model(torch.nn.Module):  # type: ignore[misc,name-defined,unused-ignore]
@@ -38,6 +40,28 @@ def test_the_output_layer_of_a_model() -> None:
     for rows in (slice(0, 32), slice(32, 64), slice(64, 72)):
         group = before[:, rows]
         step = (group.amax(1).clamp(min=0) - group.amin(1).clamp(max=0)) / 15
+        assert ((dense[:, rows] - group).abs() <= 0.52 * step[:, None]).all()
+
+
+@pytest.mark.parametrize("form", ["v1", "v2", "awq"])
+def test_tensors_are_in_the_form_of_the_rest(form: str) -> None:
+    """What is saved together is described by one configuration."""
+    model = Model()
+    model.lm_head.weight.data[:8].abs_()  # a zero of 0, which v1 cannot store
+    body = awq(72, 72, 8) if form == "awq" else gptq(72, 72, 8, zeros=form)
+    load = q4.Matrix.from_awq if form == "awq" else q4.Matrix.from_gptq
+    options = {} if form == "awq" else {"zeros": form}
+    model.body = q4_torch.Linear(load(*body.tensors(), group_size=8, device="cpu", **options))
+    assert q4_torch.quantize_linears(model) == ["lm_head"]
+    tensors = model.lm_head.matrix.unpack()
+    assert tensors["format"] == ("awq" if form == "awq" else "gptq")
+    if form == "v1":
+        assert tensors["zeros"] == "v1" and not ((tensors["qzeros"][:, :, None] >> np.arange(0, 32, 4) & 15) == 15).any()
+    with torch.no_grad():
+        dense = model.lm_head(torch.eye(72)).T
+    for rows in (slice(0, 32), slice(32, 64), slice(64, 72)):
+        group = model.embed.weight.detach()[:, rows]
+        step = (group.amax(1).clamp(min=0) - group.amin(1).clamp(max=0)) / (14 if form == "v1" else 15)
         assert ((dense[:, rows] - group).abs() <= 0.52 * step[:, None]).all()
 
 

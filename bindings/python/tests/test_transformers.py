@@ -260,6 +260,22 @@ def test_gradients_reach_what_is_trained(tmp_path: Path) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("zeros", ["v1", "v2"])
+def test_a_quantized_head_is_saved_as_the_rest_is(tmp_path: Path, zeros: str) -> None:
+    save(tmp_path / "m", llama(), zeros=zeros)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "m", quantization_config=q4_transformers.Q4Config()
+    )
+    assert q4.torch.quantize_linears(model, group_size=16) == ["lm_head"]
+    model.save_pretrained(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
+    assert config["lm_head"] and config["dynamic"] == {"+:^lm_head$": {"group_size": 16}}
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "again", quantization_config=q4_transformers.Q4Config()
+    )
+    same(again, model)
+
+
 def test_whole_models_are_copied_and_pickled(tmp_path: Path) -> None:
     dense = save(tmp_path / "m", llama())
     model = transformers.AutoModelForCausalLM.from_pretrained(

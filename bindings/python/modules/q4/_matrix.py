@@ -5,7 +5,7 @@ from typing import Any
 
 from q4._native import Matrix
 
-_AWQ_SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # of column 8 w + j in word w
+AWQ_SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # of column 8 w + j in word w
 
 
 def restore(tensors: "dict[str, Any]", device: Any) -> Matrix:
@@ -35,7 +35,7 @@ def dense_rows(tensors: "dict[str, Any]", first: int, last: int) -> Any:
     import numpy as np
 
     awq = tensors["format"] == "awq"
-    shifts = np.array(_AWQ_SHIFTS if awq else range(0, 32, 4), np.uint32)
+    shifts = np.array(AWQ_SHIFTS if awq else range(0, 32, 4), np.uint32)
     words = tensors["qweight"].view(np.uint32)
     groups, n = tensors["scales"].shape
     if awq:

@@ -119,6 +119,18 @@ class Q4Quantizer(_HfQuantizer):  # type: ignore[misc,unused-ignore]
     def is_serializable(self, *args: Any, **options: Any) -> bool:
         return True
 
+    def get_state_dict_and_metadata(self, model: Any, *args: Any, **options: Any) -> Any:
+        """Before the configuration is saved: quantize_linears may have made the output layer one of 4 bits since."""
+        config, head = self.quantization_config.checkpoint, model.get_output_embeddings()
+        if isinstance(head, Linear) and head.matrix is not None and config.get("quant_method") == "gptq":
+            config = {**config, "lm_head": True}
+            if head.matrix.group_size != config.get("group_size"):
+                name = next(name for name, module in model.named_modules() if module is head)
+                rule = {f"+:^{re.escape(name)}$": {"group_size": head.matrix.group_size}}
+                config["dynamic"] = {**(config.get("dynamic") or {}), **rule}
+            self.quantization_config.checkpoint = config
+        return super().get_state_dict_and_metadata(model, *args, **options)
+
     @property
     def is_trainable(self) -> bool:
         return True  # adapters over frozen weights
