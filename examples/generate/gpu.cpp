@@ -40,6 +40,8 @@ class GpuEngine : public Engine {
       layers_.push_back({
           linear(layer.qkv, {.max_m = kChunk, .norm = true}),
           linear(layer.o, {.max_m = kChunk, .epilogue = {.residual = true}}),
+          // Of a decoding step: it asks for its weights while attend runs on the multiprocessors that it leaves.
+          linear(layer.o, {.spare_units = c_.kv_heads, .epilogue = {.residual = true}}),
           linear(layer.gate_up, {.max_m = kChunk, .epilogue = finish(layer.gate_up), .norm = true}),
           linear(layer.down, {.max_m = kChunk, .epilogue = {.residual = true}}),
           layer.gate_up[0].gate_up(),
@@ -88,7 +90,7 @@ class GpuEngine : public Engine {
 
  private:
   struct LayerState {
-    Linear qkv, o, gate_up, down;
+    Linear qkv, o, o_of_one, gate_up, down;
     bool finished;  ///< gate_up gives silu(gate) * up
     void *attention_norm, *mlp_norm;
     void* cache;  ///< [2][kv_heads][capacity][head_dim]: keys and values
@@ -161,7 +163,7 @@ class GpuEngine : public Engine {
       if (!fresh) launch(store_, m, c_.kv_heads, 1, 16, qkv_, layer.cache, rope_, state_, capacity_);
       launch(attend_, c_.kv_heads, shares, m, 32 * warps, qkv_, layer.cache, rope_, state_, capacity_, fresh, partial_,
              arrived_, mixed_);
-      layer.o.run(stream, mixed_, x_, m);
+      (fresh ? layer.o_of_one : layer.o).run(stream, mixed_, x_, m);
       layer.gate_up.run(stream, x_, layer.finished ? product_ : gate_up_, m, layer.mlp_norm);
       if (!layer.finished) launch(silu_mul_, (c_.intermediate / 4 + 1023) / 1024, m, 1, 1024, gate_up_, product_);
       layer.down.run(stream, product_, x_, m);
