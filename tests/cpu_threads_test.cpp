@@ -149,6 +149,28 @@ TEST_CASE("cpu threads: two jobs run at once, and each index is run once") {
   CHECK(wrong == 0);
 }
 
+TEST_CASE(
+    "cpu threads: grains begin at their multiples, and the last of a range and what others take come one by one") {
+  for (const ParallelFor& hook : {ParallelFor(), ParallelFor(on_threads)}) {
+    for (const int threads : {1, 2, 3}) {
+      cpu::ThreadPool pool(threads, hook);
+      for (const std::int64_t count : {1, 4, 30, 37}) {
+        std::vector<std::atomic<int>> taken(static_cast<std::size_t>(count));
+        std::atomic<int> wrong{0}, grains{0};
+        pool.run_grains(count, 4, [&](std::int64_t begin, std::int64_t end, int) {
+          wrong += begin >= end || end > count || begin / 4 != (end - 1) / 4;
+          grains += end - begin == 4;
+          for (; begin < end; ++begin) ++taken[static_cast<std::size_t>(begin)];
+        });
+        for (const auto& times : taken) wrong += times != 1;
+        CHECK(wrong == 0);
+        CHECK(grains <= count / 4);
+        if (threads == 1) CHECK(grains == count / 4);
+      }
+    }
+  }
+}
+
 TEST_CASE("cpu threads: any number of them gives the same bits, also where k goes in parts") {
   MatrixSpec spec;
   spec.k = 8192;

@@ -84,28 +84,29 @@ void ThreadPool::start() {
   started_.store(true, std::memory_order_release);
 }
 
-void ThreadPool::run(std::int64_t count, int threads, Chunk chunk, void* self) {
+void ThreadPool::run(std::int64_t count, int grain, int threads, Chunk chunk, void* self) {
   if (count <= 1 || threads == 1 || working || (getpid() != process_ && !parallel_for_)) {
-    for (std::int64_t index = 0; index < count; ++index) chunk(self, index, 0);
+    for (std::int64_t begin = 0; begin < count; begin += grain) chunk(self, begin, std::min(begin + grain, count), 0);
     return;
   }
-  if (parallel_for_) return run_embedded(count, threads, chunk, self);
+  if (parallel_for_) return run_embedded(count, grain, threads, chunk, self);
   ready();
   for (Job& job : jobs_) {
     const std::unique_lock lock(job.mutex, std::try_to_lock);
-    if (lock.owns_lock()) return run_job(job, std::uint64_t(count), threads, chunk, self);
+    if (lock.owns_lock()) return run_job(job, std::uint64_t(count), grain, threads, chunk, self);
   }
   const std::lock_guard lock(jobs_[0].mutex);
-  run_job(jobs_[0], std::uint64_t(count), threads, chunk, self);
+  run_job(jobs_[0], std::uint64_t(count), grain, threads, chunk, self);
 }
 
-void ThreadPool::run_job(Job& job, std::uint64_t count, int threads, Chunk chunk, void* self) {
+void ThreadPool::run_job(Job& job, std::uint64_t count, int grain, int threads, Chunk chunk, void* self) {
   const std::uint64_t tag = std::uint64_t(++job.number) << kIndexBits;
   for (int i = 0; i < threads_; ++i)  // no index to take while the fields change
     job.ranges[std::size_t(i)].ticket.store(tag | kIndex, std::memory_order_relaxed);
   job.count.store(count, std::memory_order_release);
   job.chunk.store(chunk, std::memory_order_release);
   job.self.store(self, std::memory_order_release);
+  job.grain.store(grain, std::memory_order_release);
   job.taking_part.store(threads, std::memory_order_release);
   job.done.store(0, std::memory_order_relaxed);
   for (std::uint64_t i = 0; i < std::uint64_t(threads); ++i)
@@ -120,25 +121,25 @@ void ThreadPool::run_job(Job& job, std::uint64_t count, int threads, Chunk chunk
   job.taking_part.store(0, std::memory_order_release);
 }
 
-void ThreadPool::run_embedded(std::int64_t count, int threads, Chunk chunk, void* self) {
+void ThreadPool::run_embedded(std::int64_t count, int grain, int threads, Chunk chunk, void* self) {
   struct Job {
     std::atomic<std::int64_t> next{0};
-    std::int64_t count;
+    std::int64_t count, grain;
     Chunk chunk;
     void* self;
     void share(int worker) {
-      for (std::int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      for (std::int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;) {
         const bool before = std::exchange(working, true);
-        chunk(self, index, worker);
+        chunk(self, begin, std::min(begin + grain, count), worker);
         working = before;
       }
     }
-  } job{{}, count, chunk, self};
+  } job{{}, count, grain, chunk, self};
   parallel_for_(int(std::min<std::int64_t>(threads, count)), [&job](int worker) { job.share(worker); });
   job.share(0);  // what is left if some task was not called
 }
 
-/// One index of `owner`'s range.
+/// One index of `owner`'s range, or as many as are a grain if it is the owner's own and more are left than that.
 bool ThreadPool::take_from(Job& job, Range& range, int owner, int worker, std::uint64_t& done) {
   std::uint64_t ticket = range.ticket.load(std::memory_order_acquire);
   for (;;) {
@@ -146,13 +147,18 @@ bool ThreadPool::take_from(Job& job, Range& range, int owner, int worker, std::u
     const Chunk chunk = job.chunk.load(std::memory_order_acquire);
     void* const self = job.self.load(std::memory_order_acquire);
     const auto threads = std::uint64_t(job.taking_part.load(std::memory_order_acquire));
-    if (index == kIndex || worker >= int(threads) || index >= std::uint64_t(owner + 1) * count / threads) return false;
-    if (!range.ticket.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+    if (index == kIndex || worker >= int(threads)) return false;
+    const std::uint64_t end = std::uint64_t(owner + 1) * count / threads;
+    if (index >= end) return false;
+    const auto grain = std::uint64_t(job.grain.load(std::memory_order_acquire));
+    const std::uint64_t some = owner == worker && end - index > grain ? grain - index % grain : 1;
+    if (!range.ticket.compare_exchange_weak(ticket, ticket + some, std::memory_order_acq_rel,
+                                            std::memory_order_acquire))
       continue;
     working = true;
-    chunk(self, std::int64_t(index), worker);
+    chunk(self, std::int64_t(index), std::int64_t(index + some), worker);
     working = false;
-    ++done;
+    done += some;
     return true;
   }
 }

@@ -44,17 +44,27 @@ class ThreadPool {
   /// must not throw. `most`: threads that take part, 0: all.
   template <class Body>
   void run(std::int64_t count, Body&& body, int most = 0) {
+    const auto each = [&](std::int64_t begin, std::int64_t end, int worker) {
+      for (; begin < end; ++begin) body(begin, worker);
+    };
+    run_grains(count, 1, each, most);
+  }
+
+  /// body(begin, end, worker) for all of [0, count): a thread takes `grain` indices at a time, from one multiple of
+  /// `grain` to the next, and single ones of the last grain of its range and of others' ranges.
+  template <class Body>
+  void run_grains(std::int64_t count, int grain, Body&& body, int most = 0) {
     const int threads = most > 0 && most < threads_ ? most : threads_;
     run(
-        count, threads,
-        [](void* self, std::int64_t index, int worker) {
-          (*static_cast<std::remove_reference_t<Body>*>(self))(index, worker);
+        count, grain, threads,
+        [](void* self, std::int64_t begin, std::int64_t end, int worker) {
+          (*static_cast<std::remove_reference_t<Body>*>(self))(begin, end, worker);
         },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 
  private:
-  using Chunk = void (*)(void* self, std::int64_t index, int worker);
+  using Chunk = void (*)(void* self, std::int64_t begin, std::int64_t end, int worker);
   // A job is numbered; a ticket is its number and the next index to take of one thread's range. A job's fields change
   // only while every taken index is done and the tickets are void, so a late worker that reads them then fails its
   // compare-exchange on the old ticket.
@@ -70,13 +80,14 @@ class ThreadPool {
     alignas(64) std::atomic<std::uint64_t> count{0};
     std::atomic<Chunk> chunk{nullptr};
     std::atomic<void*> self{nullptr};
+    std::atomic<int> grain{1};
     std::atomic<int> taking_part{0};                 // workers below this number
     alignas(64) std::atomic<std::uint64_t> done{0};  // indices finished
   };
 
-  void run(std::int64_t count, int threads, Chunk chunk, void* self);
-  void run_embedded(std::int64_t count, int threads, Chunk chunk, void* self);
-  void run_job(Job& job, std::uint64_t count, int threads, Chunk chunk, void* self);
+  void run(std::int64_t count, int grain, int threads, Chunk chunk, void* self);
+  void run_embedded(std::int64_t count, int grain, int threads, Chunk chunk, void* self);
+  void run_job(Job& job, std::uint64_t count, int grain, int threads, Chunk chunk, void* self);
   void start();
   void serve(int worker);
   static void take_own(Job& job, int worker, std::uint64_t& done);
