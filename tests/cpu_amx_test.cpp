@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "amx_model.hpp"
 #include "cpu_device.hpp"
@@ -30,6 +31,7 @@ const cpu::Kernels* modelled() {
 
 /// A matrix and its products by the modelled AMX, with any number of threads.
 struct Modelled {
+  cpu::Kernels kernels = *modelled();
   CpuDevice cpu{1};
   std::shared_ptr<MemoryLedger> ledger = std::make_shared<MemoryLedger>();
   Packed packed;
@@ -37,15 +39,18 @@ struct Modelled {
     ledger->open({}, {}, nullptr, {cpu::allocate_aligned, std::free});
   }
 
-  HostRows product(int threads, const PlanOptions& options, const HostRows& x) {
+  HostRows product(int threads, const PlanOptions& options, std::int64_t m, const void* x, std::int64_t x_stride) {
     cpu::ThreadPool pool(threads);
-    const cpu::CpuPlan plan(std::static_pointer_cast<const cpu::CpuMatrix>(packed.matrix), *modelled(), pool, ledger,
+    const cpu::CpuPlan plan(std::static_pointer_cast<const cpu::CpuMatrix>(packed.matrix), kernels, pool, ledger,
                             options, nullptr);
-    HostRows out(options.activation, x.rows(), packed.plain.n, packed.plain.n + 16);
-    plan.run(nullptr, x.data(), x.row_stride(), out.data(), out.row_stride(), x.rows(), nullptr, {});
+    HostRows out(options.activation, m, packed.plain.n, packed.plain.n + 16);
+    plan.run(nullptr, x, x_stride, out.data(), out.row_stride(), m, nullptr, {});
     CHECK(out.padding_intact());
     CHECK(amx_faults() == 0);
     return out;
+  }
+  HostRows product(int threads, const PlanOptions& options, const HostRows& x) {
+    return product(threads, options, x.rows(), x.data(), x.row_stride());
   }
 };
 
@@ -98,6 +103,24 @@ TEST_CASE("cpu amx model: the same bits for any number of threads, and for all m
       const HostRows expected = amx.product(1, options_for(m, type), some);
       for (const int threads : {2, 5, 16}) CHECK(same_bits(amx.product(threads, options_for(m, type), some), expected));
     }
+  }
+}
+
+TEST_CASE("cpu amx model: bf16 rows are multiplied where they lie, with the bits of packed ones") {
+  if (!modelled()) return;
+  const std::int64_t k = 512, stride = k + 96;
+  Modelled amx(spec_of(k, 200));
+  for (const std::int64_t m : {1, 5, 15, 16, 17, 32, 64}) {
+    const HostRows x = random_rows(DType::kBF16, m, k, 7, stride);
+    std::vector<std::byte> bytes(x.bytes() + 128);  // no row after the last
+    std::byte* const line = bytes.data() + (64 - reinterpret_cast<std::uintptr_t>(bytes.data()) % 64) % 64;
+    std::memcpy(line, x.data(), x.bytes());
+    if (m != 17) amx.kernels.pack_x_amx = nullptr;  // a call would crash
+    const HostRows in_place = amx.product(3, options_for(m, DType::kBF16, "cpu-amx math=bf16"), m, line, stride);
+    CHECK(relative_error(in_place, product(x, amx.packed.plain)) <= tolerance(DType::kBF16));
+    amx.kernels = *modelled();
+    std::memcpy(line + 16, x.data(), x.bytes());
+    CHECK(same_bits(amx.product(3, options_for(m, DType::kBF16, "cpu-amx math=bf16"), m, line + 16, stride), in_place));
   }
 }
 

@@ -19,7 +19,7 @@ enum class Element : std::uint8_t { kF16, kBF16, kF32 };  // of x and out
 constexpr int bf16_terms(Element element) { return element == Element::kBF16 ? 1 : element == Element::kF16 ? 2 : 3; }
 
 /// Rows of x to packed form. fp32: [block][row][128] floats; for `panel` [block][group of rows][128][row]. bf16:
-/// [block][row][128]. AMX: [row / 16][block][term][32-row step][16 rows][32], rows padded to 16 with zeros. int8:
+/// [block][row][128]. AMX: [row / 16][block][term][32-row step][16 rows][32], more than 16 rows padded to 16 with zeros. int8:
 /// [block][row][128] bytes. Digits: [block][row][512] bytes (kernels_digits.hpp).
 struct PackX {
   const void* x;
@@ -51,6 +51,8 @@ struct TileJob {
   void* scratch;            // kScratch bytes
   std::int64_t begin, end;  // blocks to multiply here
   bool add = false;         // to y instead of overwriting it
+  // Of AMX alone: elements from row to row of x as its owner has it, in bf16; 0: x is packed.
+  std::int64_t x_stride = 0;
 };
 
 /// y (+ bias) to rows of out.

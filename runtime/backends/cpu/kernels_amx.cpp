@@ -23,7 +23,7 @@ void pack_x(const PackX& job, std::int64_t row_begin, std::int64_t row_end) {
   const int terms = bf16_terms(job.element);
   alignas(64) float values[kBlock];
   for (std::int64_t row = row_begin; row < row_end; ++row) {
-    const bool last = row + 1 == job.rows;
+    const bool pads = row + 1 == job.rows && job.rows > kRows;  // of so few no more are read than there are
     for (std::int64_t block = job.begin; block < job.end; ++block) {
       auto* to = static_cast<std::uint16_t*>(job.out) + (row / kRows * job.blocks + block) * terms * kBlock * kRows;
       if (terms == 1 && !job.source && (block + 1) * kBlock <= job.k) {  // as they are
@@ -36,7 +36,7 @@ void pack_x(const PackX& job, std::int64_t row_begin, std::int64_t row_end) {
           Terms::split(values + step * kStep, terms, to + step * kTileElements + row % kRows * kStep, kBlock * kRows,
                        kStep);
       }
-      for (int pad = row % kRows + 1; last && pad < kRows; ++pad)
+      for (int pad = row % kRows + 1; pads && pad < kRows; ++pad)
         for (int tile = 0; tile < terms * kBlockSteps; ++tile)
           std::memset(to + tile * kTileElements + pad * kStep, 0, kStep * 2);
     }
@@ -124,10 +124,14 @@ template <int kNumber, int kStride>
 [[gnu::always_inline]] inline void load_tile(const std::uint16_t* from) {
   const auto& tile = *reinterpret_cast<const std::uint16_t(*)[(kRows - 1) * kStride + kStep]>(from);
   asm volatile("" : : "m"(tile));
-  if constexpr (kNumber == 4) _tile_loadd(4, from, kStride * 2);
   if constexpr (kNumber == 6) _tile_loadd(6, from, kStride * 2);
   if constexpr (kNumber == 7) _tile_loadd(7, from, kStride * 2);
   asm volatile("" : : "m"(tile));
+}
+
+/// Nothing here writes x.
+[[gnu::always_inline]] inline void load_x(const std::uint16_t* from, std::int64_t bytes) {
+  _tile_loadd(4, from, bytes);
 }
 
 // --- products --------------------------------------------------------------------------------------------------------
@@ -140,8 +144,11 @@ class Pass {
  public:
   Pass(const TileJob& job, int row)
       : rows_(job.rows - row < kPassRows ? job.rows - row : kPassRows),
-        group_x_(job.blocks * kRowsOfX),
-        x_(static_cast<const std::uint16_t*>(job.x) + (job.row + row) / kRows * group_x_ + job.begin * kRowsOfX),
+        row_bytes_(job.x_stride ? job.x_stride * 2 : kStep * 2),
+        step_x_(job.x_stride ? kStep : kTileElements),
+        block_x_(job.x_stride ? kBlock : kRowsOfX),
+        group_x_(job.x_stride ? job.x_stride * kRows : job.blocks * kRowsOfX),
+        x_(static_cast<const std::uint16_t*>(job.x) + (job.row + row) / kRows * group_x_ + job.begin * block_x_),
         y_(job.y + std::int64_t(row) * kTile),
         header_(job.weights + job.begin * kBlockBytes),
         end_(job.weights + job.end * kBlockBytes),
@@ -155,7 +162,7 @@ class Pass {
     decoder_.zeros(header_);
     decoder_.octets(header_ + kHeader, panel_, kSteps * kOctets);
     for (int in_block = 0; header_ != end_; header_ += kSegmentBytes) {
-      const std::uint16_t* x = x_ + in_block * kTileElements;
+      const std::uint16_t* x = x_ + in_block * step_x_;
       int group = 0;
       for (; group + kRows < rows_; group += kRows, x += group_x_) {
         multiply<0, false>(x, group);
@@ -169,7 +176,7 @@ class Pass {
         multiply<1, false>(x, group);
       }
       in_block += kSteps;
-      if (in_block == kBlockSteps) in_block = 0, x_ += kRowsOfX;
+      if (in_block == kBlockSteps) in_block = 0, x_ += block_x_;
     }
     save<0>(), save<1>();
     add<1>(0, kRows, scales_of<1>(0), scales_of<1>(1), rows_ - before_.group);
@@ -224,7 +231,7 @@ class Pass {
       const std::uint16_t *left = rows + kHalf * kSums * kStep, *right = left + kStep;
       const bool save_now = step == 0 && saves;
       if constexpr (kTerms == 1) {
-        load_tile<4, kStep>(x + step * kTileElements);
+        load_x(x + step * step_x_, row_bytes_);
         load_tile<6, kPanelRow>(left);
         if (save_now) save<0>();
         _tile_dpbf16ps(0, 4, 6);
@@ -237,7 +244,7 @@ class Pass {
         load_tile<6, kPanelRow>(left);
         load_tile<7, kPanelRow>(right);
         unroll<kTerms>([&](auto term) __attribute__((always_inline)) {
-          load_tile<4, kStep>(x + term * kTerm + step * kTileElements);
+          load_x(x + term * kTerm + step * kTileElements, kStep * 2);
           if (term == 0 && save_now) save<0>();
           _tile_dpbf16ps(0, 4, 6);
           if (term == kTerms - 1 && step > 0) add_rows(2 * (step - 1));
@@ -260,7 +267,7 @@ class Pass {
   alignas(64) float sums_[kSums * kTileFloats];
   Decoder decoder_;
   const int rows_;
-  const std::int64_t group_x_;  // elements from 16 rows of x to the next
+  const std::int64_t row_bytes_, step_x_, block_x_, group_x_;  // of x, the last from 16 rows to the next
   const std::uint16_t* x_;
   float* const y_;
   const std::byte *header_, *const end_, *ahead_;

@@ -89,6 +89,8 @@ class CpuPlan final : public PlanBackend {
 
   using Multiply = void (*)(const TileJob&);
   PackX pack_job(const Rows& rows, std::byte* workspace) const;
+  /// Whether AMX multiplies x where it lies, without packing.
+  bool in_place(const CpuConfig& config, const PackX& packing) const;
   TileJob tile_job(const PackX& packing, std::int64_t tile, int worker, std::byte* workspace) const;
   void run_tiles(const CpuConfig& config, const Rows& rows, std::byte* workspace) const;
   void pack_rows(void (*pack_x)(const PackX&, std::int64_t, std::int64_t), const PackX& packing,
