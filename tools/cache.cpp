@@ -146,6 +146,7 @@ class Commands {
 
 }  // namespace
 
+// NOLINTNEXTLINE(bugprone-exception-escape): a default that its option refuses, a mistake in the text above
 int main(int argc, char** argv) {
   Tool tool("q4-cache", "Builds, packs and checks the compiled kernels that q4 loads.", kExamples);
   CacheToolOptions options;
