@@ -159,6 +159,22 @@ TEST_CASE(
   CHECK(injected > calls / step);
 }
 
+TEST_CASE("faults: a kernel that the driver cannot read is told from other failures, with both versions' remedy") {
+  const Faulty faulty;
+  for (const int code : {200, 209, 222}) {  // invalid image, no binary for this GPU, newer PTX
+    std::string text, failed;
+    for (long nth = 1; nth < 400 && failed != "cuModuleLoadData"; ++nth) {
+      const Runtime runtime = Faulty::runtime();
+      faulty.arm(nth, code, 0);
+      text = attempt(runtime), failed = faulty.failed();
+      faulty.arm(0, 0, 0);
+    }
+    REQUIRE(failed == "cuModuleLoadData");
+    CHECK_MESSAGE(text.find("the driver is of CUDA ") != text.npos, text);
+    CHECK_MESSAGE(text.find("$Q4_NVRTC") != text.npos, text);
+  }
+}
+
 TEST_CASE("faults: a device that is lost stays lost, says so, and lets everything be destroyed") {
   const Faulty faulty;
   faulty.arm(0, 0, 0);

@@ -11,6 +11,7 @@ constexpr int kAttributeRegisters = 82, kFunctionDynamicShared = 8;
 constexpr int kLaunchCluster = 4, kLaunchProgrammatic = 6;
 constexpr int kPointerMemoryType = 2, kPointerManaged = 8, kPointerOrdinal = 9;
 constexpr unsigned kMemoryHost = 1;
+constexpr Result kUnreadable[] = {200, 209, 222};  // INVALID_IMAGE, NO_BINARY_FOR_GPU, UNSUPPORTED_PTX_VERSION
 
 DevicePointer address(const void* p) { return reinterpret_cast<DevicePointer>(p); }
 
@@ -241,7 +242,14 @@ std::unique_ptr<gpu::Function> CudaDriver::load(const std::vector<char>& code, c
   const Current current(*api_, context_);
   auto function = std::make_unique<CudaFunction>();
   function->api = api_, function->context = context_;
-  api_->check(api_->module_load(&function->module, code.data()), fmt::format("cuModuleLoadData({})", name).c_str());
+  const Result loaded = api_->module_load(&function->module, code.data());
+  for (const Result unreadable : kUnreadable)
+    if (loaded == unreadable)
+      fail(ErrorCode::kUnsupported,
+           "cuModuleLoadData({}): {}; the driver is of CUDA {}, and what compiled this kernel may be newer or have "
+           "compiled it for another GPU: update the driver, or compile with an NVRTC no newer than it ($Q4_NVRTC)",
+           name, api_->describe(loaded), info_.driver);
+  api_->check(loaded, fmt::format("cuModuleLoadData({})", name).c_str());
   api_->check(api_->module_function(&function->handle, function->module, jit::entry(name).c_str()),
               "cuModuleGetFunction");
   api_->check(api_->function_set(function->handle, kFunctionDynamicShared, static_cast<int>(info_.shared_bytes)),
