@@ -59,7 +59,7 @@ int main() try {
   for (auto& out : outs) out.resize(m * n);
   parallel(kMatrices, [&](int i) { plans[i].run(q4::Stream(), {x.data()}, {outs[i].data()}, m); });
 
-  const float expected = float(k / 8) * 0.5f * (0 + 1 + 2 + 3 + 4 + 5 + 6 + 7 - 8 * 1);
+  const float expected = float(k) / 8 * 0.5f * (0 + 1 + 2 + 3 + 4 + 5 + 6 + 7 - 8 * 1);
   for (const auto& out : outs)
     for (const float value : out)
       if (value != expected) return std::fprintf(stderr, "got %g instead of %g\n", value, expected), 1;

@@ -265,11 +265,30 @@ TEST_CASE("q4-bench: columns of the CSV, one tactic, a wrong tactic") {
   CHECK(box.run(bench + "--baseline " + box.file("none.csv")).status == 2);
   CHECK(box.run(bench + "--csv " + box.file("no/such/folder.csv")).status == 1);
 
+  CHECK(contains(box.run(bench + "--chain 2").out, "share of read-only"));
+
   const auto kernel = Json::parse(box.run(bench + "--json").out)["points"].at(0)["kernel"].get<std::string>();
   CHECK(box.run(bench + "--tactic '" + kernel + "'").status == 0);
   CHECK(box.run(bench + "--tactic 'no such tactic'").status == 2);
   CHECK(box.run(bench + "--batch-invariant").status == 0);
   CHECK(box.run(bench + "--batch-invariant --tactic '" + kernel + "'").status == 2);  // it chooses the kernel itself
+}
+
+TEST_CASE("q4-bench: threads, and times of others beside its own") {
+  const Sandbox box;
+  const std::string bench = "q4-bench --device cpu --shape 256x128 --group 64 --m 3 --seconds 0.02 --untuned ";
+  const Json threads = Json::parse(box.run(bench + "--scaling --json").out)["scaling"];
+  CHECK(threads.at(0)["threads"] == 1);
+  for (const Json& row : threads) CHECK(row["us"] > 0);
+
+  std::ofstream(box.file("peers.csv")) << "peer,k,n,group,act_order,m,us\nslow,256,128,64,0,3,4000000\n"
+                                          "slower,256,128,64,0,3,5000000\ncublas_fp16,256,128,64,0,3,6000000\n";
+  const std::string both = box.run(bench + "--scaling --baseline " + box.file("peers.csv")).out;
+  CHECK(contains(both, "speedup"));
+  CHECK(contains(both, "x peer"));
+  const Json point = Json::parse(box.run(bench + "--json --baseline " + box.file("peers.csv")).out)["points"].at(0);
+  CHECK(point["peer"] == "slow");
+  CHECK(point["peer_us"] == 4e6);
 }
 
 TEST_CASE("q4-autotune: Ctrl-C ends cleanly, and what is done is kept") {

@@ -35,7 +35,7 @@ class GemmInContext : public gpu::Gemm {
       : api_(std::move(api)), context_(context), gemm_(std::move(gemm)) {}
   ~GemmInContext() override {
     if (api_->process.left()) {
-      gemm_.release();
+      static_cast<void>(gemm_.release());
       return;
     }
     const Pushed pushed(*api_, context_);

@@ -80,6 +80,7 @@ class GptqWords : public Reader {
       const std::int64_t row = cut.row / 2 + i;
       for (std::int64_t c = 0; c < n; ++c)
         out.qweight[static_cast<std::size_t>(i / 4 * n + c)] |=
+            // NOLINTNEXTLINE(clang-analyzer-core.DivideZero): detects() took the type of the codes
             std::uint32_t{from[(row / bytes * entry.n + cut.column(c)) * bytes + row % bytes]} << (8 * (i % 4));
     }
     if (matrix.zeros.tensor != nullptr) {

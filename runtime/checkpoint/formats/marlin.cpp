@@ -24,7 +24,7 @@ std::array<std::int16_t, 1024> tile_order() {
           fragment[block * 4 + i] = 16 * row + lane / 4 + 8 * block + 256 * tile;
         }
       for (int i = 0; i < 8; ++i)
-        order[static_cast<std::size_t>(lane * 32 + tile * 8 + i)] = static_cast<std::int16_t>(fragment[kNibble[i]]);
+        order[static_cast<std::size_t>(lane) * 32 + tile * 8 + i] = static_cast<std::int16_t>(fragment[kNibble[i]]);
     }
   }
   return order;

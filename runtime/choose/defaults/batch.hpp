@@ -15,7 +15,8 @@ constexpr int resident(const BatchConfig& c, const Limits& limits) {
 constexpr double batch_estimate(const BatchConfig& c, i64 m, const Limits& limits) {
   const int units = larger(1, limits.units), room = resident(c, limits);
   const i64 rounds = (grid(c, m) + units - 1) / units;  // blocks that one multiprocessor meets, `room` at a time
-  const double waves = static_cast<double>((rounds + room - 1) / room), mma = 3.0 * c.rows, both = 68 + 1.75 * c.rows;
+  const i64 times = (rounds + room - 1) / room;
+  const double waves = static_cast<double>(times), mma = 3.0 * c.rows, both = 68 + 1.75 * c.rows;
   const double half = mma > both ? mma : both;  // a strip's 64 of k: conversion hides from 64 rows on
   const int together = warps(c) * (rounds < room ? static_cast<int>(rounds) : room);
   const double few = together >= 8   ? 1
