@@ -1,4 +1,5 @@
-// The AMX kernels, on a model of the tiles where the processor has none: every path of rows, segments, zeros and terms.
+// The AMX kernels, on a model of the tiles where the processor has none: every
+// path of rows, segments, zeros and terms.
 #include <doctest/doctest.h>
 
 #include <cstdlib>
@@ -16,7 +17,8 @@
 namespace q4::test {
 namespace {
 
-/// Kernels for AVX-512 with the modelled AMX; null where the processor lacks AVX-512 with BF16, which it says.
+/// Kernels for AVX-512 with the modelled AMX; null where the processor lacks
+/// AVX-512 with BF16, which it says.
 const cpu::Kernels* modelled() {
   static const auto kKernels = []() -> std::optional<cpu::Kernels> {
     try {
@@ -85,23 +87,25 @@ TEST_CASE("cpu amx model: exact for every number of rows, group and type, with s
 
 TEST_CASE("cpu amx model: the same bits for any number of threads, and for all m where that is promised") {
   if (!modelled()) return;
-  const MatrixSpec spec = spec_of(4096, 72);
-  Modelled amx(spec);
-  for (const DType type : {DType::kF16, DType::kBF16}) {
-    const HostRows x = random_rows(type, 40, spec.k);
-    PlanOptions options = options_for(40, type);
-    options.batch_invariant = true;
-    const HostRows all = amx.product(3, options, x);
-    for (const std::int64_t m : {1, 16, 40}) {
-      HostRows some(type, m, spec.k);
-      std::memcpy(some.data(), x.data(), static_cast<std::size_t>(m * spec.k) * 2);
-      const HostRows out = amx.product(3, options, some);
-      for (std::int64_t row = 0; row < m; ++row)
-        CHECK(std::memcmp(static_cast<const char*>(out.data()) + row * out.row_stride() * 2,
-                          static_cast<const char*>(all.data()) + row * all.row_stride() * 2,
-                          static_cast<std::size_t>(spec.n) * 2) == 0);
-      const HostRows expected = amx.product(1, options_for(m, type), some);
-      for (const int threads : {2, 5, 16}) CHECK(same_bits(amx.product(threads, options_for(m, type), some), expected));
+  for (const MatrixSpec& spec : {spec_of(4096, 72), spec_of(512, 712)}) {  // parts of k; halves of tiles
+    Modelled amx(spec);
+    for (const DType type : {DType::kF16, DType::kBF16}) {
+      const HostRows x = random_rows(type, 40, spec.k);
+      PlanOptions options = options_for(40, type);
+      options.batch_invariant = true;
+      const HostRows all = amx.product(3, options, x);
+      for (const std::int64_t m : {1, 16, 40}) {
+        HostRows some(type, m, spec.k);
+        std::memcpy(some.data(), x.data(), static_cast<std::size_t>(m * spec.k) * 2);
+        const HostRows out = amx.product(3, options, some);
+        for (std::int64_t row = 0; row < m; ++row)
+          CHECK(std::memcmp(static_cast<const char*>(out.data()) + row * out.row_stride() * 2,
+                            static_cast<const char*>(all.data()) + row * all.row_stride() * 2,
+                            static_cast<std::size_t>(spec.n) * 2) == 0);
+        const HostRows expected = amx.product(1, options_for(m, type), some);
+        for (const int threads : {2, 5, 16})
+          CHECK(same_bits(amx.product(threads, options_for(m, type), some), expected));
+      }
     }
   }
 }

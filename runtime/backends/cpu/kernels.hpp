@@ -51,8 +51,9 @@ struct TileJob {
   void* scratch;            // kScratch bytes
   std::int64_t begin, end;  // blocks to multiply here
   bool add = false;         // to y instead of overwriting it
-  // Of AMX alone: elements from row to row of x as its owner has it, in bf16; 0: x is packed.
-  std::int64_t x_stride = 0;
+  // Of AMX alone.
+  std::int64_t x_stride = 0;        // elements from row to row of x as its owner has it, in bf16; 0: x is packed
+  int column = 0, columns = kTile;  // of the tile: all, or the 32 of one half; y of the others becomes 0
 };
 
 /// y (+ bias) to rows of out.

@@ -102,9 +102,10 @@ class CpuPlan final : public PlanBackend {
   void run_blas(const Rows& rows, std::byte* workspace) const;
   const float* run_shrink(const Rows& rows, std::byte* workspace) const;
   void run_norm(Rows& rows, std::byte* workspace) const;
-  /// Sums [count][y_stride] of one tile to rows from `row` on. `scratch`: kScratch bytes.
+  /// Sums [count][y_stride] of `columns` columns of one tile from `column` on to rows from `row` on. `scratch`: kScratch
+  /// bytes.
   void store(const Rows& rows, std::int64_t row, int count, std::int64_t tile, float* y, std::int64_t y_stride,
-             std::byte* scratch) const;
+             std::byte* scratch, int column = 0, int columns = kTile) const;
   /// The same with an epilogue.
   void finish_and_store(const Rows& rows, std::int64_t row, int count, std::int64_t tile, float* y,
                         std::int64_t y_stride, std::byte* scratch) const;

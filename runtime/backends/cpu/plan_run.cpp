@@ -148,16 +148,16 @@ TileJob CpuPlan::tile_job(const PackX& packing, std::int64_t tile, int worker, s
 }
 
 void CpuPlan::store(const Rows& rows, std::int64_t row, int count, std::int64_t tile, float* y, std::int64_t y_stride,
-                    std::byte* scratch) const {
+                    std::byte* scratch, int column, int columns) const {
   if (!choose::is_plain(epilogue_)) return finish_and_store(rows, row, count, tile, y, y_stride, scratch);
   const std::int64_t size = element_ == Element::kF32 ? 4 : 2;
-  const int columns = int(std::min<std::int64_t>(kTile, matrix_->n - tile * kTile));
-  StoreJob job{y,
+  columns = int(std::min<std::int64_t>(columns, matrix_->n - tile * kTile - column));
+  StoreJob job{y + column,
                y_stride,
                count,
                columns,
-               matrix_->bias.empty() ? nullptr : matrix_->bias.data() + tile * kTile,
-               rows.out + (row * rows.out_stride + tile * kTile) * size,
+               matrix_->bias.empty() ? nullptr : matrix_->bias.data() + tile * kTile + column,
+               rows.out + (row * rows.out_stride + tile * kTile + column) * size,
                rows.out_stride,
                element_};
   kernels_.store(job);
@@ -165,9 +165,10 @@ void CpuPlan::store(const Rows& rows, std::int64_t row, int count, std::int64_t 
   job.rows = 1, job.bias = nullptr;
   for (int r = 0; r < count;
        ++r, job.y += y_stride, job.out = static_cast<std::byte*>(job.out) + rows.out_stride * size) {
-    if (!has_nonfinite(job.y)) continue;
-    make_exact({matrix_.get(), &kernels_, tile, rows.x + (row + r) * rows.x_stride * size, element_, y + r * y_stride,
-                columns, reinterpret_cast<float*>(scratch), given_});
+    float* const sums = y + r * y_stride;
+    if (!has_nonfinite(sums)) continue;
+    make_exact({matrix_.get(), &kernels_, tile, rows.x + (row + r) * rows.x_stride * size, element_, sums,
+                column + columns, reinterpret_cast<float*>(scratch), given_});
     kernels_.store(job);
   }
 }
@@ -235,23 +236,29 @@ void CpuPlan::multiply_rows(Multiply multiply, const PackX& packing, const CpuCo
   std::int64_t tiles = some < blocks ? kChunkRows / kPartialRows : 1;
   while (tiles > 1 && row_parts * matrix_->tiles < 2 * tiles * pool_.threads()) tiles /= 2;
   const std::int64_t tile_parts = (matrix_->tiles + tiles - 1) / tiles;
-  const auto multiply_task = [&](std::int64_t task, int worker) {
-    const std::int64_t first = task % tile_parts * tiles, end = std::min(first + tiles, matrix_->tiles);
+  // A task of one tile on AMX is two halves, which threads take one by one at the end.
+  const int halves = config.path == Path::kAmx && choose::is_plain(epilogue_) && tiles == 1 ? 2 : 1;
+  const auto multiply_task = [&](std::int64_t half, std::int64_t end_half, int worker) {
+    const std::int64_t task = half / halves, first = task % tile_parts * tiles;
+    const std::int64_t end = std::min(first + tiles, matrix_->tiles);
+    const int columns = int(end_half - half) * (kTile / halves), column = int(half % halves) * (kTile / halves);
     for (std::int64_t begin = 0; begin < blocks; begin += some) {
-      for (std::int64_t tile = first; tile < end; ++tile) {
+      for (std::int64_t tile = first; tile < end && tile * kTile + column < matrix_->n; ++tile) {
         TileJob job = tile_job(packing, tile, worker, workspace);
         job.row = task / tile_parts * part;
         job.rows = int(end_of_task(job.row, part, rows.count, rest) - job.row);
         job.begin = begin;
         job.end = std::min(begin + some, blocks);
         job.add = begin > 0;
+        job.column = column, job.columns = columns;
         job.y += (tile - first) * part * kTile;
         multiply(job);
-        if (job.end == blocks) store(rows, job.row, job.rows, tile, job.y, kTile, static_cast<std::byte*>(job.scratch));
+        if (job.end == blocks)
+          store(rows, job.row, job.rows, tile, job.y, kTile, static_cast<std::byte*>(job.scratch), column, columns);
       }
     }
   };
-  pool_.run(row_parts * tile_parts, multiply_task, config.threads);
+  pool_.run_grains(row_parts * tile_parts * halves, halves, multiply_task, config.threads);
 }
 
 void CpuPlan::run_blas(const Rows& rows, std::byte* workspace) const {
