@@ -2,6 +2,7 @@
 #include "runtime/backends/cpu/kernels.hpp"
 
 #if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__AVX512BW__)  // GCC's and clang's names
+#include "runtime/backends/cpu/amx_few_rows.hpp"
 #include "runtime/backends/cpu/amx_tiles.hpp"
 
 namespace q4::cpu {
@@ -201,6 +202,8 @@ class Pass {
 
 template <int kTerms, int kSteps>
 void multiply_all(const TileJob& job) {
+  if constexpr (kTerms < 3)
+    if (job.rows <= kRows && job.columns == kTile) return FewRows<kTerms, kSteps>(job).run();
   for (int row = 0; row < job.rows; row += kPassRows) {
     if (job.columns == kTile)
       Pass<kTerms, kSteps, 2>(job, row).run();
