@@ -255,6 +255,15 @@ TEST_CASE("q4-verify: wrong usage and unreadable files end with 2 and say why") 
   CHECK(verify("--help").status == 0);
 }
 
+TEST_CASE("q4-verify: a name of a matrix does not steer the terminal") {
+  const TempFolder folder;
+  const GptqMatrix matrix = make_gptq({.k = 64, .n = 40, .group_size = 16});
+  write_safetensors(folder / "model.safetensors", file_tensors("a\n\x1b[31mb", matrix));
+  const Ran ran = verify(folder.path() + " --device cpu --m 1");
+  CHECK(ran.status == 0);
+  CHECK_MESSAGE(ran.out.find("a??[31mb") != std::string::npos, ran.out);
+}
+
 TEST_CASE("q4-verify: a matrix that the library refuses is a failure, and the others are still checked") {
   const TempFolder folder;
   const auto made = make_checkpoint(

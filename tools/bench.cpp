@@ -53,7 +53,7 @@ Math parse_math(const std::string& text) {
 }
 
 [[noreturn]] void unwritable(const std::string& csv) {
-  fail(ErrorCode::kIo, "--csv = {}: cannot be written: {}; name a file in a folder that exists", csv,
+  fail(ErrorCode::kIo, "--csv = {}: cannot be written: {}; name a file in a folder that exists, with room", csv,
        std::strerror(errno));
 }
 

@@ -219,10 +219,11 @@ int verify(const Job& job, const Options& options, bool json) {
       list.push_back(to_json(job, result));
       continue;
     }
-    fmt::print("{:<{}}  {:>7}  {:>7}  {:>6}  {:<9}  {:<13}  {}{}\n", matrix.name, width, matrix.k, matrix.n,
-               matrix.group_size, result.act_order ? "yes" : "no", zeros_text(result),
-               result.failure.empty() ? fmt::format("{:.2e}", result.error) : "failed: " + result.failure,
-               ok || !result.failure.empty() ? "" : "  OVER TOLERANCE");
+    fmt::print(
+        "{:<{}}  {:>7}  {:>7}  {:>6}  {:<9}  {:<13}  {}{}\n", without_controls(matrix.name), width, matrix.k, matrix.n,
+        matrix.group_size, result.act_order ? "yes" : "no", zeros_text(result),
+        result.failure.empty() ? fmt::format("{:.2e}", result.error) : "failed: " + without_controls(result.failure),
+        ok || !result.failure.empty() ? "" : "  OVER TOLERANCE");
     std::fflush(stdout);
   }
   VerifiedLayers layers;  // which are loaded as the checkpoint says
@@ -255,7 +256,8 @@ int verify(const Job& job, const Options& options, bool json) {
       fmt::print("loaded {:.1f} MB in {:.3f} s: {:.0f} MB/s{}\n", speed.bytes / 1e6, speed.seconds, speed.mb_per_s(),
                  speed.matrices > 1 ? ", without the first matrix" : "");
     for (const auto& matrix : job.passed_over)
-      fmt::print("not supported, passed over: {}: {}\n", matrix.name, matrix.unsupported);
+      fmt::print("not supported, passed over: {}\n",
+                 without_controls(fmt::format("{}: {}", matrix.name, matrix.unsupported)));
     if (sampled) fmt::print("The reference computed a sample of the columns; --columns 0 computes all.\n");
   }
   return failed == 0 ? kDone : kFailed;
@@ -281,8 +283,8 @@ int multiply_file(const Job& job, const Options& options, bool json) {
                       {"shape", out.shape}, {"tactic", tactic},           {"out", options.out}};
     fmt::print("{}\n", all.dump(2, ' ', false, Json::error_handler_t::replace));
   } else {
-    fmt::print("{}: {} x {}: [{}, {}] @ [{}, {}] on {}, {}\nwritten: {}\n", name, options.x, to_string(job.activation),
-               m, matrix.k(), matrix.k(), matrix.n(), job.device.str(), tactic, options.out);
+    fmt::print("{}: {} x {}: [{}, {}] @ [{}, {}] on {}, {}\nwritten: {}\n", without_controls(name), options.x,
+               to_string(job.activation), m, matrix.k(), matrix.k(), matrix.n(), job.device.str(), tactic, options.out);
   }
   return 0;
 }

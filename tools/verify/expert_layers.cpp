@@ -139,9 +139,9 @@ VerifiedLayers verify_layers(const Runtime& runtime, Device device, const Checkp
     all.failed += !ok;
     all.worst = std::max(all.worst, result.error);
     if (print)
-      fmt::print("{}.*: a layer of {} experts, {} tokens: {}{}\n", layer.prefix, layer.experts, m,
+      fmt::print("{}.*: a layer of {} experts, {} tokens: {}{}\n", without_controls(layer.prefix), layer.experts, m,
                  failure.empty() ? fmt::format("{:.2e}", result.error)
-                                 : (passed_over ? "passed over: " : "failed: ") + failure,
+                                 : (passed_over ? "passed over: " : "failed: ") + without_controls(failure),
                  ok || !failure.empty() ? "" : "  OVER TOLERANCE");
     Json one{{"name", layer.prefix},      {"experts", layer.experts}, {"tokens", m}, {"error", result.error},
              {"tolerance", result.limit}, {"tactic", result.tactic},  {"ok", ok}};
