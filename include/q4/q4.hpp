@@ -1,6 +1,10 @@
 // Everything: `#include <q4/q4.hpp>`.
 #pragma once
 
+#if __cplusplus <= 201703L
+#error "the C++ headers of q4 need C++20: compile with -std=c++20 (q4.h, the C ABI, needs C99 or any C++)"
+#endif
+
 #include <q4/cache.hpp>
 #include <q4/checkpoint.hpp>
 #include <q4/device.hpp>
