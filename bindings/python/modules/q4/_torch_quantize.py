@@ -14,7 +14,7 @@ from q4._torch_linear import Linear
 _COLUMNS = 4096  # of which dense numbers are held at a time
 
 
-def round_to_nearest(weight: torch.Tensor, group_size: int = 32, device: Any = None, form: str = "v2") -> Matrix:
+def round_to_nearest(weight: torch.Tensor, group_size: int = 32, device: Any = None, form: Any = "v2") -> Matrix:
     """The matrix of an nn.Linear's weight [n, k]: in each column and group of rows 16 even steps from the least to the largest.
 
     k and n are multiples of 8, as is group_size. The error of a weight is at most half a step, and a little more from the
