@@ -80,7 +80,7 @@ def page():
         folder = ROOT / "modules/q4"
         top = folder / {"q4": "__init__.py"}.get(module, module[3:] + ".py")
         tree = ast.parse(top.read_text())
-        names = next(ast.literal_eval(one.value) for one in tree.body if isinstance(one, ast.Assign) and one.targets[0].id == "__all__")
+        names = next(ast.literal_eval(one.value) for one in tree.body if isinstance(one, ast.Assign) and getattr(one.targets[0], "id", "") == "__all__")
         places = [top, folder / "_native/__init__.pyi", *sorted(folder.glob("_*.py")), folder / "errors.py"]
         known = {}
         for place in places:
