@@ -243,6 +243,7 @@ TEST_CASE("q4-verify: wrong usage and unreadable files end with 2 and say why") 
       {folder.path() + " --tensor model.layers.0 --x " + (folder / "x.npy") + " --out " + (folder / "y.npy"),
        "names 3 matrices"},
       {folder.path() + up + " --x " + (folder / "config.json") + " --out " + (folder / "y.npy"), "no .npy file"},
+      {folder.path() + up + " --x " + (folder / "x.npy") + " --out " + (folder / "x.npy"), "that is the file of --x"},
   };
   for (const auto& c : cases) {
     const Ran ran = verify(c.arguments);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <optional>
 #include <q4/q4.hpp>
 
@@ -324,6 +325,9 @@ Job prepare(const Tool& tool, const Options& options) {
   check(job.zeros != ZeroFormat::kV1 || job.checkpoint.config().format == QuantFormat::kGptq,
         "--zeros = v1: the checkpoint is AWQ, which stores zeros as they are; leave it out");
   if (!options.x.empty()) {
+    std::error_code absent;
+    check(!std::filesystem::equivalent(options.x, options.out, absent),
+          "--out = {}: that is the file of --x; name another", options.out);
     job.x = read_npy(options.x);
     const std::int64_t k = job.matrices[0].k;
     if (job.x.cols() != k || job.x.shape.empty()) {

@@ -129,7 +129,10 @@ class Config {
   }
   std::int64_t need(const char* name) const {
     if (const auto value = number(name)) return *value;
-    corrupt("{} is missing, which this model type needs; fetch the file again, or give shapes with --shapes", name);
+    corrupt(
+        "{} is missing, which this model type needs; fetch the file again, or give its shapes to q4-bench and "
+        "q4-autotune with --shapes",
+        name);
   }
   bool flag(const char* name, bool otherwise) const {
     const Json* const value = find(name);
@@ -336,8 +339,8 @@ ModelShapes model_shapes(const std::string& text, const std::string& where, cons
     std::vector<std::string> types;
     for (const Family& family : kFamilies) types.emplace_back(family.type);
     fail(ErrorCode::kUnsupported,
-         "{}: model_type is {}; the matrices of {} are known: give others with --shapes FILE.csv, or the model itself "
-         "with --checkpoint",
+         "{}: model_type is {}; the matrices of {} are known: give others to q4-bench and q4-autotune with --shapes "
+         "FILE.csv, or the model itself with --checkpoint",
          where, quote(type->get<std::string>()), fmt::join(types, ", "));
   }
   ModelShapes shapes;
