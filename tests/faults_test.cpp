@@ -159,7 +159,9 @@ TEST_CASE(
   CHECK(injected > calls / step);
 }
 
-TEST_CASE("faults: a kernel that the driver cannot read is told from other failures, with both versions' remedy") {
+TEST_CASE(
+    "faults: a kernel that the driver cannot read is told from other failures, with the driver's version and the "
+    "remedy") {
   const Faulty faulty;
   for (const int code : {200, 209, 222}) {  // invalid image, no binary for this GPU, newer PTX
     std::string text, failed;
