@@ -20,7 +20,8 @@ thread_local bool configured = false;
 std::atomic<int> faults{0};
 
 bool use(int tile) {
-  const bool good = configured && tiles[tile].rows > 0 && tiles[tile].rows <= 16 && tiles[tile].bytes == 64;
+  const Tile& used = tiles[tile];
+  const bool good = configured && used.rows > 0 && used.rows <= 16 && used.bytes > 0 && used.bytes <= 64;
   if (!good) ++faults;
   return good;
 }
@@ -43,21 +44,22 @@ void load(int tile, const void* from, std::int64_t stride) {
   if (!use(tile)) return;
   std::memset(tiles[tile].data, 0, sizeof tiles[tile].data);
   for (int row = 0; row < tiles[tile].rows; ++row)
-    std::memcpy(tiles[tile].data[row], static_cast<const char*>(from) + row * stride, 64);
+    std::memcpy(tiles[tile].data[row], static_cast<const char*>(from) + row * stride, std::size_t(tiles[tile].bytes));
 }
 void store(int tile, void* to, std::int64_t stride) {
   if (!use(tile)) return;
   for (int row = 0; row < tiles[tile].rows; ++row)
-    std::memcpy(static_cast<char*>(to) + row * stride, tiles[tile].data[row], 64);
+    std::memcpy(static_cast<char*>(to) + row * stride, tiles[tile].data[row], std::size_t(tiles[tile].bytes));
 }
 
 /// sum[m][n] += the products of four bytes (or two bf16) of a[m][k] and b[k][n].
 template <class Four>
 void multiply(int sum, int a, int b, Four&& four) {
   if (!use(sum) || !use(a) || !use(b)) return;
-  if (tiles[a].rows != tiles[sum].rows || tiles[b].rows != 16) ++faults;
+  if (tiles[a].rows != tiles[sum].rows || tiles[a].bytes != 4 * tiles[b].rows || tiles[b].bytes != tiles[sum].bytes)
+    ++faults;
   for (int m = 0; m < tiles[sum].rows; ++m)
-    for (int k = 0; k < 16; ++k)
+    for (int k = 0; k < tiles[b].rows; ++k)
       for (int n = 0; n < 16; ++n) four(tiles[sum].data[m] + 4 * n, tiles[a].data[m] + 4 * k, tiles[b].data[k] + 4 * n);
 }
 /// As the processor does: denormals are zero.
@@ -76,11 +78,11 @@ void dpbf16ps(int sum, int a, int b) {
     std::memcpy(to, &value, sizeof value);
   });
 }
-[[maybe_unused]] void dpbssd(int sum, int a, int b) {
+void dpbsud(int sum, int a, int b) {
   multiply(sum, a, b, [](std::uint8_t* to, const std::uint8_t* x, const std::uint8_t* w) {
     std::int32_t value;
     std::memcpy(&value, to, sizeof value);
-    for (int i = 0; i < 4; ++i) value += std::int32_t(std::int8_t(x[i])) * std::int8_t(w[i]);
+    for (int i = 0; i < 4; ++i) value += std::int32_t(std::int8_t(x[i])) * w[i];
     std::memcpy(to, &value, sizeof value);
   });
 }
@@ -97,14 +99,14 @@ int amx_faults() { return faults.load(); }
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
-#undef _tile_dpbssd
+#undef _tile_dpbsud
 #define _tile_loadconfig(from) q4::test::load_config(from)
 #define _tile_release() q4::test::release()
 #define _tile_zero(tile) q4::test::zero(tile)
 #define _tile_loadd(tile, from, stride) q4::test::load(tile, from, stride)
 #define _tile_stored(tile, to, stride) q4::test::store(tile, to, stride)
 #define _tile_dpbf16ps(sum, a, b) q4::test::dpbf16ps(sum, a, b)
-#define _tile_dpbssd(sum, a, b) q4::test::dpbssd(sum, a, b)
+#define _tile_dpbsud(sum, a, b) q4::test::dpbsud(sum, a, b)
 #ifndef __AMX_BF16__
 #define __AMX_BF16__ 1
 #endif

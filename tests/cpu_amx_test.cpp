@@ -128,6 +128,28 @@ TEST_CASE("cpu amx model: bf16 rows are multiplied where they lie, with the bits
   }
 }
 
+TEST_CASE("cpu amx model: digits on tiles have the bits of digits in registers") {
+  if (!modelled()) return;
+  for (const std::int64_t group : {32, 64, 128, -1}) {
+    for (const std::int64_t k : {416, 4096}) {  // a block that is not full; parts of k
+      MatrixSpec spec = spec_of(k, 104, group);
+      spec.stored_zeros = StoredZeros::kRandom;
+      Modelled amx(spec);
+      for (const std::int64_t m : {1, 2, 3, 5, 6, 13}) {
+        for (const DType type : {DType::kF16, DType::kBF16, DType::kF32}) {
+          const HostRows x = random_rows(type, m, spec.k, 7, spec.k + 8);
+          CAPTURE(group);
+          CAPTURE(m);
+          CAPTURE(std::string(to_string(type)));
+          const HostRows out = amx.product(2, options_for(m, type, "cpu-amx math=digits"), x);
+          CHECK(relative_error(out, product(x, amx.packed.plain)) <= tolerance(type));
+          CHECK(same_bits(out, amx.product(3, options_for(m, type, "cpu-direct math=digits"), x)));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("cpu amx model: k in parts for several tiles of a task, where x does not fit the cache") {
   if (!modelled()) return;
   Modelled amx(spec_of(8192, 1032));  // 17 tiles: parts for two threads, none for sixteen

@@ -18,7 +18,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   set_source_files_properties(${q4_cpu}/kernels_vnni.cpp PROPERTIES COMPILE_OPTIONS "${q4_avx512};-mavx512vnni")
   set_source_files_properties(${q4_cpu}/kernels_bf16.cpp PROPERTIES COMPILE_OPTIONS "${q4_avx512};-mavx512bf16")
   set_source_files_properties(${q4_cpu}/kernels_amx.cpp PROPERTIES COMPILE_OPTIONS
-                              "${q4_avx512};-mavx512bf16;-mamx-tile;-mamx-bf16")
+                              "${q4_avx512};-mavx512bf16;-mamx-tile;-mamx-bf16;-mamx-int8")
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64")
   set(q4_cpu ${CMAKE_CURRENT_LIST_DIR})
   set_source_files_properties(${q4_cpu}/kernels_neon_dot.cpp PROPERTIES COMPILE_OPTIONS "-march=armv8.2-a+dotprod")

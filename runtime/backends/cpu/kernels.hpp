@@ -20,7 +20,7 @@ constexpr int bf16_terms(Element element) { return element == Element::kBF16 ? 1
 
 /// Rows of x to packed form. fp32: [block][row][128] floats; for `panel` [block][group of rows][128][row]. bf16:
 /// [block][row][128]. AMX: [row / 16][block][term][32-row step][16 rows][32], more than 16 rows padded to 16 with zeros. int8:
-/// [block][row][128] bytes. Digits: [block][row][512] bytes (kernels_digits.hpp).
+/// [block][row][128] bytes. Digits: [block][row][512] bytes (kernels_digits.hpp, amx_digits.hpp).
 struct PackX {
   const void* x;
   std::int64_t x_stride;
@@ -101,6 +101,8 @@ struct Kernels {
   // Where it has AMX, else null. Segments of 32 rows and more.
   void (*pack_x_amx)(const PackX&, std::int64_t row_begin, std::int64_t row_end) = nullptr;
   void (*amx)(const TileJob&) = nullptr;
+  void (*pack_x_amx_digits)(const PackX&, std::int64_t row_begin, std::int64_t row_end) = nullptr;
+  void (*amx_digits)(const TileJob&) = nullptr;  // the sums of `digits`, to the bit
 };
 
 // One per file; each returns false and does nothing when the file was built without its instructions. Each adds to the

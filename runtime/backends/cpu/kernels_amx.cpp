@@ -1,7 +1,9 @@
-// Products on AMX tiles (TDPBF16PS); built with its flags (flags.cmake).
+// Products on AMX tiles (TDPBF16PS, TDPBSUD); built with its flags (flags.cmake).
 #include "runtime/backends/cpu/kernels.hpp"
 
-#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__AVX512BW__)  // GCC's and clang's names
+#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && (defined(__AMX_INT8__) || defined(__AMXINT8__)) && \
+    defined(__AVX512BW__)  // GCC's and clang's names
+#include "runtime/backends/cpu/amx_digits.hpp"
 #include "runtime/backends/cpu/amx_few_rows.hpp"
 #include "runtime/backends/cpu/amx_tiles.hpp"
 
@@ -231,6 +233,8 @@ void amx(const TileJob& job) {
 bool amx_kernels(Kernels& kernels) {
   kernels.pack_x_amx = &pack_x;
   kernels.amx = &amx;
+  kernels.pack_x_amx_digits = &pack_x_digits;
+  kernels.amx_digits = &digits;
   return true;
 }
 

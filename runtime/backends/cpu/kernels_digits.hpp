@@ -46,20 +46,29 @@ struct DigitKernels {
     return value;
   }
 
-  typedef std::int32_t Lanes __attribute__((vector_size(4 * S::kLanes), may_alias));
+  template <int N>
+  struct Vector {
+    typedef std::int32_t Type __attribute__((vector_size(4 * N), may_alias));
+  };
+  using Lanes = typename Vector<S::kLanes>::Type;
 
-  template <class Combine>
-  static std::int32_t reduce(Lanes lanes, const Combine& combine) {
-    std::int32_t values[S::kLanes];
-    std::memcpy(values, &lanes, sizeof values);
-    std::int32_t all = values[0];
-    for (int i = 1; i < S::kLanes; ++i) all = combine(all, values[i]);
-    return all;
+  /// By halves, in registers.
+  template <int N, class Combine>
+  static std::int32_t reduce(typename Vector<N>::Type lanes, const Combine& combine) {
+    if constexpr (N == 2) {
+      return combine(lanes[0], lanes[1]);
+    } else {
+      typename Vector<N / 2>::Type halves[2];
+      std::memcpy(halves, &lanes, sizeof halves);
+      return reduce<N / 2>(combine(halves[0], halves[1]), combine);
+    }
   }
 
   /// One segment of a row as whole numbers of at most 0x7F7F7F, the most that three digits of -128 to 127 hold. Infinity
   /// and NaN make the scale, and with it the row of the result, NaN.
-  static void pack_segment(const float* values, int count, std::int8_t* to, DigitSums& result) {
+  /// store(i, numbers): of values i to i + S::kLanes - 1, in their low three bytes.
+  template <class Store>
+  static void pack_segment(const float* values, int count, DigitSums& result, const Store& store) {
     constexpr float kMost = 0x7F7F7F;
     constexpr std::int32_t kInfinity = 0x7F800000;
     Lanes most{};
@@ -67,7 +76,7 @@ struct DigitKernels {
       const Lanes bits = (Lanes)S::load(values + i) & 0x7FFFFFFF;
       most = bits > most ? bits : most;
     }
-    const std::int32_t bits = reduce(most, [](std::int32_t x, std::int32_t y) { return x > y ? x : y; });
+    const std::int32_t bits = reduce<S::kLanes>(most, [](auto x, auto y) { return x > y ? x : y; });
     float top;
     std::memcpy(&top, &bits, sizeof top);
     const int exponent = (bits >> 23) < 1 ? -126 : (bits >> 23) - 127;
@@ -79,16 +88,16 @@ struct DigitKernels {
     // Bytes of -128 to 127 that add up to a number: those of number + 0x808080, each less 128.
     constexpr std::int32_t kBias = 0x808080;
     Lanes even{}, middle{};  // sums of bytes 0 and 2, and of byte 1
-    for (int i = 0; i < count; i += S::kLanes, to += S::kLanes * kDigits) {
+    for (int i = 0; i < count; i += S::kLanes) {
       const Lanes biased = (Lanes)S::to_int(S::mul(S::mul(S::load(values + i), one), other)) + kBias;
       even += biased & 0x00FF00FF, middle += (biased >> 8) & 0xFF;
-      S::store_digits(to, (I)(biased ^ kBias));
+      store(i, (I)(biased ^ kBias));
     }
-    const auto add = [](std::int32_t x, std::int32_t y) { return x + y; };
-    const std::int32_t evens = reduce(even, add), bias = 128 * count;
+    const auto add = [](auto x, auto y) { return x + y; };
+    const std::int32_t evens = reduce<S::kLanes>(even, add), bias = 128 * count;
     result.scale = bits < kInfinity ? power_of_two(-power) : __builtin_nanf("");
     result.sums[0] = bias - (evens & 0xFFFF);
-    result.sums[1] = bias - reduce(middle, add);
+    result.sums[1] = bias - reduce<S::kLanes>(middle, add);
     result.sums[2] = bias - (evens >> 16);
   }
 
@@ -100,13 +109,20 @@ struct DigitKernels {
         auto* to = static_cast<std::int8_t*>(job.out) + (block * job.rows + row) * kRecord;
         DigitSums sums[kBlock / 16];
         for (int first = 0; first < kBlock; first += job.segment)
-          pack_segment(values + first, job.segment, to + first * kDigits, sums[first / job.segment]);
+          pack_segment(values + first, job.segment, sums[first / job.segment],
+                       [&](int i, I numbers) { S::store_digits(to + (first + i) * kDigits, numbers); });
         std::memcpy(to + kDigitBytes, sums, sizeof(DigitSums) * std::size_t(kBlock / job.segment));
       }
     }
   }
 
   // --- products ------------------------------------------------------------------------------------------------------
+
+  /// A segment's three sums, scaled, added to y.
+  static F combine(float x_scale, F scale, I third, I second, I first, F y) {
+    const F low = S::mul(S::set(x_scale), S::low_digits(second, first));
+    return S::fma(scale, S::fma(S::set(x_scale * 65536), S::to_float(third), low), y);
+  }
 
   /// R rows times V vectors of columns over one block, added to y. Asks for the same columns of the next block.
   template <int R, int V>
@@ -165,10 +181,8 @@ struct DigitKernels {
           float x_scale;
           std::memcpy(&x_scale, sum_of(r, offsetof(DigitSums, scale)), sizeof x_scale);
           const I* digits = acc + (r * V + v) * kDigits;
-          const F low = S::mul(S::set(x_scale), S::low_digits(digits[1], digits[0]));
-          const F all = S::fma(S::set(x_scale * 65536), S::to_float(digits[2]), low);
           float* to = y + r * kTile + v * S::kLanes;
-          S::store(to, S::fma(scale, all, S::load(to)));
+          S::store(to, combine(x_scale, scale, digits[2], digits[1], digits[0], S::load(to)));
         });
       });
       at += segment_bytes(job.segment);

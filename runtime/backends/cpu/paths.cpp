@@ -21,6 +21,8 @@ const char* to_string(Path path) noexcept {
       return "cpu-panel math=bf16";
     case Path::kDigits:
       return "cpu-direct math=digits";
+    case Path::kAmxDigits:
+      return "cpu-amx math=digits";
     case Path::kAmx:
       return "cpu-amx math=bf16";
     case Path::kInt8:
@@ -51,6 +53,8 @@ bool PathRules::valid(Path path) const {
       return kernels->direct_bf16 != nullptr && element == Element::kBF16;
     case Path::kDigits:
       return kernels->digits != nullptr;
+    case Path::kAmxDigits:
+      return kernels->amx_digits != nullptr && segment >= 32;
     case Path::kAmx:
       return kernels->amx != nullptr && segment >= 32;
     case Path::kBlas:
@@ -69,8 +73,11 @@ Path PathRules::usual(std::int64_t rows) const {
     if (fast_bf16) return rows <= kernels->direct_rows_bf16 ? Path::kDirectBf16 : Path::kPanelBf16;
     return few ? Path::kDirect : Path::kPanel;
   }
-  // AMX takes as long for one row as for sixteen, once a term; the others take a time for each row.
-  if (valid(Path::kAmx) && rows > 2 + bf16_terms(element)) return Path::kAmx;
+  // Tiles take as long for one row as for as many as fit: five by three digits, sixteen once a term. bf16 can be
+  // multiplied where it lies.
+  const std::int64_t digit_rows = digits_pay || element != Element::kBF16 ? 5 : 3;
+  if (valid(Path::kAmx) && rows > digit_rows) return Path::kAmx;
+  if (valid(Path::kAmxDigits) && rows > 1) return Path::kAmxDigits;
   if (fast_bf16 && rows > 2) return rows <= kernels->direct_rows_bf16 ? Path::kDirectBf16 : Path::kPanelBf16;
   if (valid(Path::kDigits) && rows <= kernels->digit_rows) return Path::kDigits;
   return few ? Path::kDirect : Path::kPanel;
@@ -88,6 +95,8 @@ PathKernels kernels_of(const Kernels& kernels, Path path) {
       return {kernels.pack_x_bf16, kernels.panel_bf16};
     case Path::kDigits:
       return {kernels.pack_x_digits, kernels.digits};
+    case Path::kAmxDigits:
+      return {kernels.pack_x_amx_digits, kernels.amx_digits};
     case Path::kAmx:
       return {kernels.pack_x_amx, kernels.amx};
     case Path::kInt8:

@@ -8,9 +8,9 @@
 namespace q4::cpu {
 
 /// Their names begin the tactics.
-enum class Path : std::uint8_t { kDirect, kPanel, kDirectBf16, kPanelBf16, kDigits, kAmx, kInt8, kBlas };
-inline constexpr Path kPaths[] = {Path::kDirect, Path::kPanel, Path::kDirectBf16, Path::kPanelBf16,
-                                  Path::kDigits, Path::kAmx,   Path::kInt8,       Path::kBlas};
+enum class Path : std::uint8_t { kDirect, kPanel, kDirectBf16, kPanelBf16, kDigits, kAmxDigits, kAmx, kInt8, kBlas };
+inline constexpr Path kPaths[] = {Path::kDirect,    Path::kPanel, Path::kDirectBf16, Path::kPanelBf16, Path::kDigits,
+                                  Path::kAmxDigits, Path::kAmx,   Path::kInt8,       Path::kBlas};
 const char* to_string(Path path) noexcept;
 
 inline constexpr std::int64_t kUsualRows = 256;    // of a task
@@ -23,6 +23,7 @@ struct PathRules {
   Element element;
   int segment;
   bool int8, batch_invariant;
+  bool digits_pay = true;  // splitting x into digits is little of a run, or bf16 must be packed anyway
 
   bool valid(Path path) const;
   Path usual(std::int64_t rows) const;  ///< where nobody tuned

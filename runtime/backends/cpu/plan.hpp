@@ -70,7 +70,10 @@ class CpuPlan final : public PlanBackend {
   CpuConfig config(std::int64_t m) const;
   /// With the plan's epilogue: "cpu-direct+silu_mul math=fp32".
   std::string name(const CpuConfig& config) const;
-  PathRules rules() const { return {&kernels_, element_, matrix_->segment, int8_, batch_invariant_}; }
+  PathRules rules() const {
+    const bool digits_pay = matrix_->n >= matrix_->k || !matrix_->source.empty();
+    return {&kernels_, element_, matrix_->segment, int8_, batch_invariant_, digits_pay};
+  }
   bool valid(Path path) const { return rules().valid(path); }
   std::int64_t task_rows(const CpuConfig& config) const {
     return config.rows != 0 ? config.rows : cpu::task_rows(config.path, element_, matrix_->blocks);
