@@ -12,6 +12,16 @@ namespace {
 
 // --- activations -----------------------------------------------------------------------------------------------------
 
+/// 32 fp16 as exact sums of two bf16. Infinity minus itself is NaN: such a row's sums are computed again (exact.cpp).
+[[gnu::always_inline]] inline void split_f16(const std::uint16_t* from, std::uint16_t* to) {
+  const __m512 left = Amx::load_f16(from), right = Amx::load_f16(from + 16);
+  const __m512 mask = _mm512_castsi512_ps(_mm512_set1_epi32(int(0xFFFF0000u)));
+  const __m512 left_high = _mm512_and_ps(left, mask), right_high = _mm512_and_ps(right, mask);
+  const auto both = [](__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); };
+  _mm512_storeu_si512(to, both(left_high, right_high));
+  _mm512_storeu_si512(to + kBlock * kRows, both(_mm512_sub_ps(left, left_high), _mm512_sub_ps(right, right_high)));
+}
+
 void pack_x(const PackX& job, std::int64_t row_begin, std::int64_t row_end) {
   const int terms = bf16_terms(job.element);
   alignas(64) float values[kBlock];
@@ -19,10 +29,15 @@ void pack_x(const PackX& job, std::int64_t row_begin, std::int64_t row_end) {
     const bool pads = row + 1 == job.rows && job.rows > kRows;  // of so few no more are read than there are
     for (std::int64_t block = job.begin; block < job.end; ++block) {
       auto* to = static_cast<std::uint16_t*>(job.out) + (row / kRows * job.blocks + block) * terms * kBlock * kRows;
-      if (terms == 1 && !job.source && (block + 1) * kBlock <= job.k) {  // as they are
+      if (terms < 3 && !job.source && (block + 1) * kBlock <= job.k) {
         const auto* from = static_cast<const std::uint16_t*>(job.x) + (job.place ? job.place[row] : row) * job.x_stride;
-        for (int step = 0; step < kBlockSteps; ++step)
-          std::memcpy(to + step * kTileElements + row % kRows * kStep, from + block * kBlock + step * kStep, kStep * 2);
+        for (int step = 0; step < kBlockSteps; ++step) {
+          std::uint16_t* const row_to = to + step * kTileElements + row % kRows * kStep;
+          if (terms == 1)
+            std::memcpy(row_to, from + block * kBlock + step * kStep, kStep * 2);
+          else
+            split_f16(from + block * kBlock + step * kStep, row_to);
+        }
       } else {
         Base::load_block(job, row, block, values);
         for (int step = 0; step < kBlockSteps; ++step)

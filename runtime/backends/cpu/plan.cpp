@@ -16,6 +16,7 @@ constexpr std::size_t kAlign = 256;
 // Up to so many rows take k in parts, where there are fewer tiles than so many tasks. Parts have sums of their own, which
 // cost 2 to 5 us: no part has fewer blocks than these, or than the second where there are few tiles.
 constexpr std::int64_t kSplitRows = 64, kSplitTasks = 256, kSplitBlocks = 24, kFewTiles = 16, kFewTilesBlocks = 8;
+constexpr int kOwnThreads = 4;  // from which on each packs AMX's x for itself: fewer take longer for all of it
 
 }  // namespace
 
@@ -170,7 +171,9 @@ void CpuPlan::layout_workspace(std::int64_t max_m) {
   const auto rows = round_up(std::size_t(chunk_rows_), 16);  // AMX pads
   const auto packed_k = std::size_t(matrix_->blocks * kBlock);
   const std::size_t element = std::max(4, 2 * bf16_terms(element_));
-  sums_at_ = round_up(rows * packed_k * element, kAlign);
+  packs_own_ = kernels_.amx && matrix_->segment >= 32 && max_m > 1 && pool_.threads() >= kOwnThreads;
+  if (packs_own_) own_bytes_ = round_up(std::min(rows * packed_k * element, std::size_t(l2_bytes()) / 2), kAlign);
+  sums_at_ = round_up(std::max(rows * packed_k * element, own_bytes_ * std::size_t(pool_.threads())), kAlign);
   const std::size_t sums = int8_ ? 2 : 1;  // scales and sums
   scratch_at_ = sums_at_ + round_up(rows * packed_k / std::size_t(matrix_->segment) * sums * sizeof(float), kAlign);
   workspace_bytes_ = scratch_at_ + std::size_t(pool_.threads()) * kThreadScratch;

@@ -52,7 +52,9 @@ class CpuPlan final : public PlanBackend {
  private:
   static constexpr std::int64_t kChunkRows = 512;           // of a pass over the weights: bounds the workspace
   static constexpr std::int64_t kDenseColumns = 4 * kTile;  // that reconstruct + BLAS takes at a time
-  static constexpr std::size_t kThreadScratch = kScratch + kChunkRows * kTile * sizeof(float);
+  static constexpr std::size_t kLine = 64;
+  /// Of each thread: scratch, sums, and whether it has packed x for itself in this run.
+  static constexpr std::size_t kThreadScratch = kScratch + kChunkRows * kTile * sizeof(float) + kLine;
   /// Rows of x and out of one pass over the weights.
   struct Rows {
     const std::byte* x;
@@ -91,16 +93,27 @@ class CpuPlan final : public PlanBackend {
   std::size_t counters_bytes() const { return round_up(std::size_t(matrix_->tiles) * sizeof(std::uint32_t), 256); }
 
   using Multiply = void (*)(const TileJob&);
+  using Pack = void (*)(const PackX&, std::int64_t row_begin, std::int64_t row_end);
+  /// x as the tasks read it: packed for all, by each thread for itself (`own`), or where it lies (no packing.out).
+  struct PackedX {
+    PackX packing;
+    Pack pack;
+    bool own = false;
+  };
   PackX pack_job(const Rows& rows, std::byte* workspace) const;
   /// Whether AMX multiplies x where it lies, without packing.
   bool in_place(const CpuConfig& config, const PackX& packing) const;
-  TileJob tile_job(const PackX& packing, std::int64_t tile, int worker, std::byte* workspace) const;
+  /// Whether each thread packs all of x, which it then has in its second-level cache.
+  bool packs_own(const CpuConfig& config, const PackX& packing) const;
+  std::size_t packed_bytes(Path path, std::int64_t rows) const;  ///< of x as the tasks of AMX read it
+  const void* own_x(const PackedX& x, int worker, std::byte* workspace) const;
+  bool& has_own_x(int worker, std::byte* workspace) const;  ///< in this run
+  TileJob tile_job(const PackedX& x, std::int64_t tile, int worker, std::byte* workspace) const;
   void run_tiles(const CpuConfig& config, const Rows& rows, std::byte* workspace) const;
-  void pack_rows(void (*pack_x)(const PackX&, std::int64_t, std::int64_t), const PackX& packing,
-                 const CpuConfig& config) const;
-  void multiply_parts(Multiply multiply, const PackX& packing, const CpuConfig& config, const Rows& rows,
+  void pack_rows(Pack pack_x, const PackX& packing, const CpuConfig& config) const;
+  void multiply_parts(Multiply multiply, const PackedX& x, const CpuConfig& config, const Rows& rows,
                       std::int64_t parts, std::byte* workspace) const;
-  void multiply_rows(Multiply multiply, const PackX& packing, const CpuConfig& config, const Rows& rows,
+  void multiply_rows(Multiply multiply, const PackedX& x, const CpuConfig& config, const Rows& rows,
                      std::byte* workspace) const;
   void run_blas(const Rows& rows, std::byte* workspace) const;
   const float* run_shrink(const Rows& rows, std::byte* workspace) const;
@@ -132,6 +145,8 @@ class CpuPlan final : public PlanBackend {
   CpuConfig forced_config_;
 
   std::int64_t chunk_rows_ = 0;  // rows of one pass
+  bool packs_own_ = false;       // there are enough threads for it
+  std::size_t own_bytes_ = 0;    // of x that a thread has packed for itself
   std::size_t sums_at_ = 0, scratch_at_ = 0, partial_at_ = 0, dense_at_ = 0, product_at_ = 0, low_at_ = 0,
               normed_at_ = 0, workspace_bytes_ = 0;
   Buffer own_workspace_;

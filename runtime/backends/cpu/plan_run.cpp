@@ -1,6 +1,7 @@
 // Runs one prepared multiplication on the pool.
 #include <algorithm>
 #include <atomic>
+#include <utility>
 
 #include "runtime/backends/cpu/blas.hpp"
 #include "runtime/backends/cpu/epilogue.hpp"
@@ -84,17 +85,21 @@ PackX CpuPlan::pack_job(const Rows& rows, std::byte* workspace) const {
 }
 
 void CpuPlan::run_tiles(const CpuConfig& config, const Rows& rows, std::byte* workspace) const {
-  PackX packing = pack_job(rows, workspace);
   const auto [pack_x, multiply] = kernels_of(kernels_, config.path);
-  if (in_place(config, packing))
-    packing.out = nullptr;
-  else
-    pack_rows(pack_x, packing, config);
+  PackedX x{pack_job(rows, workspace), pack_x};
+  if (in_place(config, x.packing)) {
+    x.packing.out = nullptr;
+  } else if (packs_own(config, x.packing)) {
+    x.own = true;
+    for (int worker = 0; worker < pool_.threads(); ++worker) has_own_x(worker, workspace) = false;
+  } else {
+    pack_rows(pack_x, x.packing, config);
+  }
   const std::int64_t parts = k_parts(rows.count);
   if (parts > 1) {
-    multiply_parts(multiply, packing, config, rows, parts, workspace);
+    multiply_parts(multiply, x, config, rows, parts, workspace);
   } else {
-    multiply_rows(multiply, packing, config, rows, workspace);
+    multiply_rows(multiply, x, config, rows, workspace);
   }
 }
 
@@ -109,8 +114,31 @@ bool CpuPlan::in_place(const CpuConfig& config, const PackX& packing) const {
          reinterpret_cast<std::uintptr_t>(packing.x) % 64 == 0;
 }
 
-void CpuPlan::pack_rows(void (*pack_x)(const PackX&, std::int64_t, std::int64_t), const PackX& packing,
-                        const CpuConfig& config) const {
+// What one thread packs for all is written to lines that all have in their caches, and read from that one's: a thread
+// takes less time to pack all of x for itself, as long as its second-level cache holds it twice.
+bool CpuPlan::packs_own(const CpuConfig& config, const PackX& packing) const {
+  const bool tiles = config.path == Path::kAmx || config.path == Path::kAmxDigits;
+  return tiles && packs_own_ && !packing.source && config.threads != 1 &&
+         packed_bytes(config.path, packing.rows) <= own_bytes_;
+}
+
+std::size_t CpuPlan::packed_bytes(Path path, std::int64_t rows) const {
+  if (path == Path::kAmxDigits) return std::size_t(rows * matrix_->blocks * kBlock) * 4;
+  return round_up(std::size_t(rows), 16) * std::size_t(matrix_->blocks * amx_block_bytes(element_));
+}
+
+bool& CpuPlan::has_own_x(int worker, std::byte* workspace) const {
+  return *reinterpret_cast<bool*>(workspace + scratch_at_ + std::size_t(worker + 1) * kThreadScratch - kLine);
+}
+
+const void* CpuPlan::own_x(const PackedX& x, int worker, std::byte* workspace) const {
+  PackX own = x.packing;
+  own.out = workspace + std::size_t(worker) * own_bytes_;
+  if (!std::exchange(has_own_x(worker, workspace), true)) x.pack(own, 0, own.rows);
+  return own.out;
+}
+
+void CpuPlan::pack_rows(Pack pack_x, const PackX& packing, const CpuConfig& config) const {
   constexpr std::int64_t kPiece = 1 << 12,
                          kAlone = 4 * kPiece;  // values: so few are packed sooner than threads wake up
   const std::int64_t rest = rest_rows(kernels_, config.path), values = packing.blocks * kBlock;
@@ -130,12 +158,13 @@ void CpuPlan::pack_rows(void (*pack_x)(const PackX&, std::int64_t, std::int64_t)
       config.threads);
 }
 
-TileJob CpuPlan::tile_job(const PackX& packing, std::int64_t tile, int worker, std::byte* workspace) const {
+TileJob CpuPlan::tile_job(const PackedX& x, std::int64_t tile, int worker, std::byte* workspace) const {
+  const PackX& packing = x.packing;
   TileJob job{};
   job.weights = matrix_->tile(tile);
   job.blocks = job.end = matrix_->blocks;
   job.segment = matrix_->segment;
-  job.x = packing.out ? packing.out : packing.x;
+  job.x = x.own ? own_x(x, worker, workspace) : packing.out ? packing.out : packing.x;
   if (!packing.out) job.x_stride = packing.x_stride;
   job.sums = packing.sums;
   job.x_rows = packing.rows;
@@ -198,7 +227,7 @@ void CpuPlan::finish_and_store(const Rows& rows, std::int64_t row, int count, st
 }
 
 // Few rows: parts of k are tasks, so that threads finish together. Who finishes a tile's last part adds them in order.
-void CpuPlan::multiply_parts(Multiply multiply, const PackX& packing, const CpuConfig& config, const Rows& rows,
+void CpuPlan::multiply_parts(Multiply multiply, const PackedX& x, const CpuConfig& config, const Rows& rows,
                              std::int64_t parts, std::byte* workspace) const {
   auto* const done = reinterpret_cast<std::uint32_t*>(workspace + partial_at_);
   std::fill(done, done + matrix_->tiles, 0u);
@@ -208,7 +237,7 @@ void CpuPlan::multiply_parts(Multiply multiply, const PackX& packing, const CpuC
       matrix_->tiles * parts,
       [&](std::int64_t task, int worker) {
         const std::int64_t tile = task / parts, part = task % parts;
-        TileJob job = tile_job(packing, tile, worker, workspace);
+        TileJob job = tile_job(x, tile, worker, workspace);
         job.y = partial + task * size;
         job.begin = part * matrix_->blocks / parts;
         job.end = (part + 1) * matrix_->blocks / parts;
@@ -224,7 +253,7 @@ void CpuPlan::multiply_parts(Multiply multiply, const PackX& packing, const CpuC
       config.threads);
 }
 
-void CpuPlan::multiply_rows(Multiply multiply, const PackX& packing, const CpuConfig& config, const Rows& rows,
+void CpuPlan::multiply_rows(Multiply multiply, const PackedX& x, const CpuConfig& config, const Rows& rows,
                             std::byte* workspace) const {
   const auto step = std::size_t(step_rows(kernels_, config.path));
   const std::int64_t rest = rest_rows(kernels_, config.path);
@@ -244,7 +273,7 @@ void CpuPlan::multiply_rows(Multiply multiply, const PackX& packing, const CpuCo
     const int columns = int(end_half - half) * (kTile / halves), column = int(half % halves) * (kTile / halves);
     for (std::int64_t begin = 0; begin < blocks; begin += some) {
       for (std::int64_t tile = first; tile < end && tile * kTile + column < matrix_->n; ++tile) {
-        TileJob job = tile_job(packing, tile, worker, workspace);
+        TileJob job = tile_job(x, tile, worker, workspace);
         job.row = task / tile_parts * part;
         job.rows = int(end_of_task(job.row, part, rows.count, rest) - job.row);
         job.begin = begin;
