@@ -149,8 +149,7 @@ TEST_CASE("cpu threads: two jobs run at once, and each index is run once") {
   CHECK(wrong == 0);
 }
 
-TEST_CASE(
-    "cpu threads: grains begin at their multiples, and the last of a range and what others take come one by one") {
+TEST_CASE("cpu threads: grains and their halves begin at their multiples, and what others take comes one by one") {
   for (const ParallelFor& hook : {ParallelFor(), ParallelFor(on_threads)}) {
     for (const int threads : {1, 2, 3}) {
       cpu::ThreadPool pool(threads, hook);
@@ -158,7 +157,7 @@ TEST_CASE(
         std::vector<std::atomic<int>> taken(static_cast<std::size_t>(count));
         std::atomic<int> wrong{0}, grains{0};
         pool.run_grains(count, 4, [&](std::int64_t begin, std::int64_t end, int) {
-          wrong += begin >= end || end > count || begin / 4 != (end - 1) / 4;
+          wrong += begin >= end || end > count || end - begin > 4 || begin % (end - begin) != 0;
           grains += end - begin == 4;
           for (; begin < end; ++begin) ++taken[static_cast<std::size_t>(begin)];
         });

@@ -264,17 +264,19 @@ void CpuPlan::multiply_rows(Multiply multiply, const PackedX& x, const CpuConfig
   // Where k goes in parts, a task has some tiles, so that each part of x serves them all while it is in the cache.
   std::int64_t tiles = some < blocks ? kChunkRows / kPartialRows : 1;
   while (tiles > 1 && row_parts * matrix_->tiles < 2 * tiles * pool_.threads()) tiles /= 2;
-  const std::int64_t tile_parts = (matrix_->tiles + tiles - 1) / tiles;
-  // A task of one tile on AMX is two halves, which threads take one by one at the end.
+  // A task of one tile on AMX is two halves, and one of several is as many pieces: threads take fewer at the end.
   const int halves = config.path == Path::kAmx && choose::is_plain(epilogue_) && tiles == 1 ? 2 : 1;
-  const auto multiply_task = [&](std::int64_t half, std::int64_t end_half, int worker) {
-    const std::int64_t task = half / halves, first = task % tile_parts * tiles;
-    const std::int64_t end = std::min(first + tiles, matrix_->tiles);
-    const int columns = int(end_half - half) * (kTile / halves), column = int(half % halves) * (kTile / halves);
+  const int grain = tiles > 1 ? int(tiles) : halves;
+  const std::int64_t pieces = std::int64_t(round_up(std::size_t(matrix_->tiles), std::size_t(tiles))) * halves;
+  const auto multiply_task = [&](std::int64_t piece, std::int64_t end_piece, int worker) {
+    const std::int64_t first = piece % pieces / halves, row = piece / pieces * part;
+    const std::int64_t end = std::min(first + (end_piece - piece + halves - 1) / halves, matrix_->tiles);
+    const int columns = end_piece - piece < halves ? kTile / halves : kTile;
+    const int column = int(piece % halves) * columns;
     for (std::int64_t begin = 0; begin < blocks; begin += some) {
       for (std::int64_t tile = first; tile < end && tile * kTile + column < matrix_->n; ++tile) {
         TileJob job = tile_job(x, tile, worker, workspace);
-        job.row = task / tile_parts * part;
+        job.row = row;
         job.rows = int(end_of_task(job.row, part, rows.count, rest) - job.row);
         job.begin = begin;
         job.end = std::min(begin + some, blocks);
@@ -287,7 +289,7 @@ void CpuPlan::multiply_rows(Multiply multiply, const PackedX& x, const CpuConfig
       }
     }
   };
-  pool_.run_grains(row_parts * tile_parts * halves, halves, multiply_task, config.threads);
+  pool_.run_grains(row_parts * pieces, grain, multiply_task, config.threads);
 }
 
 void CpuPlan::run_blas(const Rows& rows, std::byte* workspace) const {

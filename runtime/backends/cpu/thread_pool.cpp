@@ -139,7 +139,7 @@ void ThreadPool::run_embedded(std::int64_t count, int grain, int threads, Chunk 
   job.share(0);  // what is left if some task was not called
 }
 
-/// One index of `owner`'s range, or as many as are a grain if it is the owner's own and more are left than that.
+/// A grain of one's own range, or a part of it at the end; one index of another's.
 bool ThreadPool::take_from(Job& job, Range& range, int owner, int worker, std::uint64_t& done) {
   std::uint64_t ticket = range.ticket.load(std::memory_order_acquire);
   for (;;) {
@@ -151,7 +151,12 @@ bool ThreadPool::take_from(Job& job, Range& range, int owner, int worker, std::u
     const std::uint64_t end = std::uint64_t(owner + 1) * count / threads;
     if (index >= end) return false;
     const auto grain = std::uint64_t(job.grain.load(std::memory_order_acquire));
-    const std::uint64_t some = owner == worker && end - index > grain ? grain - index % grain : 1;
+    std::uint64_t some = 1;
+    if (owner == worker) {
+      const std::uint64_t past = index % grain;
+      some = past ? past & (~past + 1) : grain;
+      while (some > 1 && 2 * some > end - index) some /= 2;
+    }
     if (!range.ticket.compare_exchange_weak(ticket, ticket + some, std::memory_order_acq_rel,
                                             std::memory_order_acquire))
       continue;

@@ -50,8 +50,9 @@ class ThreadPool {
     run_grains(count, 1, each, most);
   }
 
-  /// body(begin, end, worker) for all of [0, count): a thread takes `grain` indices at a time, from one multiple of
-  /// `grain` to the next, and single ones of the last grain of its range and of others' ranges.
+  /// body(begin, end, worker) for all of [0, count): a thread takes `grain` indices at a time, a power of two, from one
+  /// multiple of it to the next; of the last of its range half a grain, half of that and single ones, so that it never
+  /// takes more than half of what is left; and single ones of others' ranges.
   template <class Body>
   void run_grains(std::int64_t count, int grain, Body&& body, int most = 0) {
     const int threads = most > 0 && most < threads_ ? most : threads_;
