@@ -114,6 +114,33 @@ def test_other_kernels_are_there_when_asked_for(tmp_path: Path) -> None:
     assert "Q4GptqLinear" not in kernels(model)
 
 
+def test_other_kernels_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of GPTQModel's own compile an extension to say whether they could serve, for minutes on a GPU."""
+    from gptqmodel.quantization import FORMAT, METHOD
+    from gptqmodel.utils import importer
+    from gptqmodel.utils import model as loading
+
+    asked = []
+    for kernel in importer.AUTO_BACKEND_KERNEL_MAPPING[METHOD.GPTQ][FORMAT.GPTQ_V2].values():
+        monkeypatch.setattr(kernel, "validate", classmethod(lambda c, _v=kernel.validate, **o: asked.append(c) or _v(**o)))
+    save(tmp_path / "m", "gptq", "v2")
+    model = GPTQModel.load(str(tmp_path / "m"), device="cpu", dtype=torch.float16).model
+    assert kernels(model) == {"Q4GptqLinear"} and set(asked) == {adapter.Q4GptqLinear}
+
+    options: Any = {"bits": 4, "group_size": 32, "desc_act": True, "sym": False, "device": "cpu", "format": FORMAT.GPTQ}
+    options |= {"pack_dtype": torch.int32, "dtype": torch.float16, "multi_select": True, "quant_method": METHOD.GPTQ}
+    rules = {"+:.*down_proj": {"group_size": 64}, "-:.*up_proj": {}}
+    assert loading.select_quant_linear(**options, dynamic=rules) == [adapter.Q4GptqLinear]
+    for rule in {"bits": 8}, {"group_size": 24}, {"pack_dtype": torch.int16}:
+        found = loading.select_quant_linear(**options, dynamic={"+:.*down_proj": rule})
+        assert found[0] is adapter.Q4GptqLinear and len(found) > 1
+    assert adapter.Q4GptqLinear not in loading.select_quant_linear(**{**options, "bits": 8})
+    named = loading.select_quant_linear(**options, backend=BACKEND.GPTQ_TORCH)
+    assert [kernel.__name__ for kernel in named] == ["TorchLinear"]
+    adapter.uninstall()
+    assert loading.select_quant_linear is importer.select_quant_linear
+
+
 def test_transformers_asks_gptqmodel_for_it(tmp_path: Path) -> None:
     pytest.importorskip("optimum")
     dense = save(tmp_path / "m", "gptq", "v2")

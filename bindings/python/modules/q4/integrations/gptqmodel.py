@@ -8,6 +8,7 @@ Checkpoints of formats gptq, gptq_v2 and AWQ gemm, 4 bits in 32-bit words, on CP
 (other bits, other formats) is left to GPTQModel's own kernels. Quantizing is not affected: q4 packs nothing there.
 """
 
+import functools
 from collections import OrderedDict
 from typing import Any
 
@@ -17,6 +18,7 @@ from gptqmodel.models._const import DEVICE, PLATFORM
 from gptqmodel.nn_modules.qlinear import AWQuantLinear, GPTQQuantLinear
 from gptqmodel.quantization import FORMAT, METHOD
 from gptqmodel.utils import importer
+from gptqmodel.utils import model as loading
 from gptqmodel.utils.backend import BACKEND
 
 from q4._native import Matrix
@@ -176,6 +178,30 @@ class Q4AwqLinear(_Q4Linear, AWQuantLinear):  # type: ignore[misc,unused-ignore]
         )
 
 
+def _takes_all(dynamic: Any) -> bool:
+    """Whether rules for single layers change nothing but what GPTQModel's own question to one kernel covers, the bits."""
+    rules = [rule for rule in (dynamic or {}).values() if rule]
+    return all(
+        rule.get("group_size", -1) in _Q4Linear.SUPPORTS_GROUP_SIZE and "pack_dtype" not in rule for rule in rules
+    )
+
+
+def _asking_less(before: Any) -> Any:
+    """GPTQModel asks every kernel whether a model is for it, and its own compile an extension to know that: minutes on a
+    GPU. Where q4 takes all layers, no other is asked."""
+
+    @functools.wraps(before)
+    def select_quant_linear(**options: Any) -> Any:
+        chosen = options.get("backend") in (None, BACKEND.AUTO, BACKEND.AUTO_TRAINABLE)
+        if chosen and options.get("multi_select") and not options.get("pack") and _takes_all(options.get("dynamic")):
+            first = before(**{**options, "multi_select": False})
+            if issubclass(first, _Q4Linear):
+                return [first]
+        return before(**options)
+
+    return select_quant_linear
+
+
 def install() -> None:
     """From now on GPTQModel takes q4 first where the backend is not named, in this process."""
     for kernel in (Q4GptqLinear, Q4AwqLinear):
@@ -185,10 +211,16 @@ def install() -> None:
                 others = [(key, value) for key, value in before.items() if key != _KEY]
                 importer.AUTO_BACKEND_KERNEL_MAPPING[method][form] = OrderedDict([(_KEY, kernel), *others])
     importer.clear_validation_cache()
+    before = getattr(loading, "select_quant_linear", None)  # other versions may ask elsewhere
+    if before is not None and not hasattr(before, "__wrapped__"):
+        loading.select_quant_linear = _asking_less(before)
 
 
 def uninstall() -> None:
     """Undoes install(), for models that are loaded from now on."""
+    before = getattr(getattr(loading, "select_quant_linear", None), "__wrapped__", None)
+    if before is not None:
+        loading.select_quant_linear = before
     for forms in importer.AUTO_BACKEND_KERNEL_MAPPING.values():
         for kernels in forms.values():
             kernels.pop(_KEY, None)
