@@ -6,8 +6,11 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <exception>
+#include <thread>
 
 #include "bindings/python/src/torch_threads.hpp"
+#include "runtime/backends/traits.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/runtime.hpp"
 
@@ -48,12 +51,30 @@ Workspaces& workspaces() {
   return *w;
 }
 
+namespace {
+/// Memory that outlives the call. torch.compile's CUDA graphs take what their thread allocates from PyTorch into a pool of
+/// their own, where they find what they do not know and refuse: another thread allocates.
+Buffer lasting(const std::shared_ptr<DeviceBackend>& backend, Device device, std::size_t bytes) {
+  if (traits_of(device).host_addressable) return Buffer(backend, bytes);
+  Buffer block;
+  std::exception_ptr error;
+  std::thread([&] {
+    const RelaxedCapture relaxed(device);
+    try {
+      block = Buffer(backend, bytes);
+    } catch (...) { error = std::current_exception(); }
+  }).join();
+  if (error) std::rethrow_exception(error);
+  return block;
+}
+}  // namespace
+
 void* Workspaces::Scratch::reserve(Device device, std::size_t wanted) {
   if (wanted > bytes) {
     const RelaxedCapture relaxed(device);
     const auto backend = runtime().impl().open(device);
     const std::size_t size = (std::max(wanted, 2 * bytes) + 255) / 256 * 256;
-    Buffer block(backend, size);
+    Buffer block = lasting(backend, device, size);
     backend->fill(block.get(), 0, size);
     const std::lock_guard lock(growing_);
     memory.push_back(std::move(block));
