@@ -150,6 +150,21 @@ TEST_CASE("cpu amx model: digits on tiles have the bits of digits in registers")
   }
 }
 
+TEST_CASE("cpu amx model: where tuning kept the default, every number of rows keeps its own") {
+  if (!modelled()) return;
+  Modelled amx(spec_of(512, 200));
+  cpu::ThreadPool pool(2);
+  const auto matrix = std::static_pointer_cast<const cpu::CpuMatrix>(amx.packed.matrix);
+  const auto tactic = [&](const char* at_eight, std::int64_t m) {
+    TuningRecord record;
+    record.buckets = {{8, at_eight}};
+    return cpu::CpuPlan(matrix, amx.kernels, pool, amx.ledger, options_for(8, DType::kF16), &record).tactic(m);
+  };
+  CHECK(tactic("cpu-amx math=bf16", 5) == "cpu-amx math=digits");
+  CHECK(tactic("cpu-amx math=bf16", 8) == "cpu-amx math=bf16");
+  CHECK(tactic("cpu-direct math=fp32", 5) == "cpu-direct math=fp32");
+}
+
 TEST_CASE("cpu amx model: k in parts for several tiles of a task, where x does not fit the cache") {
   if (!modelled()) return;
   Modelled amx(spec_of(8192, 1032));  // 17 tiles: parts for two threads, none for sixteen

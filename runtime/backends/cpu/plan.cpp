@@ -82,9 +82,12 @@ CpuPlan::CpuPlan(std::shared_ptr<const CpuMatrix> matrix, const Kernels& kernels
     if (blas_from_ > options.max_m || !valid(Path::kBlas)) blas_from_ = 0;
     if (tuned)
       for (const TunedBucket& bucket : tuned->buckets)
-        for (const CpuConfig& config : configs(options.max_m))
-          if (config.path != Path::kBlas && (bucket.tactic == config.name() || bucket.tactic == name(config)))
+        for (const CpuConfig& config : configs(options.max_m)) {
+          const bool named = bucket.tactic == config.name() || bucket.tactic == name(config);
+          // Where the default won it serves as it does untuned: it may change within the bucket.
+          if (named && config.path != Path::kBlas && config != CpuConfig{rules().usual(bucket.m)})
             tuned_.push_back({bucket, config});
+        }
   }
   layout_workspace(options.max_m);
   pool_.ready();
