@@ -58,7 +58,7 @@ TEST_CASE("tools: a reader that has gone is nothing to report") {
   }
 }
 
-TEST_CASE("tools: one meaning of each exit status") {
+TEST_CASE("tools: one meaning of each exit status, also of q4-autotune") {
   const Sandbox box;
   const test::TempFolder checkpoint;
   test::make_checkpoint(checkpoint.path(), {.matrix = {.k = 64, .n = 64, .group_size = 32}});
@@ -117,7 +117,7 @@ TEST_CASE("tools: one meaning of each exit status") {
   db.save(box.file("one.jsonl"));
   CHECK(box.run("q4-cache diff " + empty + " " + box.file("one.jsonl")).status == 1);
   CHECK(box.run("q4-cache merge --out /proc/none.jsonl " + empty).status == 1);  // the work fails
-  const std::string tune = "q4-autotune --device cpu --shape 64x64 --m 1 --budget 2 ";
+  const std::string tune = "q4-autotune --device cpu --shape 64x64 --m 1 --budget 20 ";
   CHECK(box.run(tune + "--out /proc/none.jsonl").status == 1);
   const Ended unreported = box.run(tune + "--report /dev/full", true);
   CHECK(unreported.status == 1);
@@ -267,7 +267,7 @@ TEST_CASE("q4-cache build: a number of SMs must be one, and progress is told wit
   CHECK(contains(built.out, "  0%  0 s  sm_90a 114 SMs: 64x64"));
 }
 
-TEST_CASE("tools: where there is no /proc they find the CPU, measure and tune") {
+TEST_CASE("tools: where there is no /proc they find the CPU, measure, and q4-autotune tunes") {
   if (test::kSlower > 1) return test::skip("without /proc: sanitizers need it");
   const std::string hidden = "unshare --mount sh -c 'mount -t tmpfs none /proc && exec \"$@\"' sh ";
   const Sandbox box;
