@@ -159,6 +159,10 @@ TEST_CASE("cpu threads: grains and their halves begin at their multiples, and wh
         pool.run_grains(count, 4, [&](std::int64_t begin, std::int64_t end, int) {
           wrong += begin >= end || end > count || end - begin > 4 || begin % (end - begin) != 0;
           grains += end - begin == 4;
+          if (threads > 1 && !hook && end - begin > 1)  // at most half of what is left of its range
+            for (int i = 0; i < threads; ++i)
+              if (begin >= i * count / threads && begin < (i + 1) * count / threads)
+                wrong += 2 * (end - begin) > (i + 1) * count / threads - begin;
           for (; begin < end; ++begin) ++taken[static_cast<std::size_t>(begin)];
         });
         for (const auto& times : taken) wrong += times != 1;

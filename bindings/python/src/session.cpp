@@ -52,8 +52,8 @@ Workspaces& workspaces() {
 }
 
 namespace {
-/// Memory that outlives the call. torch.compile's CUDA graphs take what their thread allocates from PyTorch into a pool of
-/// their own, where they find what they do not know and refuse: another thread allocates.
+/// Memory that outlives the call. While PyTorch warms up or records a CUDA graph for torch.compile, what the calling thread
+/// allocates goes to the graph's pool, and what is still held there afterwards is an error: so another thread allocates.
 Buffer lasting(const std::shared_ptr<DeviceBackend>& backend, Device device, std::size_t bytes) {
   if (traits_of(device).host_addressable) return Buffer(backend, bytes);
   Buffer block;

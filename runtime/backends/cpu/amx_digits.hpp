@@ -94,7 +94,7 @@ class DigitRows {
           decode(from, then, c);
           constexpr int kSlot = step * 4 + c, kSlots = 4 * kSteps;
           for (int line = kSlot * kLines / kSlots; line < (kSlot + 1) * kLines / kSlots; ++line)
-            prefetch(header_ + kAhead + line * 64);
+            prefetch_far(header_ + kAhead + line * 64);
           if (saves && step == kSteps - 1 && (kSteps > 1 || c > 0)) add(kSteps > 1 ? c : c - 1);
           if (saves && kSteps == 1 && c == 3) add(3);
         });
@@ -114,7 +114,6 @@ class DigitRows {
   static constexpr int kLines = (kSegmentBytes + 63) / 64;
   static constexpr int kAhead = 32768;  // bytes: of the weights asked for
 
-  [[gnu::always_inline]] static void prefetch(const std::byte* at) { asm volatile("prefetcht1 %0" : : "m"(*at)); }
   /// The quarter `part` of the octets of a step: two rows of the panel each.
   [[gnu::always_inline]] static void decode(const std::byte* from, std::int8_t* to, int part) {
     const __m512i low = _mm512_set1_epi8(15);
@@ -136,14 +135,7 @@ class DigitRows {
   [[gnu::always_inline]] static void load_x(const std::int8_t* from) { _tile_loadd(4, from, kBlock); }
   template <int c>
   [[gnu::always_inline]] void save() {
-    if constexpr (c == 0) _tile_stored(0, sums_, 64);
-    if constexpr (c == 0) _tile_zero(0);
-    if constexpr (c == 1) _tile_stored(1, sums_ + kTileFloats, 64);
-    if constexpr (c == 1) _tile_zero(1);
-    if constexpr (c == 2) _tile_stored(2, sums_ + 2 * kTileFloats, 64);
-    if constexpr (c == 2) _tile_zero(2);
-    if constexpr (c == 3) _tile_stored(3, sums_ + 3 * kTileFloats, 64);
-    if constexpr (c == 3) _tile_zero(3);
+    take_sums<c>(sums_ + c * kTileFloats);
   }
   template <int c>
   [[gnu::always_inline]] static void product() {

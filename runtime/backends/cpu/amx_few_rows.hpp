@@ -56,7 +56,7 @@ class FewRows {
           decoder_.octets(from + c * kOctet, then + c * (4 * kPanelRow), 1);
           constexpr int kSlot = step * 4 + c, kSlots = 4 * kSteps;
           for (int line = kSlot * kLines / kSlots; line < (kSlot + 1) * kLines / kSlots; ++line)
-            prefetch(header_ + kAhead + line * 64);
+            prefetch_far(header_ + kAhead + line * 64);
           if (saves && (kSteps == 1 ? c == 3 : step > 0)) {
             constexpr int kAdds = kSteps == 1 ? 1 : kSlots - 4, kAdd = kSteps == 1 ? 0 : kSlot - 4;
             add((kAdd * kRows + kAdds - 1) / kAdds, ((kAdd + 1) * kRows + kAdds - 1) / kAdds);
@@ -81,18 +81,9 @@ class FewRows {
   static constexpr int kLines = (kSegmentBytes + 63) / 64;
   static constexpr int kAhead = 32768;  // bytes: of the weights asked for
 
-  /// To the second-level cache: the first has no room for what is this far ahead.
-  [[gnu::always_inline]] static void prefetch(const std::byte* at) { asm volatile("prefetcht1 %0" : : "m"(*at)); }
   template <int c>
   [[gnu::always_inline]] void save() {
-    if constexpr (c == 0) _tile_stored(0, sums_, 64);
-    if constexpr (c == 0) _tile_zero(0);
-    if constexpr (c == 1) _tile_stored(1, sums_ + kTileFloats, 64);
-    if constexpr (c == 1) _tile_zero(1);
-    if constexpr (c == 2) _tile_stored(2, sums_ + 2 * kTileFloats, 64);
-    if constexpr (c == 2) _tile_zero(2);
-    if constexpr (c == 3) _tile_stored(3, sums_ + 3 * kTileFloats, 64);
-    if constexpr (c == 3) _tile_zero(3);
+    take_sums<c>(sums_ + c * kTileFloats);
   }
   template <int c>
   [[gnu::always_inline]] void product() {

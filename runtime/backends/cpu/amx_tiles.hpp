@@ -98,6 +98,22 @@ template <int kNumber, int kStride>
   asm volatile("" : : "m"(tile));
 }
 
+/// The sums of a tile to memory, and zeros in their place.
+template <int kNumber>
+[[gnu::always_inline]] inline void take_sums(void* to) {
+  if constexpr (kNumber == 0) _tile_stored(0, to, 64);
+  if constexpr (kNumber == 0) _tile_zero(0);
+  if constexpr (kNumber == 1) _tile_stored(1, to, 64);
+  if constexpr (kNumber == 1) _tile_zero(1);
+  if constexpr (kNumber == 2) _tile_stored(2, to, 64);
+  if constexpr (kNumber == 2) _tile_zero(2);
+  if constexpr (kNumber == 3) _tile_stored(3, to, 64);
+  if constexpr (kNumber == 3) _tile_zero(3);
+}
+
+/// To the second-level cache: the first has no room for what is far ahead.
+[[gnu::always_inline]] inline void prefetch_far(const std::byte* at) { asm volatile("prefetcht1 %0" : : "m"(*at)); }
+
 /// Nothing here writes x. `bytes`: from row to row.
 template <int kNumber>
 [[gnu::always_inline]] inline void load_x(const std::uint16_t* from, std::int64_t bytes) {

@@ -119,10 +119,7 @@ class Pass {
 
   template <int kSum>
   [[gnu::always_inline]] void save() {
-    if constexpr (kSum == 0) _tile_stored(0, sums_, 64);
-    if constexpr (kSum == 0) _tile_zero(0);
-    if constexpr (kSum == 1) _tile_stored(1, sums_ + kTileFloats, 64);
-    if constexpr (kSum == 1) _tile_zero(1);
+    take_sums<kSum>(sums_ + kSum * kTileFloats);
   }
   /// Of 16 columns of the sums that were stored, or are still in the tiles.
   template <int kHalf>

@@ -114,8 +114,8 @@ bool CpuPlan::in_place(const CpuConfig& config, const PackX& packing) const {
          reinterpret_cast<std::uintptr_t>(packing.x) % 64 == 0;
 }
 
-// What one thread packs for all is written to lines that all have in their caches, and read from that one's: a thread
-// takes less time to pack all of x for itself, as long as its second-level cache holds it twice.
+// Threads that pack x for all write lines which the others still have in their caches from the run before, and that is
+// slow. Each packs a copy of its own faster, as long as it fits half of its second-level cache.
 bool CpuPlan::packs_own(const CpuConfig& config, const PackX& packing) const {
   const bool tiles = config.path == Path::kAmx || config.path == Path::kAmxDigits;
   return tiles && packs_own_ && !packing.source && config.threads != 1 &&
